@@ -1,0 +1,370 @@
+"""`ImageAnimationPipeline`: a still picture and a prompt in, a clip out."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    I2VGenXLUNet,
+    MotionAdapter,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from PIL.Image import Image
+from torch import Tensor
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from .families import Conditioning, ImageConditioning, TeacherFamily, family_of
+from .guidance import Guidance
+
+StepCallback = Callable[["ImageAnimationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
+
+# Stands for "what checkpoints of this family are published with", since None has a meaning of its own.
+_OF_FAMILY: Any = object()
+
+
+@dataclass
+class ImageAnimationPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped
+    """Clips of a call.
+
+    Attributes:
+        frames: by `output_type`: "pil", a list of PIL pictures for each clip; "np",
+            `(batch, frames, height, width, 3)` in [0, 1]; "pt", `(batch, frames, 3, height, width)`
+            in [0, 1]; "latent", `(batch, 4, frames, height, width)`.
+    """
+
+    frames: list[list[Image]] | np.ndarray | Tensor
+
+
+class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
+    """Text + image to video with a U-Net that has temporal layers.
+
+    Reads folders and hub repositories of I2VGen-XL (`I2VGenXLPipeline`) and PIA (`PIAPipeline`) as
+    published, and its own. The U-Net's class decides the family (`pipeline.families`).
+
+    Args:
+        vae: autoencoder of single frames.
+        text_encoder, tokenizer: of the prompt.
+        unet: of a known family. A `UNet2DConditionModel` is joined with `motion_adapter`.
+        scheduler: any diffusers scheduler whose `step` gives `prev_sample`.
+        image_encoder, feature_extractor: of the picture, where the family has them.
+        image_latents_fill: how the picture is laid out over the frames for `I2VGenXLUNet`: "position"
+            (published: picture in frame 0, then how far the frame is into the clip) or "repeat".
+        image_latents_mode: "sample" from the encoder's posterior (published), or take its "mode",
+            which needs no random numbers.
+        num_inference_steps, guidance_scale, image_guidance_scale, num_frames, fps: defaults of a
+            call that this checkpoint is made for; None leaves the family's.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
+    _optional_components = ["image_encoder", "feature_extractor", "motion_adapter"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: I2VGenXLUNet | UNetMotionModel | UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        feature_extractor: CLIPImageProcessor | None = None,
+        motion_adapter: MotionAdapter | None = None,
+        image_latents_fill: Literal["position", "repeat"] = "position",
+        image_latents_mode: Literal["sample", "mode"] = "sample",
+        num_inference_steps: int = 50,
+        guidance_scale: float = 9.0,
+        image_guidance_scale: float | None = None,
+        num_frames: int = 16,
+        fps: int = 16,
+    ) -> None:
+        super().__init__()
+        if isinstance(unet, UNet2DConditionModel):
+            unet = UNetMotionModel.from_unet2d(unet, motion_adapter)
+        self._family = family_of(unet)
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+            motion_adapter=motion_adapter,
+        )
+        self.register_to_config(
+            image_latents_fill=image_latents_fill,
+            image_latents_mode=image_latents_mode,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            num_frames=num_frames,
+            fps=fps,
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.video_processor = VideoProcessor(do_resize=False, vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def family(self) -> TeacherFamily:
+        return self._family
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels of a clip when a call names none."""
+        if self.family.default_size is not None and self.unet.config.sample_size is None:
+            return self.family.default_size
+        # Published I2VGen-XL U-Nets say `sample_size` 32, which is not what they are used with.
+        if self.family.default_size is not None and self.vae_scale_factor == 8:
+            return self.family.default_size
+        side = self.unet.config.sample_size
+        height, width = side if isinstance(side, (tuple, list)) else (side, side)
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
+        """As `DiffusionPipeline.from_pretrained`; a folder that holds only fp16 files needs no `variant`."""
+        folder = Path(pretrained_model_name_or_path)
+        if "variant" not in kwargs and folder.is_dir() and _only_variant(folder, "fp16"):
+            kwargs["variant"] = "fp16"
+        return cast(ImageAnimationPipeline, super().from_pretrained(str(pretrained_model_name_or_path), **kwargs))
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, *args, **kwargs)
+        _name_portable_classes(Path(save_directory) / "model_index.json")
+
+    # ------------------------------------------------------------------ conditions
+
+    def encode_prompt(self, prompts: Sequence[str], clip_skip: int | None) -> Tensor:
+        """Hidden states of the text encoder, `(batch, tokens, width)`.
+
+        Args:
+            clip_skip: layers to leave out at the end; the final norm is applied all the same.
+        """
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
+        output = self.text_encoder(
+            tokens.input_ids.to(self._execution_device),
+            attention_mask=None if mask is None else mask.to(self._execution_device),
+            output_hidden_states=clip_skip is not None,
+        )
+        if clip_skip is None:
+            return cast(Tensor, output.last_hidden_state)
+        # transformers 5 took the inner `text_model` away (diffusers #14124).
+        inner = getattr(self.text_encoder, "text_model", self.text_encoder)
+        return cast(Tensor, inner.final_layer_norm(output.hidden_states[-(clip_skip + 1)]))
+
+    def encode_pixels(self, pixels: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        """Scaled latents of pictures.
+
+        Args:
+            pixels: `(batch, 3, height, width)` in [-1, 1].
+            generator: of the posterior's sample, one or one for each picture; unused in mode "mode".
+
+        Returns:
+            `(batch, 4, height / f, width / f)` with f the autoencoder's factor.
+        """
+        pixels = pixels.to(device=self._execution_device, dtype=self.vae.dtype)
+        posterior = self.vae.encode(pixels).latent_dist
+        if self.config.image_latents_mode == "mode":
+            latents = posterior.mode()
+        elif isinstance(generator, list):
+            parts = zip(posterior.mean, posterior.std, generator, strict=True)
+            latents = torch.stack([m + s * randn_tensor(m.shape, generator=g, device=m.device, dtype=m.dtype) for m, s, g in parts])
+        else:
+            latents = posterior.sample(generator)
+        return cast(Tensor, (latents * self.vae.config.scaling_factor).to(self.unet.dtype))
+
+    def decode_latents(self, latents: Tensor, chunk: int | None = None) -> Tensor:
+        """Clips of latents, `(batch, 3, frames, height, width)`, float32, about [-1, 1].
+
+        Args:
+            chunk: frames decoded at a time; None decodes all at once.
+        """
+        batch, _, frames, _, _ = latents.shape
+        flat = (latents / self.vae.config.scaling_factor).transpose(1, 2).flatten(0, 1)  # (batch * frames, 4, h, w)
+        parts = [self.vae.decode(part.to(self.vae.dtype)).sample for part in flat.split(chunk or flat.shape[0])]
+        video = torch.cat(parts).unflatten(0, (batch, frames)).transpose(1, 2)
+        return video.float()
+
+    def conditions(
+        self, full: Sequence[str], negative: Sequence[str], image: ImageConditioning, guidance: Guidance, fps: int, clip_skip: int | None
+    ) -> Conditioning:
+        """What the U-Net is told in all branches of `guidance`, stacked along the batch."""
+        device = self._execution_device
+        rate = torch.full((len(full),), fps, device=device)
+        text_full = self.encode_prompt(full, clip_skip).to(self.unet.dtype)
+        text_other = self.encode_prompt(negative, clip_skip).to(self.unet.dtype) if guidance.passes > 1 else text_full
+        branches = {
+            "full": lambda: Conditioning(text_full, image, rate),
+            "negative": lambda: Conditioning(text_other, self.family.two_branch_negative(image), rate),
+            "image": lambda: Conditioning(text_other, image, rate),
+            "uncond": lambda: Conditioning(text_other, image.dropped(), rate),
+        }
+        return Conditioning.stack([branches[name]() for name, _ in guidance.weights])
+
+    # ------------------------------------------------------------------ the call
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Image | Sequence[Image],
+        prompt: str | Sequence[str],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        fps: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = _OF_FAMILY,
+        negative_prompt: str | Sequence[str] = "",
+        motion_scale: int = 0,
+        clip_skip: int | None = _OF_FAMILY,
+        decode_chunk_size: int | None = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        return_dict: bool = True,
+    ) -> ImageAnimationPipelineOutput | tuple[Any, ...]:
+        """Animate pictures.
+
+        Args:
+            image, prompt: one of each, or as many prompts as pictures.
+            height, width: of the clip in pixels; multiples of the autoencoder's factor.
+            num_frames, fps, num_inference_steps: None takes the checkpoint's.
+            guidance_scale: of the caption. None takes the checkpoint's.
+            image_guidance_scale: of the picture: three branches. None: classic guidance with two.
+                Left out: as the checkpoint says.
+            negative_prompt: text of the branches that do not bear the prompt.
+            motion_scale: amount and kind of motion, where the family has such a control (PIA).
+            clip_skip: layers of the text encoder to leave out; left out: as the family is published.
+            decode_chunk_size: frames decoded at a time.
+            generator: of the noise; one, or one for each clip.
+            latents: noise of unit variance to start from, `(batch, 4, frames, height / f, width / f)`.
+            callback_on_step_end: called as `(pipe, step, timestep, {"latents": ...})` after each
+                step, as in diffusers; an exception that it raises stops the call.
+
+        Raises:
+            ValueError: an argument is out of its range; the text begins with the argument's name.
+        """
+        images, prompts, negatives = _broadcast(image, prompt, negative_prompt)
+        default_height, default_width = self.default_size
+        height, width = height or default_height, width or default_width
+        frames = self.config.num_frames if num_frames is None else num_frames
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        rate = self.config.fps if fps is None else fps
+        guidance = Guidance(
+            self.config.guidance_scale if guidance_scale is None else guidance_scale,
+            self.config.image_guidance_scale if image_guidance_scale is _OF_FAMILY else image_guidance_scale,
+        )
+        skip = self._default_clip_skip() if clip_skip is _OF_FAMILY else clip_skip
+        self._check(height, width, frames, steps, rate)
+
+        noise_shape = (len(prompts), 4, frames, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        if self.family.noise_before_image:
+            noise = self._noise(noise_shape, generator, latents)
+        seen = self.family.condition_image(self, images, frames, height, width, generator, motion_scale)
+        if not self.family.noise_before_image:
+            noise = self._noise(noise_shape, generator, latents)
+        conditioning = self.conditions(prompts, negatives, seen, guidance, rate, skip)
+
+        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        sample = noise * self.scheduler.init_noise_sigma
+        extra = self._step_arguments(eta, generator)
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+            for i, t in enumerate(self.scheduler.timesteps):
+                stacked = self.scheduler.scale_model_input(torch.cat([sample] * guidance.passes), t)
+                predicted = guidance.combine(self.family.predict(self.unet, stacked, t, conditioning))
+                sample = self.scheduler.step(predicted, t, sample, **extra).prev_sample
+                if callback_on_step_end is not None:
+                    returned = callback_on_step_end(self, i, t, {"latents": sample}) or {}
+                    sample = returned.get("latents", sample)
+                progress.update()
+
+        if output_type == "latent":
+            video: Any = sample
+        else:
+            video = self.video_processor.postprocess_video(
+                self.decode_latents(sample, decode_chunk_size), output_type=output_type
+            )
+        self.maybe_free_model_hooks()
+        return ImageAnimationPipelineOutput(frames=video) if return_dict else (video,)
+
+    def _default_clip_skip(self) -> int | None:
+        # A text encoder of one layer has no layer to leave out; the project's own has one.
+        return self.family.clip_skip if self.text_encoder.config.num_hidden_layers > 1 else None
+
+    def _noise(
+        self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, given: Tensor | None
+    ) -> Tensor:
+        if given is not None:
+            if tuple(given.shape) != shape:
+                raise ValueError(f"latents: shape {tuple(given.shape)} is not {shape}")
+            return given.to(device=self._execution_device, dtype=self.unet.dtype)
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise ValueError(f"generator: {len(generator)} generators for {shape[0]} clips")
+        return cast(Tensor, randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype))
+
+    def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
+        accepted = inspect.signature(self.scheduler.step).parameters
+        return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+
+    def _check(self, height: int, width: int, frames: int, steps: int, fps: int) -> None:
+        factor = self.vae_scale_factor
+        for name, value in (("height", height), ("width", width)):
+            if value % factor or value < 2 * factor:
+                raise ValueError(f"{name}: {value} is not a multiple of {factor} of at least {2 * factor}")
+        for name, value in (("num_frames", frames), ("num_inference_steps", steps), ("fps", fps)):
+            if value < 1:
+                raise ValueError(f"{name}: {value} is below 1")
+
+
+def _broadcast(
+    image: Image | Sequence[Image], prompt: str | Sequence[str], negative: str | Sequence[str]
+) -> tuple[list[Image], list[str], list[str]]:
+    images = list(image) if isinstance(image, Sequence) else [image]
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if len(images) != len(prompts):
+        raise ValueError(f"prompt: {len(prompts)} prompts for {len(images)} pictures")
+    if not all(isinstance(text, str) for text in prompts):
+        raise ValueError("prompt: not text")
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if len(negatives) != len(prompts):
+        raise ValueError(f"negative_prompt: {len(negatives)} texts for {len(prompts)} prompts")
+    return images, prompts, negatives
+
+
+def _only_variant(folder: Path, variant: str) -> bool:
+    """Whether each weight file of a pipeline folder is of this variant."""
+    files = [*folder.glob("*/*.safetensors"), *folder.glob("*/*.bin")]
+    return bool(files) and all(f".{variant}." in file.name for file in files)
+
+
+def _name_portable_classes(index: Path) -> None:
+    """Without torchvision transformers names its slow image processor, which others cannot load."""
+    content = json.loads(index.read_text(encoding="utf-8"))
+    entry = content.get("feature_extractor")
+    if entry and entry[1] == "CLIPImageProcessorPil":
+        content["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,223 @@
+"""The engine: a packaged model, loaded and ready to animate. All that the service knows of the pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .errors import InputError, ModelError
+from .video import Clip
+
+if TYPE_CHECKING:
+    from .animation import ImageAnimationPipeline
+
+INFO_FILE = "animator.json"
+
+StepListener = Callable[[int, int], None]
+"""Called with (steps done, steps in all) after each step; an exception that it raises stops the work."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What `animator.json` says of a packaged model.
+
+    Attributes:
+        teacher: name or path of the checkpoint it was made from.
+        family: teacher family of the U-Net.
+        steps, passes: of one animation; passes is steps times guidance branches.
+        guidance_scale, image_guidance_scale: as sampled with; None where there is no such branch.
+        guidance_distilled: whether guidance is part of the weights (then one pass a step).
+        runtime: eager, torchscript, compile or aot.
+        precision: of the weights.
+        frames, least_frames, most_frames: of a clip, as the model was made for, and what is allowed.
+        height, width: of a clip in pixels.
+        fps: of a clip.
+        controls: names of further request fields that this model understands.
+        metrics: figures of `pipeline evaluate` when it was packaged.
+        files: SHA-256 of each file beside `animator.json`, by path.
+    """
+
+    teacher: str
+    family: str
+    steps: int
+    passes: int
+    guidance_scale: float | None
+    image_guidance_scale: float | None
+    guidance_distilled: bool
+    runtime: str
+    precision: str
+    frames: int
+    least_frames: int
+    most_frames: int
+    height: int
+    width: int
+    fps: int
+    controls: tuple[str, ...] = ()
+    metrics: dict[str, float | int | str | None] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelInfo:
+        """Read `animator.json` of a packaged model.
+
+        Raises:
+            ModelError: the file is missing or is not what it should be.
+        """
+        path = folder / INFO_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["controls"] = tuple(content.get("controls", ()))
+            return cls(**content)
+        except FileNotFoundError as error:
+            raise ModelError(f"{folder}: no {INFO_FILE}; package the model with `python -m pipeline package`") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{path}: not a model description ({error})") from error
+
+
+@dataclass(frozen=True)
+class AnimationRequest:
+    """What to make of a picture. None takes the model's own value; a seed left out is drawn."""
+
+    prompt: str
+    seed: int | None = None
+    frames: int | None = None
+    fps: int | None = None
+    motion_scale: int | None = None
+
+
+@dataclass(frozen=True)
+class Animation:
+    """A clip `(frames, height, width, 3)` of uint8, and how it came about."""
+
+    clip: Clip
+    fps: int
+    seed: int
+    steps: int
+    passes: int
+    compute_s: float
+
+
+class Animator:
+    """A loaded model. One call at a time: the caller sees to that (it owns the one slot)."""
+
+    def __init__(self, pipe: ImageAnimationPipeline, info: ModelInfo, name: str) -> None:
+        self.pipe, self.info, self.name = pipe, info, name
+
+    @classmethod
+    def load(cls, folder: Path, name: str | None = None, device: str | None = None) -> Animator:
+        """Load a packaged model after checking each file against its digest.
+
+        Raises:
+            ModelError: missing, damaged, changed since it was packaged, or of an unknown family.
+        """
+        from .store import verify
+
+        folder = Path(folder)
+        info = verify(folder)
+        pipe = load_pipeline(folder).to(device or default_device())
+        pipe.set_progress_bar_config(disable=True)
+        return cls(pipe, info, name or folder.name)
+
+    def check(self, request: AnimationRequest) -> None:
+        """Refuse what the model cannot do, before any work.
+
+        Raises:
+            InputError: with the field and the limit.
+        """
+        info = self.info
+        if request.frames is not None and not info.least_frames <= request.frames <= info.most_frames:
+            limits = f"{info.least_frames} to {info.most_frames}"
+            raise InputError("frames", "out_of_range", f"{request.frames} is outside {limits}, which this model can make")
+        if request.fps is not None and not 1 <= request.fps <= 60:
+            raise InputError("fps", "out_of_range", f"{request.fps} is outside 1 to 60")
+        if request.seed is not None and not 0 <= request.seed < 2**32:
+            raise InputError("seed", "out_of_range", f"{request.seed} is outside 0 to {2**32 - 1}")
+        if request.motion_scale is not None:
+            if "motion_scale" not in info.controls:
+                raise InputError("motion_scale", "not_supported", f"{self.name} has no such control; leave it out")
+            if not 0 <= request.motion_scale <= 8:
+                raise InputError("motion_scale", "out_of_range", f"{request.motion_scale} is outside 0 to 8")
+
+    def animate(self, image: Image.Image, request: AnimationRequest, on_step: StepListener | None = None) -> Animation:
+        """Animate a decoded RGB picture.
+
+        Args:
+            on_step: told of progress; what it raises stops the work at once and is passed on.
+        """
+        self.check(request)
+        info = self.info
+        seed = int.from_bytes(os.urandom(4)) if request.seed is None else request.seed
+
+        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if on_step is not None:
+                on_step(step + 1, info.steps)
+            return {}
+
+        began = time.perf_counter()
+        # The posterior of published I2VGen-XL checkpoints is sampled with torch's global generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            frames = self.pipe(
+                image,
+                request.prompt,
+                num_frames=request.frames,
+                fps=None,  # the rate that the model was trained with; the file's own is the person's choice
+                motion_scale=request.motion_scale or 0,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                output_type="np",
+                callback_on_step_end=after_step,
+            ).frames[0]
+        clip = (np.asarray(frames) * 255).round().astype(np.uint8)
+        return Animation(
+            clip=clip,
+            fps=request.fps or info.fps,
+            seed=seed,
+            steps=info.steps,
+            passes=info.passes,
+            compute_s=time.perf_counter() - began,
+        )
+
+    def warm_up(self) -> None:
+        """Make one animation of a grey picture, so that the first person does not wait for it."""
+        grey = Image.new("RGB", (self.info.width, self.info.height), (127, 127, 127))
+        self.animate(grey, AnimationRequest(prompt="", seed=0))
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_pipeline(source: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
+    """Load a checkpoint from a folder, or from the hub where it is reached.
+
+    Raises:
+        ModelError: with what to do, on one line.
+    """
+    from .animation import ImageAnimationPipeline
+
+    folder = Path(source)
+    local = folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
+    if local and not (folder / "model_index.json").is_file():
+        raise ModelError(f"{source}: no model_index.json there; give a folder in diffusers format or a hub id")
+    try:
+        return ImageAnimationPipeline.from_pretrained(source, **kwargs)
+    except Exception as error:  # libraries raise a dozen kinds here; each becomes one line for a person
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if local:
+            raise ModelError(f"{source}: cannot be loaded: {reason}") from error
+        raise ModelError(
+            f"{source}: not a folder here, and the hub could not give it ({reason}). "
+            "Check the name and the network, or download the checkpoint elsewhere and give its folder."
+        ) from error

@@ -1,0 +1,29 @@
+"""Errors that people see: each says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class StillmotionError(Exception):
+    """Base of the errors whose text is meant for people; a command prints it and exits with 1."""
+
+
+class InputError(StillmotionError):
+    """A request that cannot be served as it is.
+
+    Attributes:
+        field: the part of the request that is wrong.
+        code: stable and machine-readable.
+        status: HTTP status that fits.
+    """
+
+    def __init__(self, field: str, code: str, message: str, status: int = 400) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field, self.code, self.message, self.status = field, code, message, status
+
+
+class ModelError(StillmotionError):
+    """A model that is missing, damaged or of an unknown family."""
+
+
+class Cancelled(StillmotionError):
+    """The computation was stopped between two steps because nobody waits for it any more."""

@@ -1,0 +1,75 @@
+"""Guidance: how the predictions of the branches become one.
+
+With an image scale there are three branches, as in InstructPix2Pix (Brooks et al. 2023, eq. 3)::
+
+    eps = eps_uncond + g_image * (eps_image - eps_uncond) + g_text * (eps_full - eps_image)
+
+Without one there are the two of classifier-free guidance (Ho & Salimans 2022, eq. 6)::
+
+    eps = eps_negative + g_text * (eps_full - eps_negative)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Scales of the guidance branches.
+
+    Attributes:
+        text: scale of the caption.
+        image: scale of the picture, or None for classic guidance with two branches.
+    """
+
+    text: float
+    image: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("guidance_scale", self.text), ("image_guidance_scale", self.image)):
+            if value is not None and not (math.isfinite(value) and 0 <= value <= 100):
+                raise ValueError(f"{name}: {value} is outside 0 to 100")
+
+    @property
+    def weights(self) -> tuple[tuple[str, float], ...]:
+        """Branches that count, in order, each with its weight in the sum; the weights sum to 1.
+
+        A branch of weight 0 is left out, so that scales of 1 cost one pass a step and not three.
+        """
+        if self.image is None:
+            # diffusers' pipelines guide only above 1; below, the full branch stands alone.
+            text = max(1.0, self.text)
+            every = (("negative", 1 - text), ("full", text))
+        else:
+            every = (("uncond", 1 - self.image), ("image", self.image - self.text), ("full", self.text))
+        return tuple((name, weight) for name, weight in every if weight != 0)
+
+    @property
+    def passes(self) -> int:
+        """U-Net passes a step."""
+        return len(self.weights)
+
+    def combine(self, predictions: Tensor) -> Tensor:
+        """Weighted sum of the branches.
+
+        Args:
+            predictions: `(passes * batch, ...)`, the branches of `weights` one after the other.
+
+        Returns:
+            `(batch, ...)`.
+        """
+        parts = predictions.chunk(self.passes)
+        if self.passes == 1:
+            return parts[0]
+        if self.image is None:
+            # Written as diffusers writes it, so that rounding is the same.
+            negative, full = parts
+            return negative + self.text * (full - negative)
+        total = parts[0] * self.weights[0][1]
+        for part, (_, weight) in zip(parts[1:], self.weights[1:], strict=True):
+            total = total + part * weight
+        return total

@@ -1,0 +1,132 @@
+"""Packaged models: a diffusers folder with `animator.json`, kept in the BentoML model store."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .engine import INFO_FILE, ModelInfo
+from .errors import ModelError
+from .guidance import Guidance
+
+if TYPE_CHECKING:
+    import bentoml
+
+    from .animation import ImageAnimationPipeline
+
+MODEL_NAME = "animator"
+
+# Of a model's folder these may be shipped; anything else (pickles above all) can run code on load.
+_SUFFIXES = (".json", ".safetensors", ".txt", ".md", ".model")
+
+
+def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, float | int | str | None]) -> ModelInfo:
+    """`animator.json` of a pipeline, without digests."""
+    config = pipe.config
+    guidance = Guidance(config.guidance_scale, config.image_guidance_scale)
+    height, width = pipe.default_size
+    return ModelInfo(
+        teacher=teacher,
+        family=pipe.family.name,
+        steps=config.num_inference_steps,
+        passes=config.num_inference_steps * guidance.passes,
+        guidance_scale=config.guidance_scale,
+        image_guidance_scale=config.image_guidance_scale,
+        guidance_distilled=False,
+        runtime="eager",
+        precision=str(pipe.unet.dtype).removeprefix("torch."),
+        frames=config.num_frames,
+        least_frames=min(2, config.num_frames),
+        most_frames=config.num_frames,
+        height=height,
+        width=width,
+        fps=config.fps,
+        controls=("motion_scale",) if pipe.family.name == "pia" else (),
+        metrics=dict(metrics),
+    )
+
+
+def write_package(pipe: ImageAnimationPipeline, folder: Path, info: ModelInfo, card: str) -> ModelInfo:
+    """Write a packaged model: weights, card and `animator.json` with the digest of each file."""
+    pipe.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    info = replace(info, files=digests(folder))
+    (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
+    for path in folder.rglob("*"):
+        # safetensors writes files that only their owner can read; a container runs as another user.
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return info
+
+
+def save_to_store(pipe: ImageAnimationPipeline, info: ModelInfo, card: str) -> bentoml.Model:
+    """Put a model into the BentoML store as `animator:<new version>`."""
+    import bentoml
+
+    labels = {"family": info.family, "runtime": info.runtime, "precision": info.precision}
+    with bentoml.models.create(MODEL_NAME, labels=labels, metadata={"steps": info.steps, "passes": info.passes}) as model:
+        write_package(pipe, Path(model.path), info, card)
+    # Inside the block `path` is a temporary folder; ask again for the place where it came to rest.
+    return bentoml.models.get(model.tag)
+
+
+def resolve(tag_or_folder: str) -> tuple[str, Path]:
+    """Name and folder of a packaged model, from a folder's path or a tag in the store.
+
+    Raises:
+        ModelError: neither a folder nor in the store.
+    """
+    folder = Path(tag_or_folder)
+    if folder.is_dir():
+        return folder.name, folder
+    import bentoml
+    from bentoml.exceptions import BentoMLException
+
+    try:
+        model = bentoml.models.get(tag_or_folder)
+    except (BentoMLException, ValueError) as error:
+        raise ModelError(
+            f"{tag_or_folder}: neither a folder nor a model in the BentoML store; "
+            "`make demo` or `python -m pipeline run --preset tiny` makes one"
+        ) from error
+    return str(model.tag), Path(model.path)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file but `animator.json` itself, by its path in the folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (INFO_FILE, "model.yaml"):  # BentoML adds model.yaml
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def verify(folder: Path) -> ModelInfo:
+    """Check a packaged model against its digests.
+
+    Raises:
+        ModelError: a file is missing, changed, new, or of a kind that could run code.
+    """
+    info = ModelInfo.read(folder)
+    found = digests(folder)
+    for name in sorted(info.files.keys() | found.keys()):
+        if name not in found:
+            raise ModelError(f"{folder}: {name} is missing; package the model again")
+        if name not in info.files:
+            raise ModelError(f"{folder}: {name} is not in {INFO_FILE}; package the model again")
+        if found[name] != info.files[name]:
+            raise ModelError(f"{folder}: {name} has been changed or damaged since it was packaged (SHA-256 differs)")
+        if not name.endswith(_SUFFIXES):
+            raise ModelError(f"{folder}: {name} is of a kind that a model may not hold")
+    return info
+
+
+def copy_package(source: Path, target: Path) -> None:
+    """Copy a packaged model, for example into a container's build folder."""
+    verify(source)
+    shutil.copytree(source, target, dirs_exist_ok=True)

@@ -1,0 +1,46 @@
+"""Checkpoints that survive an interrupt, and a clock to stop by."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Checkpoint:
+    """Saves the state of named objects under one path, and puts it back.
+
+    The file is written beside its place and renamed, so that a kill or a full disk leaves the last
+    good one.
+    """
+
+    def __init__(self, path: Path, **parts: Any) -> None:
+        self.path, self.parts = path, parts
+
+    def load(self) -> int:
+        """Restore every part and return the step, or 0 where there is nothing to restore."""
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        return int(state["step"])
+
+    def save(self, step: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        torch.save({"step": step, **{name: part.state_dict() for name, part in self.parts.items()}}, partial)
+        os.replace(partial, self.path)
+
+
+class Deadline:
+    """True once `minutes` have passed; never, for None."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def passed(self) -> bool:
+        return self._end is not None and time.monotonic() >= self._end

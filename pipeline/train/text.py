@@ -1,0 +1,86 @@
+"""A CLIP tokenizer and small CLIP encoders, built without any download."""
+
+from __future__ import annotations
+
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from ..clips.vocabulary import COLOURS, GENERIC_SHAPES, MOTIONS, SHAPES
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def _byte_characters() -> list[str]:
+    """The printable stand-ins of all 256 bytes, in GPT-2's order (its byte-level BPE)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) for b in printable] + [chr(256 + k) for k in range(len(others))]
+
+
+def words_of_captions() -> list[str]:
+    """Every word that a generated caption can hold."""
+    words = {"a", "an", "the", "and"}
+    for text in (*COLOURS, *SHAPES, *MOTIONS, *GENERIC_SHAPES):
+        words.update(text.split())
+    return sorted(words)
+
+
+def build_tokenizer(max_length: int = 20) -> CLIPTokenizer:
+    """A byte-level BPE that has one token for each caption word and spells out all other text."""
+    vocabulary: list[str] = []
+    for character in _byte_characters():
+        vocabulary += [character, character + "</w>"]
+    merges: list[tuple[str, str]] = []
+    for word in words_of_captions():
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            pair = (parts[0], parts[1])
+            if pair not in merges:
+                merges.append(pair)
+                vocabulary.append("".join(pair))
+            parts = ["".join(pair), *parts[2:]]
+    ids = {token: k for k, token in enumerate(dict.fromkeys([*vocabulary, _START, _END]))}
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max_length)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel:
+    """A CLIP text transformer of one layer."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=1,
+            num_attention_heads=max(1, width // 16),
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_image_encoder(size: int, width: int) -> CLIPVisionModelWithProjection:
+    """A CLIP vision transformer of one layer over 16-pixel patches."""
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            image_size=size,
+            patch_size=16,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=1,
+            num_attention_heads=max(1, width // 16),
+            projection_dim=width,
+        )
+    )
+
+
+def build_feature_extractor(size: int) -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})

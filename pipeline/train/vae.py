@@ -1,0 +1,128 @@
+"""Trains the small autoencoder of the embedded teacher on frames of generated clips."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ..clips import ClipGenerator
+from ..metrics import psnr_db
+from .checkpoint import Checkpoint, Deadline
+from .linear_start import start_linear
+from .stream import FrameStream
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    """How the autoencoder is built and trained; the defaults make the shipped one."""
+
+    size: int = 64
+    block_out_channels: tuple[int, ...] = (16, 32, 64)
+    steps: int = 4000
+    batch: int = 16
+    learning_rate: float = 1.5e-3
+    kl_weight: float = 1e-6
+    seed: int = 0
+
+
+def build_vae(settings: VaeSettings) -> AutoencoderKL:
+    """A KL autoencoder that maps `size` pixels to `size / 4` cells of 4 channels."""
+    levels = len(settings.block_out_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=settings.block_out_channels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=settings.size,
+        scaling_factor=1.0,
+    )
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error (what PSNR counts) with a little absolute error of the gradients (sharp edges)."""
+    loss = F.mse_loss(output, target)
+    for dim in (-1, -2):
+        loss = loss + 0.05 * F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
+    return loss
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine to a fiftieth of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+@torch.no_grad()
+def evaluate_vae(vae: AutoencoderKL, size: int, clips: int = 64, seed: int = 10_001) -> float:
+    """Mean PSNR in dB of first frames of held-out clips after one round through the autoencoder."""
+    batch = ClipGenerator(size, frames=2, seed=seed, held_out=True).batch(clips)
+    pictures = batch.clips[:, :, 0] * 2 - 1
+    decoded = vae.decode(vae.encode(pictures).latent_dist.mode()).sample
+    return float(psnr_db((decoded + 1) / 2, (pictures + 1) / 2).mean())
+
+
+def train_vae(settings: VaeSettings, out: Path, minutes: float | None = None, decoder_only: bool = False) -> float:
+    """Train, or go on from the checkpoint in `out`, and save the autoencoder to `out/vae`.
+
+    Args:
+        minutes: stop after this time, even if steps are left; a later call goes on from there.
+        decoder_only: leave the encoder as it is, so that latents made with it stay valid.
+
+    Returns:
+        PSNR in dB on held-out pictures.
+    """
+    torch.manual_seed(settings.seed)
+    vae = build_vae(settings)
+    start_linear(vae, ClipGenerator(settings.size, frames=2, seed=settings.seed + 7).batch(256).clips[:, :, 0] * 2 - 1)
+    trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()] if decoder_only else [*vae.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    checkpoint = Checkpoint(out / ("vae-decoder.pt" if decoder_only else "vae.pt"), vae=vae, optimizer=optimizer)
+    step = checkpoint.load()
+    if decoder_only and step == 0:
+        vae.load_state_dict(AutoencoderKL.from_pretrained(out / "vae").state_dict())
+    deadline = Deadline(minutes)
+    stream = iter(FrameStream(settings.size, settings.batch, seed=settings.seed + 1 + step))
+    while step < settings.steps and not deadline.passed():
+        pictures = next(stream) * 2 - 1
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings.steps, settings.learning_rate)
+        with torch.set_grad_enabled(not decoder_only):
+            posterior = vae.encode(pictures).latent_dist
+        decoded = vae.decode(posterior.mode() if decoder_only else posterior.sample()).sample
+        loss = reconstruction_loss(decoded, pictures)
+        if not decoder_only:
+            loss = loss + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        step += 1
+        if step % 100 == 0:
+            psnr = evaluate_vae(vae, settings.size, clips=32)
+            logger.info("vae step %d/%d  loss %.5f  held-out PSNR %.2f dB", step, settings.steps, loss.item(), psnr)
+            checkpoint.save(step)
+    checkpoint.save(step)
+    _normalise(vae, settings)
+    vae.eval().save_pretrained(out / "vae")
+    return evaluate_vae(vae, settings.size, clips=256)
+
+
+@torch.no_grad()
+def _normalise(vae: AutoencoderKL, settings: VaeSettings) -> None:
+    """Set `scaling_factor` so that latents have unit standard deviation, as the noise has."""
+    batch = ClipGenerator(settings.size, frames=2, seed=settings.seed + 77).batch(256)
+    latents = vae.encode(batch.clips[:, :, 0] * 2 - 1).latent_dist.mode()
+    vae.register_to_config(scaling_factor=round(1.0 / float(latents.std()), 5))

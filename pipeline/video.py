@@ -1,0 +1,121 @@
+"""Clips as files: MP4, WebM, WebP, GIF, and contact sheets for a page."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal, cast, get_args
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.Image import Resampling
+
+Clip = NDArray[np.uint8]
+"""`(frames, height, width, 3)`, sRGB."""
+
+Format = Literal["mp4", "webm", "webp", "gif"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+MEDIA_TYPES: dict[Format, str] = {
+    "mp4": "video/mp4",
+    "webm": "video/webm",
+    "webp": "image/webp",
+    "gif": "image/gif",
+}
+
+# A clip smaller than this is scaled up by a whole number: players show it at a size one can watch,
+# and the halved colour resolution of video (4:2:0) then loses nothing of the model's pixels.
+_LEAST_SIDE = 256
+
+
+def encode(clip: Clip, fps: int, file_format: Format) -> bytes:
+    """Encode a clip.
+
+    Args:
+        clip: `(frames, height, width, 3)`, uint8.
+        fps: frames per second, 1 to 60.
+
+    Returns:
+        The file's bytes. MP4 holds H.264, WebM VP9; WebP and GIF are animated and loop.
+
+    Raises:
+        ValueError: an unknown format, or not a clip.
+    """
+    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8:
+        raise ValueError(f"clip: {clip.dtype} of shape {clip.shape} is not (frames, height, width, 3) of uint8")
+    if not 1 <= fps <= 60:
+        raise ValueError(f"fps: {fps} is outside 1 to 60")
+    clip = enlarge(clip)
+    if file_format in ("mp4", "webm"):
+        return _encode_video(clip, fps, file_format)
+    if file_format in ("webp", "gif"):
+        return _encode_pictures(clip, fps, file_format)
+    raise ValueError(f"format: {file_format!r} is not one of {', '.join(FORMATS)}")
+
+
+def enlarge(clip: Clip, least_side: int = _LEAST_SIDE) -> Clip:
+    """Scale by the least whole number that brings the shorter side to `least_side` pixels."""
+    height, width = clip.shape[1:3]
+    factor = -(-least_side // min(height, width))
+    if factor <= 1:
+        return clip
+    size = width * factor, height * factor
+    return np.stack([np.asarray(Image.fromarray(f).resize(size, Resampling.BICUBIC)) for f in clip])
+
+
+def _encode_video(clip: Clip, fps: int, file_format: Format) -> bytes:
+    # 4:2:0 wants even sides.
+    height, width = clip.shape[1] // 2 * 2, clip.shape[2] // 2 * 2
+    codec, options = {
+        "mp4": ("libx264", {"crf": "16", "preset": "veryfast", "movflags": "+faststart"}),
+        "webm": ("libvpx-vp9", {"crf": "20", "b": "0", "deadline": "realtime", "cpu-used": "6"}),
+    }[file_format]
+    buffer = io.BytesIO()
+    with av.open(buffer, mode="w", format=file_format) as container:
+        container_options = {"movflags": options.pop("movflags")} if "movflags" in options else {}
+        container.options.update(container_options)
+        stream = cast(av.VideoStream, container.add_stream(codec, rate=fps, options=options))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for picture in clip:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _encode_pictures(clip: Clip, fps: int, file_format: Format) -> bytes:
+    pictures = [Image.fromarray(frame) for frame in clip]
+    buffer = io.BytesIO()
+    options = {"quality": 90, "method": 2} if file_format == "webp" else {"optimize": False}
+    pictures[0].save(
+        buffer,
+        format=file_format.upper(),
+        save_all=True,
+        append_images=pictures[1:],
+        duration=round(1000 / fps),
+        loop=0,
+        **options,
+    )
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> Clip:
+    """Frames of an encoded clip, as a player would show them."""
+    if data[:4] == b"RIFF" or data[:3] == b"GIF":
+        with Image.open(io.BytesIO(data)) as picture:
+            frames = []
+            for k in range(getattr(picture, "n_frames", 1)):
+                picture.seek(k)
+                frames.append(np.asarray(picture.convert("RGB")))
+        return np.stack(frames)
+    with av.open(io.BytesIO(data)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def contact_sheet(clips: list[Clip], gap: int = 2) -> Image.Image:
+    """One row of frames for each clip; all clips of one shape."""
+    rows = []
+    for clip in clips:
+        padded = np.pad(clip, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255)
+        rows.append(np.concatenate(list(padded), axis=1))
+    return Image.fromarray(np.concatenate(rows, axis=0))
