@@ -1,0 +1,106 @@
+# `make help` lists what there is. Every target sets itself up; a second run starts in seconds.
+#
+# PYTHON=python3.12   the interpreter for .venv; without it the first fitting one on the PATH
+# ARGS="..."          further arguments of test, test-all, train and serve
+# IMAGE=, PROMPT=     your own picture and text for demo
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+SHELL := /bin/sh
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# A prompt may hold anything a person types. It reaches the shell through the environment, never as
+# text of a recipe, and `value` keeps make from reading a dollar sign in it.
+override IMAGE := $(value IMAGE)
+override PROMPT := $(value PROMPT)
+export IMAGE PROMPT
+
+# Python 3.11 to 3.13, with the module that makes environments.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: $(READY) ## from the notebooks to a served animation; IMAGE=photo.jpg PROMPT="a red circle moves right" for your own
+	@$(BIN)/python -m pipeline demo $${IMAGE:+"--image=$$IMAGE"} $${PROMPT:+"--prompt=$$PROMPT"}
+
+.PHONY: test
+test: $(READY) ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+.PHONY: test-all
+test-all: $(READY) ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(READY) ## style of code and notebooks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	@for book in notebooks/*.ipynb; do [ ! -e "$$book" ] || $(BIN)/nbstripout --verify "$$book"; done
+
+.PHONY: format
+format: $(READY) ## rewrite code in the project's style, and take the output out of notebooks
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	@for book in notebooks/*.ipynb; do [ ! -e "$$book" ] || $(BIN)/nbstripout "$$book"; done
+
+.PHONY: types
+types: $(READY) ## mypy, strict
+	$(BIN)/mypy
+
+.PHONY: check
+check: lint types test ## lint, types and test: what a change has to pass
+
+.PHONY: train
+train: $(READY) ## train the embedded teacher again
+	$(BIN)/python -m pipeline train $(ARGS)
+
+.PHONY: serve
+serve: $(READY) ## serve the newest model of the store
+	$(BIN)/bentoml serve $(ARGS)
+
+.PHONY: lock
+lock: $(READY) ## write constraints.txt anew; ARGS=--upgrade takes newer releases
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" \
+		--no-emit-index-url --no-emit-find-links --extra dev $(ARGS) pyproject.toml -o constraints.txt
+	@touch $(READY)
+
+.PHONY: hooks
+hooks: $(READY) ## check each commit with pre-commit
+	$(BIN)/pre-commit install
+
+.PHONY: clean
+clean: ## remove caches and builds; .venv, runs and the model store stay
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: setup
+setup: $(READY) ## make .venv with everything in it; the other targets do it by themselves
+
+# Packages are not byte-compiled at installation: Python does it for those that are ever imported.
+$(READY): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing packages into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(BIN)/pip:
+	@set -eu; \
+	python=; \
+	for candidate in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+		if command -v "$$candidate" >/dev/null 2>&1 && "$$candidate" -c "$(FITS)" 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "stillmotion needs Python 3.11, 3.12 or 3.13, and $(or $(PYTHON),the PATH) has none. Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "$$python cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; \
+	fi; \
+	"$$python" -m venv --clear $(VENV)
