@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .errors import InputError, ModelError
@@ -165,6 +164,9 @@ class Animator:
                 on_step(step + 1, info.steps)
             return {}
 
+        # Imported here, so that a server's supervisor reads `animator.json` without waiting for PyTorch.
+        import torch
+
         began = time.perf_counter()
         # The posterior of published I2VGen-XL checkpoints is sampled with torch's global generator.
         with torch.random.fork_rng(devices=[]):
@@ -196,6 +198,8 @@ class Animator:
 
 
 def default_device() -> str:
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

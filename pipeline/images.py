@@ -6,14 +6,16 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
-from torch import Tensor
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -115,5 +117,7 @@ def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB picture to `(1, 3, height, width)`, float in [-1, 1]."""
+    import torch  # only here: a server checks headers long before PyTorch is loaded
+
     values = np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0
     return torch.from_numpy(values).permute(2, 0, 1)[None] * 2.0 - 1.0

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from .engine import INFO_FILE, ModelInfo
 from .errors import ModelError
-from .guidance import Guidance
 
 if TYPE_CHECKING:
     import bentoml
@@ -26,6 +25,8 @@ _SUFFIXES = (".json", ".safetensors", ".txt", ".md", ".model")
 
 def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, float | int | str | None]) -> ModelInfo:
     """`animator.json` of a pipeline, without digests."""
+    from .guidance import Guidance  # needs PyTorch, which reading a package does not
+
     config = pipe.config
     guidance = Guidance(config.guidance_scale, config.image_guidance_scale)
     height, width = pipe.default_size

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 import av
@@ -66,21 +68,28 @@ def enlarge(clip: Clip, least_side: int = _LEAST_SIDE) -> Clip:
 def _encode_video(clip: Clip, fps: int, file_format: Format) -> bytes:
     # 4:2:0 wants even sides.
     height, width = clip.shape[1] // 2 * 2, clip.shape[2] // 2 * 2
-    codec, options = {
-        "mp4": ("libx264", {"crf": "16", "preset": "veryfast", "movflags": "+faststart"}),
-        "webm": ("libvpx-vp9", {"crf": "20", "b": "0", "deadline": "realtime", "cpu-used": "6"}),
+    codec, options, container_options = {
+        # faststart: the index comes first, so that a player can begin before the end has arrived.
+        "mp4": ("libx264", {"crf": "16", "preset": "veryfast"}, {"movflags": "+faststart"}),
+        "webm": ("libvpx-vp9", {"crf": "20", "b": "0", "deadline": "realtime", "cpu-used": "6"}, {}),
     }[file_format]
-    buffer = io.BytesIO()
-    with av.open(buffer, mode="w", format=file_format) as container:
-        container_options = {"movflags": options.pop("movflags")} if "movflags" in options else {}
-        container.options.update(container_options)
+    # A real file: to move the index to the front, FFmpeg opens what it has written a second time by name.
+    with tempfile.TemporaryDirectory(prefix="clip-") as folder:
+        path = Path(folder) / f"clip.{file_format}"
+        _write_video(clip[:, :height, :width], fps, path, codec, options, container_options)
+        return path.read_bytes()
+
+
+def _write_video(
+    clip: Clip, fps: int, path: Path, codec: str, options: dict[str, str], container_options: dict[str, str]
+) -> None:
+    with av.open(str(path), mode="w", options=container_options) as container:
         stream = cast(av.VideoStream, container.add_stream(codec, rate=fps, options=options))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = clip.shape[2], clip.shape[1], "yuv420p"
         for picture in clip:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    return buffer.getvalue()
 
 
 def _encode_pictures(clip: Clip, fps: int, file_format: Format) -> bytes:
