@@ -1,4 +1,4 @@
-"""Starts a small autoencoder at the best linear code instead of at random.
+"""Starts small models at the best linear answer instead of at random.
 
 Trained from random weights on a CPU, a small `AutoencoderKL` needs thousands of updates before it
 reconstructs as well as a principal component analysis of 4x4 patches, because its group norms take
@@ -17,7 +17,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, I2VGenXLUNet
 from torch import Tensor, nn
 
 _CONSTANT = 4.0  # K: large against signals of unit size, small enough for the other norms of the group
@@ -147,3 +147,46 @@ def _start_decoder(vae: AutoencoderKL, mean: Tensor, vectors: Tensor, scale: Ten
         _make_constant(colours, row + per_group - 2, _CONSTANT)
         _make_constant(colours, row + per_group - 1, -_CONSTANT)
     _linear_out(decoder.conv_norm_out, decoder.conv_out, 3, torch.eye(3))
+
+
+@torch.no_grad()
+def start_still(unet: I2VGenXLUNet) -> None:
+    """Set the weights of a small I2VGen-XL U-Net such that it begins by predicting a still clip.
+
+    At t = T the target v is minus the clip, so minus the picture's latents in every frame is the best
+    guess that knows of no motion. From there the picture need not be learned, only what moves. The
+    path is: image latents, unchanged by their encoders, beside the noisy latents through `conv_in`,
+    over the outermost skip connection, to `conv_out`. All other weights stay as they are drawn, and
+    reach the output once `conv_out` has learned to listen to them.
+    """
+    channels = unet.config["in_channels"]
+    first, second, third = (layer for layer in unet.image_latents_proj_in if isinstance(layer, nn.Conv2d))
+    _pass_through(first, channels)
+    _pass_through(second, channels)
+    _pass_through(third, channels)
+    first.bias[:channels] = _UP_SLOPE
+    third.bias[:channels] = -_UP_SLOPE
+    encoder = unet.image_latents_temporal_encoder
+    _zero(encoder.attn1.to_out[0])
+    _zero(encoder.ff.net[-1])
+    _pass_through(unet.conv_in, 2 * channels)  # noisy latents, then the picture's
+    _zero(unet.transformer_in.proj_out)
+
+    last = unet.up_blocks[-1].resnets[-1]
+    _zero(last.conv2)
+    shortcut = last.conv_shortcut  # of the layer below, then of the skip connection
+    skip = shortcut.in_channels - unet.config["block_out_channels"][0]
+    norm = unet.conv_norm_out
+    per_group = norm.num_channels // norm.num_groups
+    _zero(unet.conv_out)
+    for k in range(channels):
+        for offset, source in ((0, channels + k), (1, k)):
+            row = k * per_group + offset
+            shortcut.weight[row] = 0
+            shortcut.bias[row] = 0
+            shortcut.weight[row, skip + source, 0, 0] = 1
+            norm.weight[row] = _CONSTANT * math.sqrt(2 / per_group)
+            norm.bias[row] = _UP_SLOPE
+        _make_constant(shortcut, (k + 1) * per_group - 2, _CONSTANT)
+        _make_constant(shortcut, (k + 1) * per_group - 1, -_CONSTANT)
+    _linear_out(norm, unet.conv_out, channels, -torch.eye(channels))
