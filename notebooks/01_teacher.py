@@ -1,0 +1,158 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1. The teacher
+#
+# A teacher is a video diffusion model in its original form: slow, and the measure of everything that
+# comes after it. This notebook loads one, animates pictures with it, looks at what its guidance
+# branches do, and writes down its baseline figures. Later notebooks make it faster and compare.
+
+# %% tags=["parameters"]
+teacher = ""  # folder in diffusers format or hub id; empty: the small teacher that ships with the project
+run_folder = "runs/notebook"  # results go to its folder 01_teacher
+samples = ""  # YAML list of pictures and prompts; empty: the project's own in assets/
+pictures = 6  # how many of them
+evaluation_clips = 16  # held-out generated clips to judge it on; 0 leaves that out
+seed = 0  # of the held-out clips
+
+# %%
+from dataclasses import asdict
+
+from pipeline.baseline import baseline, branch_clips, timed_animation
+from pipeline.display import sheet, show_clips, show_rows
+from pipeline.engine import AnimationRequest
+from pipeline.evaluate import evaluate
+from pipeline.images import decode
+from pipeline.machine import machine, versions
+from pipeline.quiet import quiet_libraries
+from pipeline.results import Row, StageFolder
+from pipeline.samples import read_samples
+from pipeline.sources import embedded_teacher, open_checkpoint
+
+quiet_libraries()
+stage = StageFolder(run_folder, "01_teacher", "The teacher")
+animator = open_checkpoint(teacher)
+info = animator.info
+branches = info.passes // info.steps
+
+show_rows(
+    [
+        Row(name="checkpoint", value=animator.name),
+        Row(name="family", value=info.family),
+        Row(name="clip", value=f"{info.frames} frames of {info.width} x {info.height} at {info.fps} per second"),
+        Row(name="sampling", value=f"{info.steps} steps x {branches} branches = {info.passes} passes"),
+    ]
+)
+
+# %% [markdown]
+# ## Pictures in, clips out
+#
+# Each request is timed: its steps one by one, and the whole. The first request warms the machine up
+# (memory is allocated, kernels are chosen), so it is made twice and only the second counts.
+
+# %%
+chosen = read_samples(samples, pictures)
+images = [decode(sample.path) for sample in chosen]
+requests = [AnimationRequest(sample.prompt, seed=sample.seed) for sample in chosen]
+timed_animation(animator, images[0], requests[0])
+takes = [timed_animation(animator, image, request) for image, request in zip(images, requests, strict=True)]
+
+shown = []
+for sample, image, take in zip(chosen, images, takes, strict=True):
+    path = stage.clip(sample.name, sample.name, sample.prompt, take.animation.clip, info.fps, image)
+    shown.append((sample.prompt, path))
+show_clips(shown)
+
+# %% [markdown]
+# The same clips as a contact sheet, one row a clip, time from left to right.
+
+# %%
+contact = sheet([take.animation.clip for take in takes])
+stage.picture("contact_sheet", "Contact sheet", "One row a clip, time from left to right.", contact)
+contact
+
+# %% [markdown]
+# ## What the guidance branches do
+#
+# At each step the U-Net looks at the same noisy clip under up to three conditions: knowing nothing,
+# knowing the picture, and knowing picture and prompt. The three predictions become one:
+#
+#     eps = eps_uncond + g_image * (eps_image - eps_uncond) + g_text * (eps_full - eps_image)
+#
+# `g_image` pushes towards the picture, `g_text` towards the prompt. A branch whose weight in this sum
+# is zero is not computed. Below, each branch is left to make a clip alone, from the same noise; the
+# last row is what they make together.
+
+# %%
+alone = branch_clips(animator, images[0], requests[0].prompt, chosen[0].seed)
+rows = sheet(list(alone.values()))
+order = ", ".join(alone)
+stage.picture("branches", "Guidance branches", f"“{chosen[0].prompt}”, from top to bottom: {order}.", rows)
+print("from top to bottom:", order)
+rows
+
+# %% [markdown]
+# ## Baseline figures
+
+# %%
+figures = baseline(animator, takes)
+computer = machine()
+stage.row("U-Net passes", info.passes, "", f"{info.steps} steps x {branches} guidance branches", True)
+stage.row("Whole request", figures.request_s, "s", f"median of {figures.requests}, {computer['processor']}", True)
+stage.row("One step", figures.step_s * 1000, "ms", f"{branches} guidance branches in one batch")
+stage.row("One U-Net pass", figures.pass_s * 1000, "ms", "a step over its branches")
+stage.row("Encoders, decoder and the rest", figures.rest_s, "s", "a request without its steps")
+stage.row("Peak memory", figures.peak_memory_mb, "MB", "GPU" if computer["accelerator"] != "none" else "process")
+for name, count in figures.parameters.items():
+    stage.row(f"Parameters: {name}", count / 1e6, "million")
+show_rows(stage.result.rows)
+
+# %% [markdown]
+# ## Does it do what the caption says?
+#
+# The judge draws clips whose combination of colour, shape and motion was never trained on, sends
+# their first frame with the caption, and reads the motion back out of the answer: where the sprite's
+# centre goes and how its area changes. The first frame is compared with the picture that was sent;
+# the autoencoder's own error bounds that figure.
+
+# %%
+evaluation = evaluate(animator, evaluation_clips, seed) if evaluation_clips else None
+if evaluation is not None:
+    low, high = evaluation.motion_accuracy_interval
+    note = f"{evaluation.clips} held-out clips, 95 % interval {100 * low:.0f} to {100 * high:.0f} %"
+    stage.row("Motion as captioned", 100 * evaluation.motion_accuracy, "%", note, True)
+    stage.row("First frame against the picture", evaluation.first_frame_psnr_db, "dB", "PSNR", True)
+    stage.row("Autoencoder alone", evaluation.vae_psnr_db, "dB", "PSNR; bounds the line above")
+    stage.row("All frames against the generated clip", evaluation.ground_truth_psnr_db, "dB", "speed is not captioned")
+show_rows(stage.result.rows[-4:])
+
+# %%
+summary = (
+    f"{animator.name}: {info.steps} steps x {branches} guidance branches, {figures.request_s:.2f} s a request "
+    f"on {computer['accelerator'] if computer['accelerator'] != 'none' else 'the CPU'}."
+)
+result = stage.finish(
+    summary,
+    {
+        "source": teacher or str(embedded_teacher()),
+        "sampling": {"steps": info.steps, "branches": branches, "passes": info.passes},
+        "baseline": asdict(figures),
+        "evaluation": None if evaluation is None else evaluation.to_dict(),
+        "machine": computer,
+        "versions": versions(),
+    },
+)
+result.summary

@@ -1,0 +1,86 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 4. Package
+#
+# A server should not have to know how a model was made. This notebook saves the model into the
+# BentoML store as `animator:<version>`: weights, a description that the engine reads
+# (`animator.json`, with the SHA-256 of each file), and a model card. Then it loads the model back from
+# the store and proves that both make the same frames from the same seed.
+
+# %% tags=["parameters"]
+checkpoint = ""  # folder or hub id to package; empty: the one of this run's 01_teacher, else the shipped teacher
+run_folder = "runs/notebook"  # results go to its folder 04_package
+
+# %%
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.display import show_rows
+from pipeline.package import package
+from pipeline.quiet import quiet_libraries
+from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
+from pipeline.sources import open_checkpoint
+
+quiet_libraries()
+stage = StageFolder(run_folder, "04_package", "The packaged model")
+evaluation: dict[str, object] = {}
+if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():
+    before = read_result(run_folder, "01_teacher").metrics
+    checkpoint, evaluation = str(before["source"]), dict(before["evaluation"] or {})
+source = open_checkpoint(checkpoint)
+print(f"{source.name}: {source.info.passes} passes, {'judged' if evaluation else 'not judged'} in this run")
+
+# %% [markdown]
+# ## Save, load back, compare
+#
+# A model whose frames differ from the source's by even one step of 255 is taken out of the store
+# again, and the notebook fails.
+
+# %%
+packaged = package(source, evaluation)
+files = sorted(packaged.path.rglob("*"))
+size = sum(file.stat().st_size for file in files if file.is_file())
+stage.row("Tag in the store", packaged.tag)
+stage.row("Difference to the source", packaged.max_difference, "of 255", "largest, same seed, all frames")
+stage.row("Files with a digest", len(packaged.info.files))
+stage.row("Size", size / 1e6, "MB")
+show_rows(stage.result.rows)
+
+# %% [markdown]
+# ## What is in the package
+
+# %%
+show_rows([Row(name=name, value=f"{digest[:16]}…") for name, digest in packaged.info.files.items()])
+
+# %% [markdown]
+# The card that travels with it:
+
+# %%
+print((packaged.path / "README.md").read_text(encoding="utf-8"))
+
+# %%
+result = stage.finish(
+    f"{packaged.tag} is in the store and makes the same frames as {source.name}.",
+    {
+        "tag": packaged.tag,
+        "max_difference": packaged.max_difference,
+        "size_bytes": size,
+        "animator": asdict(packaged.info),
+    },
+    model=packaged.tag,
+)
+print(packaged.tag)

@@ -1,0 +1,297 @@
+"""The command line: `python -m pipeline <command>`.
+
+Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted. Heavy imports are inside the commands, so
+that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import StillmotionError
+
+Command = Callable[[argparse.Namespace], dict[str, Any]]
+"""Does the work and returns what `--json` prints."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    options.usage_error = parser.error
+    command: Command = options.command
+    # Telemetry is a choice of the person who runs a tool, and the store needs none.
+    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
+    try:
+        # Libraries print to stdout as they like; there it would spoil the document.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = command(options)
+    except StillmotionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        for line in options.lines(result):
+            print(line)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, lines: Callable[[dict[str, Any]], list[str]], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=command, lines=lines)
+        added.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        return added
+
+    run = add("run", run_preset, _run_lines, "run the notebooks of a preset, in order")
+    run.add_argument("--preset", help="a name, or a YAML file of your own (default: tiny)")
+    run.add_argument("--teacher", help="folder in diffusers format or hub id (default: the shipped teacher)")
+    run.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)")
+    run.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
+    _add_parameters(run, "a parameter of the notebooks; may be repeated")
+
+    animate = add("animate", animate_picture, lambda r: [r["out"]], "animate one picture")
+    animate.add_argument("--image", type=Path, required=True, help="PNG, JPEG or WebP")
+    animate.add_argument("--prompt", required=True, help="what moves and how, such as 'a red circle moves right'")
+    animate.add_argument("--out", type=Path, required=True, help="file to write: .mp4, .webm, .webp or .gif")
+    animate.add_argument("--seed", type=int, help="the same seed gives the same clip (default: drawn)")
+    _add_model(animate)
+
+    evaluate = add("evaluate", evaluate_model, _evaluate_lines, "judge a model on held-out generated clips")
+    evaluate.add_argument("--clips", type=_positive, default=64, metavar="N", help="how many (default: 64)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of clips and noise (default: 0)")
+    evaluate.add_argument("--batch", type=_positive, default=8, metavar="N", help="clips at a time (default: 8)")
+    evaluate.add_argument("--teacher", metavar="FOLDER_OR_ID", help="compare with this teacher from the same noise")
+    _add_model(evaluate)
+
+    package = add("package", package_checkpoint, lambda r: [r["tag"]], "put a checkpoint into the BentoML store")
+    package.add_argument("--checkpoint", required=True, metavar="FOLDER_OR_ID", help="in diffusers format")
+
+    train = add("train", train_embedded, lambda r: [r["out"]], "train the shipped teacher on generated clips")
+    train.add_argument("part", nargs="?", choices=("vae", "teacher"), help="one part alone (default: both, in order)")
+    train.add_argument("--out", type=Path, default=Path("training"), metavar="DIR", help="default: training")
+    train.add_argument("--minutes", type=float, help="stop each part after this time; a later call goes on")
+    _add_parameters(train, "a training setting; may be repeated")
+
+    demo = add("demo", show_demo, _demo_lines, "from notebooks to animations served over HTTP")
+    demo.add_argument("--image", type=Path, help="a picture of your own; give --prompt too")
+    demo.add_argument("--prompt", help="its caption")
+    demo.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)")
+    demo.add_argument("--teacher", help="folder in diffusers format or hub id (default: the shipped teacher)")
+    demo.add_argument("--port", type=int, default=0, help="of the server while it shows itself (default: a free one)")
+    _add_parameters(demo, "a parameter of the notebooks; may be repeated")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    text = "default: the newest in the store, else the shipped teacher"
+    parser.add_argument("--model", metavar="TAG_OR_FOLDER", help=text)
+
+
+def _add_parameters(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters", help=text)
+
+
+def _parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """`-p` pairs; values are read as YAML, as papermill reads its own `-p`."""
+    found = {}
+    for name, text in options.parameters:
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            found[name] = text
+    return found
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+# ------------------------------------------------------------------ commands
+
+
+def run_preset(options: argparse.Namespace) -> dict[str, Any]:
+    from .run import find_run, go_on, start
+
+    if options.resume:
+        if options.preset or options.teacher or options.parameters:
+            options.usage_error("--resume goes on with what the run was started with; leave out --preset, --teacher, -p")
+        folder = find_run(options.resume, options.runs)
+    else:
+        folder = start(options.preset or "tiny", options.teacher or "", options.runs, _parameters(options))
+    run = go_on(folder)
+    return {"run": str(run.folder), "report": str(run.report), "model": run.model, "metrics": run.metrics}
+
+
+def _run_lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"report  {result['report']}"]
+    return [*lines, f"model   {result['model']}"] if result["model"] else lines
+
+
+def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
+    from . import video
+    from .images import decode
+
+    suffix = options.out.suffix.lower().removeprefix(".")
+    if suffix not in video.FORMATS:
+        options.usage_error(f"--out: the suffix {options.out.suffix!r} is not one of .{', .'.join(video.FORMATS)}")
+    if not options.out.parent.is_dir():
+        raise StillmotionError(f"{options.out.parent}: no such folder")
+    picture = decode(_existing(options.image))
+    from .engine import AnimationRequest
+
+    animator = _open_model(options.model)
+    tell = _progress("step")
+    animation = animator.animate(picture, AnimationRequest(options.prompt, seed=options.seed), on_step=tell)
+    _write(options.out, video.encode(animation.clip, animation.fps, suffix))
+    print(f"{animator.name}, seed {animation.seed}, {animation.compute_s:.1f} s", file=sys.stderr)
+    about = {key: value for key, value in asdict(animation).items() if key != "clip"}
+    return {"out": str(options.out), "model": animator.name, "frames": len(animation.clip), **about}
+
+
+def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
+    animator = _open_model(options.model)
+    from .evaluate import evaluate
+    from .sources import open_checkpoint
+
+    teacher = open_checkpoint(options.teacher) if options.teacher else None
+    tell = _progress("clip")
+    return evaluate(animator, options.clips, options.seed, options.batch, teacher, on_progress=tell).to_dict()
+
+
+def _evaluate_lines(result: dict[str, Any]) -> list[str]:
+    return [f"{key:26} {value}" for key, value in result.items()]
+
+
+def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    from .package import package
+    from .sources import open_checkpoint
+
+    packaged = package(open_checkpoint(options.checkpoint), metrics={})
+    return {"tag": packaged.tag, "path": str(packaged.path), "max_difference": packaged.max_difference}
+
+
+def train_embedded(options: argparse.Namespace) -> dict[str, Any]:
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    from .train.teacher import TeacherSettings, train_teacher
+    from .train.vae import VaeSettings, train_vae
+
+    given = _parameters(options)
+    vae, teacher = _training_settings(options, VaeSettings(), given), _training_settings(options, TeacherSettings(), given)
+    result: dict[str, Any] = {"out": str(options.out)}
+    if options.part != "teacher":
+        result["vae_psnr_db"] = train_vae(vae, options.out, options.minutes)
+    if options.part != "vae":
+        if not (options.out / "vae").is_dir():
+            raise StillmotionError(f"{options.out / 'vae'}: missing; train the autoencoder first: python -m pipeline train vae")
+        train_teacher(teacher, options.out, options.minutes)
+        result["teacher"] = str(options.out / "teacher")
+    return result
+
+
+def _training_settings(options: argparse.Namespace, settings: Any, given: dict[str, Any]) -> Any:
+    """Settings of a part with those of the given values that it has."""
+    known = {field.name: type(getattr(settings, field.name)) for field in fields(settings)}
+    if options.part and (unknown := sorted(given.keys() - known)):
+        options.usage_error(f"-p {unknown[0]}: not a setting of {options.part}; they are {', '.join(sorted(known))}")
+    chosen = {name: value for name, value in given.items() if name in known}
+    for name, value in chosen.items():
+        if known[name] is tuple and isinstance(value, list):
+            chosen[name] = tuple(value)
+        elif known[name] is float and type(value) is int:
+            chosen[name] = float(value)
+        elif type(value) is not known[name]:
+            options.usage_error(f"-p {name}: {value!r} is not of type {known[name].__name__}")
+    return replace(settings, **chosen)
+
+
+def show_demo(options: argparse.Namespace) -> dict[str, Any]:
+    from .demo import demo
+
+    if (options.image is None) != (options.prompt is None):
+        options.usage_error("--image and --prompt go together")
+    own = None if options.image is None else (_existing(options.image), options.prompt)
+    return asdict(demo(own, options.runs, options.teacher or "", options.port, _parameters(options)))
+
+
+def _demo_lines(result: dict[str, Any]) -> list[str]:
+    return [
+        f"report  {result['report']}",
+        *(f"clip    {path}" for path in result["clips"]),
+        f"model   {result['model']}",
+        f"next    {result['serve']}",
+    ]
+
+
+# ------------------------------------------------------------------ helpers
+
+
+def _open_model(tag_or_folder: str | None) -> Any:
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    from .sources import open_model
+
+    animator = open_model(tag_or_folder)
+    print(f"model {animator.name}", file=sys.stderr)
+    return animator
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise StillmotionError(f"{path}: no such file")
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write beside the place and rename, so that a full disk leaves no half of a video."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StillmotionError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _progress(unit: str) -> Callable[[int, int], None]:
+    """Counts on stderr: in place on a terminal, else at the end of each tenth."""
+    began = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        seconds = time.monotonic() - began
+        line = f"{unit} {done}/{total}  {seconds:.0f} s"
+        if sys.stderr.isatty():
+            print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif done == total or done * 10 // total > (done - 1) * 10 // total:
+            print(line, file=sys.stderr, flush=True)
+
+    return tell

@@ -1,0 +1,61 @@
+"""The machine and the versions that a figure was measured with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("stillmotion", "torch", "diffusers", "transformers", "bentoml", "papermill", "numpy")
+
+
+def machine() -> dict[str, str]:
+    """Processor, memory, accelerator and system, as people write them."""
+    import torch
+
+    found = {
+        "processor": f"{_processor()}, {len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()} cores",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that matter; those that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_mb() -> float:
+    """Most memory that this process has held so far, in MB: of the GPU where there is one, else of the process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
+
+
+def _has_affinity() -> bool:
+    return hasattr(os, "sched_getaffinity")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,136 @@
+"""Runs notebooks with papermill and turns them into pages."""
+
+from __future__ import annotations
+
+import ast
+import html
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import StillmotionError
+from .settings import Parameter
+
+
+class NotebookFailed(StillmotionError):
+    """A cell raised; the executed notebook holds the traceback.
+
+    Attributes:
+        reason: the exception's name and text, on one line.
+        notebook: what was executed so far.
+    """
+
+    def __init__(self, reason: str, notebook: Path) -> None:
+        super().__init__(reason)
+        self.reason, self.notebook = reason, notebook
+
+
+def parameters_of(notebook: Path) -> dict[str, object]:
+    """Names and default values in the cell tagged `parameters`.
+
+    Raises:
+        StillmotionError: there is no such notebook.
+    """
+    import papermill
+
+    if not notebook.is_file():
+        raise StillmotionError(f"{notebook}: no such notebook")
+    found = {}
+    for name, about in papermill.inspect_notebook(str(notebook)).items():
+        try:
+            found[name] = ast.literal_eval(about["default"])
+        except (ValueError, SyntaxError):
+            found[name] = None
+    return found
+
+
+def check_parameters(notebook: Path, given: Mapping[str, Parameter]) -> None:
+    """Refuse parameters that a notebook does not have, or whose type is not that of the default.
+
+    papermill itself only warns of the first and lets the second through.
+
+    Raises:
+        StillmotionError: names the parameter and what there is instead.
+    """
+    known = parameters_of(notebook)
+    for name, value in given.items():
+        if name not in known:
+            raise StillmotionError(
+                f"parameter {name}: {notebook.stem} has no such parameter; it has {', '.join(sorted(known))}"
+            )
+        default = known[name]
+        whole_for_float = isinstance(default, float) and type(value) is int
+        if default is not None and value is not None and type(value) is not type(default) and not whole_for_float:
+            raise StillmotionError(
+                f"parameter {name}: {value!r} is {type(value).__name__}; "
+                f"{notebook.stem} wants {type(default).__name__}, such as {default!r}"
+            )
+
+
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Parameter]) -> None:
+    """Run a notebook in a kernel of this Python; the output is written after each cell.
+
+    Raises:
+        NotebookFailed: a cell raised, or the kernel died.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    _prefer_own_kernel()
+    bar = {
+        "bar_format": "      cell {n_fmt}/{total_fmt}  {elapsed}",
+        "disable": not sys.stderr.isatty(),
+        "file": sys.stderr,
+        "leave": False,
+    }
+    try:
+        papermill.execute_notebook(
+            notebook,
+            output,
+            dict(parameters),
+            kernel_name="python3",
+            progress_bar=bar,
+            start_timeout=180,
+            # ipykernel 7.4 warns of an unencrypted connection, which never leaves this machine.
+            extra_arguments=["--IPKernelApp.log_level=40"],
+        )
+    except PapermillExecutionError as error:
+        text = " ".join(str(error.evalue).split())
+        raise NotebookFailed(f"cell {error.exec_count}: {error.ename}: {text}", output) from error
+    except DeadKernelError as error:
+        raise NotebookFailed("its kernel died; on a machine with little memory that is the usual reason", output) from error
+
+
+def _prefer_own_kernel() -> None:
+    """Put the kernel specs of this environment first: one of another Python may go by the same name."""
+    own = str(Path(sys.prefix) / "share" / "jupyter")
+    paths = os.environ.get("JUPYTER_PATH", "").split(os.pathsep)
+    if paths[0] != own:
+        os.environ["JUPYTER_PATH"] = os.pathsep.join([own, *(path for path in paths if path)])
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+:root {{ color-scheme: light dark; }}
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1.25rem; font: 16px/1.6 system-ui, sans-serif; }}
+pre {{ overflow-x: auto; padding: .75rem 1rem; background: color-mix(in srgb, currentColor 7%, transparent);
+  border-radius: .5rem; font-size: .85rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+td, th {{ padding: .35rem .8rem; border-bottom: 1px solid color-mix(in srgb, currentColor 15%, transparent); }}
+img, video {{ max-width: 100%; height: auto; border-radius: .4rem; }}
+.prompt, .anchor-link {{ display: none; }}
+</style></head><body>{body}</body></html>
+"""
+
+
+def to_page(notebook: Path, page: Path) -> None:
+    """Write an executed notebook as one HTML file without its code and without anything from outside."""
+    from nbconvert import HTMLExporter
+
+    # The other templates of nbconvert load scripts from a content network.
+    exporter = HTMLExporter(template_name="basic", exclude_input=True)
+    body, _ = exporter.from_filename(str(notebook))
+    page.write_text(_PAGE.format(title=html.escape(notebook.stem), body=body), encoding="utf-8")

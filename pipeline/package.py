@@ -1,0 +1,91 @@
+"""Puts a checkpoint into the BentoML store, and proves that what is stored animates as the source does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .card import model_card
+from .engine import AnimationRequest, Animator, ModelInfo
+from .errors import ModelError
+from .sources import EMBEDDED_TEACHER, name_of
+
+# Figures of `pipeline evaluate` that describe the model and not the run.
+_KEPT = (
+    "clips",
+    "seed",
+    "motion_accuracy",
+    "first_frame_psnr_db",
+    "vae_psnr_db",
+    "ground_truth_psnr_db",
+    "psnr_to_teacher_db",
+)
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model in the store.
+
+    Attributes:
+        tag: `animator:<version>`.
+        path: its folder.
+        info: its `animator.json`.
+        max_difference: between frames of source and stored model from the same seed, in steps of 255.
+    """
+
+    tag: str
+    path: Path
+    info: ModelInfo
+    max_difference: int
+
+
+def package(source: Animator, metrics: Mapping[str, object]) -> Packaged:
+    """Save a loaded checkpoint into the store, load it from there, and compare the two.
+
+    Args:
+        metrics: of `pipeline evaluate`; they go into `animator.json` and the card.
+
+    Raises:
+        ModelError: the store cannot be written, or the stored model animates differently; then it
+            is taken out of the store again.
+    """
+    import bentoml
+
+    from .store import save_to_store
+
+    embedded = source.name == name_of(EMBEDDED_TEACHER)
+    kept = {key: value for key in _KEPT if isinstance(value := metrics.get(key), (int, float, str))}
+    info = replace(source.info, metrics=kept)
+    try:
+        model = save_to_store(source.pipe, info, model_card(info, metrics, embedded))
+    except OSError as error:
+        place = os.environ.get("BENTOML_HOME", "~/bentoml")
+        raise ModelError(f"the BentoML store ({place}) cannot be written: {error}") from error
+    tag, path = str(model.tag), Path(model.path)
+    try:
+        stored = Animator.load(path, name=tag, device=str(source.pipe.device))
+        difference = max_difference(source, stored)
+        if difference:
+            raise ModelError(f"{tag}: animates differently from {source.name} (by up to {difference} of 255); not kept")
+    except BaseException:
+        bentoml.models.delete(tag)
+        raise
+    return Packaged(tag, path, stored.info, difference)
+
+
+def max_difference(one: Animator, other: Animator, seed: int = 7) -> int:
+    """Largest difference between the frames of two models from one seed, in steps of 255."""
+    size = one.info.width, one.info.height
+    # Every brightness and a gradient in each direction, so that no weight can hide.
+    ramp = np.linspace(0, 255, 256, dtype=np.uint8)
+    picture = Image.fromarray(
+        np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.full((256, 256), 90, np.uint8)], -1)
+    ).resize(size)
+    request = AnimationRequest("a red circle moves right", seed=seed)
+    clips = [model.animate(picture, request).clip.astype(np.int16) for model in (one, other)]
+    return int(np.abs(clips[0] - clips[1]).max())

@@ -1,0 +1,246 @@
+"""Runs a preset: its notebooks in order, in one folder, with progress, a report, and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from .errors import ModelError, StillmotionError
+from .notebooks import NotebookFailed, check_parameters, execute, parameters_of, to_page
+from .results import StageResult, read_result, write_atomically
+from .settings import NOTEBOOKS, Parameter, Preset, StageSettings, load_preset
+from .state import RunState, StageState, artefacts_of, stage_digest
+
+LATEST = "latest"
+
+# The runner gives these itself, to every notebook that has them.
+_OWN_PARAMETERS = ("run_folder", "teacher")
+
+
+class RunFailed(StillmotionError):
+    """A stage failed. Two lines: what and why; where to look and how to go on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: with notebooks, pictures, clips, `metrics.json` and `report.html`.
+        model: tag of the model that the last stage put into the store, if one did.
+    """
+
+    folder: Path
+    report: Path
+    model: str | None
+    metrics: dict[str, object]
+
+
+def start(
+    preset: str,
+    teacher: str = "",
+    runs: Path = Path("runs"),
+    parameters: Mapping[str, Parameter] | None = None,
+    notebooks: Path = NOTEBOOKS,
+) -> Path:
+    """Make the folder of a new run, after checking all that can be checked before any work.
+
+    Args:
+        teacher: folder or hub id; empty takes the shipped one.
+        parameters: given to each notebook that has them; they win over the preset's.
+
+    Raises:
+        StillmotionError: an unknown preset or parameter, or a folder that cannot be made.
+    """
+    settings = load_preset(preset)
+    given = dict(parameters or {})
+    _refuse_unknown(settings, given, notebooks)
+    # A hub id has no folder here; what looks like one is made absolute, since kernels have their own idea of "here".
+    teacher = str(Path(teacher).resolve()) if teacher and Path(teacher).exists() else teacher
+    now = datetime.now().astimezone()
+    name = f"{now:%Y%m%d-%H%M%S}-{Path(preset).stem}"
+    folder = runs.resolve() / name
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        for attempt in range(2, 100):
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                folder = runs.resolve() / f"{name}-{attempt}"
+    except OSError as error:
+        raise StillmotionError(f"{runs}: cannot hold a run ({error.strerror or error})") from error
+    state = RunState(
+        preset=preset,
+        teacher=teacher,
+        parameters=given,
+        command=_command_line(),
+        created=now.isoformat(timespec="seconds"),
+        stages=[StageState(name=stage.notebook) for stage in settings.stages],
+    )
+    state.save(folder)
+    _point_latest(folder)
+    return folder
+
+
+def go_on(folder: Path, notebooks: Path = NOTEBOOKS) -> Run:
+    """Run what is not done yet, or whose inputs have changed, and write the report.
+
+    Raises:
+        RunFailed: a stage failed; what is done stays, and the report tells so far.
+        KeyboardInterrupt: passed on; the run can be resumed.
+    """
+    state = RunState.read(folder)
+    settings = load_preset(state.preset)
+    _refuse_unknown(settings, state.parameters, notebooks)
+    kept = {stage.name: stage for stage in state.stages}
+    state.stages = [kept.get(stage.notebook, StageState(name=stage.notebook)) for stage in settings.stages]
+    tell(f"run {folder}")
+    failed: NotebookFailed | None = None
+    for k, stage in enumerate(settings.stages):
+        label = f"[{k + 1}/{len(settings.stages)}] {stage.notebook}"
+        failed = _stage(folder, state, k, stage, notebooks, label)
+        if failed is not None:
+            break
+    run = summarise(folder)
+    if failed is not None:
+        # Two lines: what and why; where to look and how to go on.
+        raise RunFailed(
+            f"{failed.notebook.stem}: {failed.reason}\n"
+            f"see {failed.notebook}; go on with: python -m pipeline run --resume {folder}"
+        )
+    return run
+
+
+def _stage(
+    folder: Path, state: RunState, k: int, stage: StageSettings, notebooks: Path, label: str
+) -> NotebookFailed | None:
+    """Run one stage unless it is done; the failure, if it failed."""
+    own = state.stages[k]
+    notebook = notebooks / f"{stage.notebook}.ipynb"
+    known = parameters_of(notebook)
+    given = {**stage.parameters, **{name: value for name, value in state.parameters.items() if name in known}}
+    digest = stage_digest(notebook, given, state.teacher, state.stages[:k])
+    if own.status == "done" and own.digest == digest and _intact(folder, own):
+        tell(f"{label}  done before ({own.seconds:.0f} s), kept")
+        return None
+    tell(f"{label}  started")
+    runner: dict[str, Parameter] = {"run_folder": str(folder), "teacher": state.teacher}
+    began = time.monotonic()
+    own.status, own.digest, own.artefacts, own.error = "running", digest, {}, ""
+    state.save(folder)
+    output = folder / f"{stage.notebook}.ipynb"
+    try:
+        execute(notebook, output, {**given, **{name: value for name, value in runner.items() if name in known}})
+        read_result(folder, stage.notebook)
+        own.status, own.artefacts = "done", artefacts_of(folder, stage.notebook)
+    except NotebookFailed as error:
+        own.status, own.error = "failed", error.reason
+        return error
+    except StillmotionError as error:
+        own.status, own.error = "failed", str(error)
+        return NotebookFailed(str(error), output)
+    except KeyboardInterrupt:
+        own.status = "interrupted"
+        tell(f"interrupted; go on with: python -m pipeline run --resume {folder}")
+        raise
+    finally:
+        own.seconds = round(time.monotonic() - began, 2)
+        state.save(folder)
+        tell(f"{label}  {own.status} after {own.seconds:.0f} s")
+    return None
+
+
+def _intact(folder: Path, stage: StageState) -> bool:
+    """Whether all that a stage made is still there as it made it, its model in the store included."""
+    if artefacts_of(folder, stage.name) != stage.artefacts:
+        return False
+    result = read_result(folder, stage.name)
+    if result.model is None:
+        return True
+    from .store import resolve, verify
+
+    try:
+        verify(resolve(result.model)[1])
+    except ModelError:
+        return False
+    return True
+
+
+def summarise(folder: Path) -> Run:
+    """Write `metrics.json`, the notebooks' pages and `report.html` from what is done."""
+    from .report import write_report
+
+    state = RunState.read(folder)
+    results: list[StageResult] = []
+    for stage in state.stages:
+        notebook = folder / f"{stage.name}.ipynb"
+        if notebook.is_file():
+            to_page(notebook, notebook.with_suffix(".html"))
+        if stage.status == "done":
+            results.append(read_result(folder, stage.name))
+    metrics: dict[str, object] = {
+        "preset": state.preset,
+        "command": state.command,
+        "created": state.created,
+        "seconds": {stage.name: stage.seconds for stage in state.stages},
+        "stages": {result.stage: result.metrics for result in results},
+    }
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    models = [result.model for result in results if result.model]
+    return Run(folder, write_report(folder), models[-1] if models else None, metrics)
+
+
+def find_run(name_or_folder: str, runs: Path) -> Path:
+    """Folder of an earlier run, by its path or its name below `runs`; "latest" is the newest.
+
+    Raises:
+        StillmotionError: there is none.
+    """
+    for folder in (Path(name_or_folder), runs / name_or_folder):
+        if (folder / "state.json").is_file():
+            return folder.resolve()
+    raise StillmotionError(f"{name_or_folder}: no such run, neither here nor in {runs}")
+
+
+def tell(line: str) -> None:
+    """A line of progress, on stderr since stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _refuse_unknown(preset: Preset, given: Mapping[str, Parameter], notebooks: Path) -> None:
+    every: dict[str, str] = {}
+    for stage in preset.stages:
+        notebook = notebooks / f"{stage.notebook}.ipynb"
+        known = parameters_of(notebook)
+        check_parameters(notebook, stage.parameters)
+        check_parameters(notebook, {name: value for name, value in given.items() if name in known})
+        every |= dict.fromkeys(known, stage.notebook)
+    for name in given:
+        if name in _OWN_PARAMETERS:
+            raise StillmotionError(f"parameter {name}: the run sets it; use --runs and --teacher")
+        if name not in every:
+            choice = ", ".join(sorted(set(every) - set(_OWN_PARAMETERS)))
+            raise StillmotionError(f"parameter {name}: no notebook of this preset has it; they have {choice}")
+
+
+def _command_line() -> str:
+    """What a person would type to repeat this."""
+    return shlex.join(["python", "-m", "pipeline", *sys.argv[1:]])
+
+
+def _point_latest(folder: Path) -> None:
+    """`runs/latest` leads to the newest run, where the file system has links."""
+    link, partial = folder.parent / LATEST, folder.parent / f".{LATEST}.{os.getpid()}"
+    try:
+        partial.symlink_to(folder.name)
+        partial.replace(link)
+    except OSError:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""Presets: which notebooks a run goes through, and with what parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import StillmotionError
+
+PRESETS = Path(__file__).parent / "presets"
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+Parameter = bool | int | float | str | None
+
+
+class StageSettings(BaseModel):
+    """One notebook of a run.
+
+    Attributes:
+        notebook: its name without folder and suffix; also the stage's name.
+        parameters: for its tagged cell; what is left out keeps the notebook's own value.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    notebook: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    parameters: dict[str, Parameter] = {}
+
+
+class Preset(BaseModel):
+    """A run from checkpoint to packaged model.
+
+    Attributes:
+        title: a line for the report.
+        stages: in order; each finds the results of those before it in the run's folder.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    stages: tuple[StageSettings, ...] = Field(min_length=1)
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_preset(name_or_file: str) -> Preset:
+    """Read a preset that ships with the project, or one of your own from a YAML file.
+
+    Raises:
+        StillmotionError: it is not there, or a key or value is wrong; the text names the key.
+    """
+    path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else PRESETS / f"{name_or_file}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Preset.model_validate(content)
+    except FileNotFoundError as error:
+        known = ", ".join(preset_names())
+        raise StillmotionError(f"preset {name_or_file}: not found; known are {known}, or give a .yaml file") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top)"
+        raise StillmotionError(f"{path}: {key}: {first['msg']}") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StillmotionError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error

@@ -1,0 +1,81 @@
+"""Where models come from: the checkpoint that the project ships, folders, the store, the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    from .engine import Animator
+
+EMBEDDED_TEACHER = Path(__file__).parent / "embedded" / "teacher"
+"""The small teacher that the project trains itself."""
+
+
+def embedded_teacher() -> Path:
+    """Folder of the shipped teacher.
+
+    Raises:
+        ModelError: this checkout has no weights.
+    """
+    if not (EMBEDDED_TEACHER / "model_index.json").is_file():
+        raise ModelError(
+            f"{EMBEDDED_TEACHER}: no weights there; name a checkpoint, or train one with `python -m pipeline train`"
+        )
+    return EMBEDDED_TEACHER
+
+
+def open_checkpoint(source: str | Path | None, device: str | None = None) -> Animator:
+    """An animator around a checkpoint as published or trained, not packaged.
+
+    Args:
+        source: folder in diffusers format or hub id; None takes the shipped teacher.
+
+    Raises:
+        ModelError: with what to do, on one line.
+    """
+    from .engine import Animator, default_device, load_pipeline
+    from .store import describe
+
+    source = embedded_teacher() if not source else source
+    pipe = load_pipeline(source).to(device or default_device())
+    pipe.set_progress_bar_config(disable=True)
+    name = name_of(source)
+    return Animator(pipe, describe(pipe, name, {}), name)
+
+
+def open_model(tag_or_folder: str | None, device: str | None = None) -> Animator:
+    """An animator around a packaged model or a checkpoint's folder.
+
+    Args:
+        tag_or_folder: None takes the newest model of the store, or the shipped teacher where the
+            store has none.
+
+    Raises:
+        ModelError: missing, damaged, or of an unknown family.
+    """
+    from .engine import INFO_FILE, Animator
+    from .store import MODEL_NAME, resolve
+
+    if not tag_or_folder:
+        try:
+            tag_or_folder = f"{MODEL_NAME}:latest"
+            resolve(tag_or_folder)
+        except ModelError:
+            return open_checkpoint(None, device)
+    folder = Path(tag_or_folder)
+    if (folder / "model_index.json").is_file() and not (folder / INFO_FILE).is_file():
+        return open_checkpoint(folder, device)
+    name, folder = resolve(tag_or_folder)
+    return Animator.load(folder, name=name, device=device)
+
+
+def name_of(source: str | Path) -> str:
+    """What to call a checkpoint: "embedded teacher", a folder's name, or the hub id."""
+    folder = Path(source)
+    if folder.is_dir():
+        folder = folder.resolve()
+        return "embedded teacher" if folder == EMBEDDED_TEACHER.resolve() else folder.name
+    return str(source)
