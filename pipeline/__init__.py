@@ -1,0 +1,28 @@
+"""Everything about the model: checkpoint, optimise, distil, package. No HTTP, no traffic.
+
+- `animation`: `ImageAnimationPipeline`, a still picture and a prompt to a clip.
+- `families`, `guidance`: how checkpoints of each kind are conditioned, and how branches are combined.
+- `clips`, `train`: generated clips, and the training of the embedded teacher on them.
+- `store`, `engine`: packaged models, and what a server needs to run one.
+- `images`, `video`: pictures in, clips out.
+
+`from pipeline import ImageAnimationPipeline` is the whole public surface for code that brings its own checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .animation import ImageAnimationPipeline, ImageAnimationPipelineOutput
+
+__all__ = ["ImageAnimationPipeline", "ImageAnimationPipelineOutput"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing diffusers takes ten seconds, which most commands do not need.
+    if name in __all__:
+        from . import animation
+
+        return getattr(animation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

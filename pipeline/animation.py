@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -46,7 +46,7 @@ class ImageAnimationPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffuse
             in [0, 1]; "latent", `(batch, 4, frames, height, width)`.
     """
 
-    frames: list[list[Image]] | np.ndarray | Tensor
+    frames: Any
 
 
 class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
@@ -70,8 +70,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _optional_components = ["image_encoder", "feature_extractor", "motion_adapter"]
-    _callback_tensor_inputs = ["latents"]
+    _optional_components: ClassVar[list[str]] = ["image_encoder", "feature_extractor", "motion_adapter"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     def __init__(
         self,
@@ -124,20 +124,19 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
     @property
     def default_size(self) -> tuple[int, int]:
         """Height and width in pixels of a clip when a call names none."""
-        if self.family.default_size is not None and self.unet.config.sample_size is None:
-            return self.family.default_size
-        # Published I2VGen-XL U-Nets say `sample_size` 32, which is not what they are used with.
-        if self.family.default_size is not None and self.vae_scale_factor == 8:
-            return self.family.default_size
         side = self.unet.config.sample_size
+        # Published I2VGen-XL U-Nets say `sample_size` 32, which is not what they are used with.
+        published = side is None or (side == 32 and self.vae_scale_factor == 8)
+        if published and self.family.default_size is not None:
+            return self.family.default_size
         height, width = side if isinstance(side, (tuple, list)) else (side, side)
         return height * self.vae_scale_factor, width * self.vae_scale_factor
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
-        """As `DiffusionPipeline.from_pretrained`; a folder that holds only fp16 files needs no `variant`."""
+        """As `DiffusionPipeline.from_pretrained`; a folder with fp16 files alone needs no `variant`."""
         folder = Path(pretrained_model_name_or_path)
-        if "variant" not in kwargs and folder.is_dir() and _only_variant(folder, "fp16"):
+        if "variant" not in kwargs and folder.is_dir() and _needs_variant(folder, "fp16"):
             kwargs["variant"] = "fp16"
         return cast(ImageAnimationPipeline, super().from_pretrained(str(pretrained_model_name_or_path), **kwargs))
 
@@ -169,7 +168,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         if clip_skip is None:
             return cast(Tensor, output.last_hidden_state)
         # transformers 5 took the inner `text_model` away (diffusers #14124).
-        inner = getattr(self.text_encoder, "text_model", self.text_encoder)
+        inner: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
         return cast(Tensor, inner.final_layer_norm(output.hidden_states[-(clip_skip + 1)]))
 
     def encode_pixels(self, pixels: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
@@ -188,7 +187,9 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             latents = posterior.mode()
         elif isinstance(generator, list):
             parts = zip(posterior.mean, posterior.std, generator, strict=True)
-            latents = torch.stack([m + s * randn_tensor(m.shape, generator=g, device=m.device, dtype=m.dtype) for m, s, g in parts])
+            latents = torch.stack(
+                [m + s * randn_tensor(m.shape, generator=g, device=m.device, dtype=m.dtype) for m, s, g in parts]
+            )
         else:
             latents = posterior.sample(generator)
         return cast(Tensor, (latents * self.vae.config.scaling_factor).to(self.unet.dtype))
@@ -202,11 +203,17 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         batch, _, frames, _, _ = latents.shape
         flat = (latents / self.vae.config.scaling_factor).transpose(1, 2).flatten(0, 1)  # (batch * frames, 4, h, w)
         parts = [self.vae.decode(part.to(self.vae.dtype)).sample for part in flat.split(chunk or flat.shape[0])]
-        video = torch.cat(parts).unflatten(0, (batch, frames)).transpose(1, 2)
+        video: Tensor = torch.cat(parts).unflatten(0, (batch, frames)).transpose(1, 2)
         return video.float()
 
     def conditions(
-        self, full: Sequence[str], negative: Sequence[str], image: ImageConditioning, guidance: Guidance, fps: int, clip_skip: int | None
+        self,
+        full: Sequence[str],
+        negative: Sequence[str],
+        image: ImageConditioning,
+        guidance: Guidance,
+        fps: int,
+        clip_skip: int | None,
     ) -> Conditioning:
         """What the U-Net is told in all branches of `guidance`, stacked along the batch."""
         device = self._execution_device
@@ -246,7 +253,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         callback_on_step_end: StepCallback | None = None,
         return_dict: bool = True,
-    ) -> ImageAnimationPipelineOutput | tuple[Any, ...]:
+    ) -> Any:
         """Animate pictures.
 
         Args:
@@ -265,6 +272,9 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             callback_on_step_end: called as `(pipe, step, timestep, {"latents": ...})` after each
                 step, as in diffusers; an exception that it raises stops the call.
 
+        Returns:
+            `ImageAnimationPipelineOutput`, or a tuple of its frames alone where `return_dict` is false.
+
         Raises:
             ValueError: an argument is out of its range; the text begins with the argument's name.
         """
@@ -279,7 +289,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             self.config.image_guidance_scale if image_guidance_scale is _OF_FAMILY else image_guidance_scale,
         )
         skip = self._default_clip_skip() if clip_skip is _OF_FAMILY else clip_skip
-        self._check(height, width, frames, steps, rate)
+        self._check(height, width, frames, steps, rate, skip)
 
         noise_shape = (len(prompts), 4, frames, height // self.vae_scale_factor, width // self.vae_scale_factor)
         if self.family.noise_before_image:
@@ -324,13 +334,15 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             return given.to(device=self._execution_device, dtype=self.unet.dtype)
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise ValueError(f"generator: {len(generator)} generators for {shape[0]} clips")
-        return cast(Tensor, randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype))
+        return cast(
+            Tensor, randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
+        )
 
     def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters
         return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
 
-    def _check(self, height: int, width: int, frames: int, steps: int, fps: int) -> None:
+    def _check(self, height: int, width: int, frames: int, steps: int, fps: int, clip_skip: int | None) -> None:
         factor = self.vae_scale_factor
         for name, value in (("height", height), ("width", width)):
             if value % factor or value < 2 * factor:
@@ -338,6 +350,9 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         for name, value in (("num_frames", frames), ("num_inference_steps", steps), ("fps", fps)):
             if value < 1:
                 raise ValueError(f"{name}: {value} is below 1")
+        layers = self.text_encoder.config.num_hidden_layers
+        if clip_skip is not None and not 0 <= clip_skip <= layers:
+            raise ValueError(f"clip_skip: {clip_skip} is outside 0 to {layers}, the layers of the text encoder")
 
 
 def _broadcast(
@@ -355,10 +370,13 @@ def _broadcast(
     return images, prompts, negatives
 
 
-def _only_variant(folder: Path, variant: str) -> bool:
-    """Whether each weight file of a pipeline folder is of this variant."""
-    files = [*folder.glob("*/*.safetensors"), *folder.glob("*/*.bin")]
-    return bool(files) and all(f".{variant}." in file.name for file in files)
+def _needs_variant(folder: Path, variant: str) -> bool:
+    """Whether a component of a pipeline folder has weights of this variant and no others."""
+    named = re.compile(rf"\.{re.escape(variant)}[.-]")  # whole files and parts of sharded ones
+    components: dict[Path, list[bool]] = {}
+    for file in [*folder.glob("*/*.safetensors"), *folder.glob("*/*.bin")]:
+        components.setdefault(file.parent, []).append(bool(named.search(file.name)))
+    return any(all(is_variant) for is_variant in components.values())
 
 
 def _name_portable_classes(index: Path) -> None:

@@ -40,6 +40,7 @@ class Guidance:
 
         A branch of weight 0 is left out, so that scales of 1 cost one pass a step and not three.
         """
+        every: tuple[tuple[str, float], ...]
         if self.image is None:
             # diffusers' pipelines guide only above 1; below, the full branch stands alone.
             text = max(1.0, self.text)

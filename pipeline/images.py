@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,9 @@ def check_header(data: bytes | Path, limits: PictureLimits | None = None) -> tup
     if size == 0:
         raise InputError("image", "empty", "the file is empty")
     if size > limits.max_bytes:
-        raise InputError("image", "too_large", f"{size} bytes is over the limit of {limits.max_bytes} bytes", status=413)
+        raise InputError(
+            "image", "too_large", f"{size} bytes is over the limit of {limits.max_bytes} bytes", status=413
+        )
     with _opened(data) as picture:
         width, height = picture.size
     if max(width, height) > limits.max_side or width * height > limits.max_pixels:
@@ -108,9 +111,24 @@ def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     """Scale by area until the picture just covers `width` x `height`, then cut out its centre."""
     if image.size == (width, height):
         return image
+    image = _shorten(image, width / height)
     scale = min(image.width / width, image.height / height)
     scaled = max(width, round(image.width // scale)), max(height, round(image.height // scale))
     image = image.resize(scaled, resample=Resampling.BOX)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _shorten(image: Image.Image, aspect: float) -> Image.Image:
+    """Cut the ends off a picture that is far longer than it is to become.
+
+    Scaled up as a whole, a ribbon of 16,000 x 8 pixels would take gigabytes before its centre is cut out.
+    """
+    longest_width = math.ceil(16 * aspect * image.height)
+    longest_height = math.ceil(16 / aspect * image.width)
+    width, height = min(image.width, longest_width), min(image.height, longest_height)
+    if (width, height) == image.size:
+        return image
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 

@@ -68,7 +68,9 @@ def save_to_store(pipe: ImageAnimationPipeline, info: ModelInfo, card: str) -> b
     import bentoml
 
     labels = {"family": info.family, "runtime": info.runtime, "precision": info.precision}
-    with bentoml.models.create(MODEL_NAME, labels=labels, metadata={"steps": info.steps, "passes": info.passes}) as model:
+    with bentoml.models.create(
+        MODEL_NAME, labels=labels, metadata={"steps": info.steps, "passes": info.passes}
+    ) as model:
         write_package(pipe, Path(model.path), info, card)
     # Inside the block `path` is a temporary folder; ask again for the place where it came to rest.
     return bentoml.models.get(model.tag)

@@ -34,4 +34,12 @@ def family_of(unet: nn.Module) -> TeacherFamily:
     )
 
 
-__all__ = ["FAMILIES", "Conditioning", "ImageConditioning", "TeacherFamily", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "Conditioning",
+    "I2VGenXLFamily",
+    "ImageConditioning",
+    "PIAFamily",
+    "TeacherFamily",
+    "family_of",
+]

@@ -61,7 +61,9 @@ class Conditioning:
             return None if parts[0] is None else torch.cat([p for p in parts if p is not None])
 
         latents = torch.cat([b.image.latents for b in branches])
-        image = ImageConditioning(latents, cat([b.image.embedding for b in branches]), cat([b.image.mask for b in branches]))
+        image = ImageConditioning(
+            latents, cat([b.image.embedding for b in branches]), cat([b.image.mask for b in branches])
+        )
         return Conditioning(torch.cat([b.text for b in branches]), image, torch.cat([b.fps for b in branches]))
 
     def with_image(self, image: ImageConditioning) -> Conditioning:

@@ -1,0 +1,216 @@
+"""Small random models of both families, and diffusers' own pipelines around the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    I2VGenXLUNet,
+    MotionAdapter,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
+from diffusers.pipelines.deprecated.i2vgen_xl.pipeline_i2vgen_xl import I2VGenXLPipeline
+from diffusers.pipelines.deprecated.pia.pipeline_pia import PIAPipeline
+from PIL import Image
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from pipeline import ImageAnimationPipeline
+from pipeline.train.text import build_feature_extractor, build_image_encoder, build_tokenizer
+
+WIDTH = 32  # of text and image embeddings
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    # Threads cost more than they bring on tensors this small.
+    torch.set_num_threads(1)
+
+
+def _wake(module: nn.Module) -> None:
+    """Fill the layers that begin at zero, so that a difference behind them shows."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+
+
+def _text_encoder(tokenizer: Any) -> CLIPTextModel:
+    # Three layers, so that leaving out the last one makes a difference.
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _vae() -> AutoencoderKL:
+    """Factor 4, four latent channels."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=32,
+    )
+
+
+def _i2vgen_unet() -> I2VGenXLUNet:
+    return I2VGenXLUNet(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+    )
+
+
+def unet_2d() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+    )
+
+
+def motion_adapter(conv_in_channels: int | None = 9) -> MotionAdapter:
+    return MotionAdapter(
+        block_out_channels=(8, 16),
+        motion_layers_per_block=1,
+        motion_mid_block_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=4,
+        conv_in_channels=conv_in_channels,
+    )
+
+
+def _scheduler() -> DDIMScheduler:
+    return DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+
+
+@pytest.fixture(scope="session")
+def i2vgen_parts() -> dict[str, Any]:
+    """Components of a random I2VGen-XL checkpoint. Tests leave them as they are."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    parts = {
+        "vae": _vae(),
+        "text_encoder": _text_encoder(tokenizer),
+        "unet": _i2vgen_unet(),
+        "image_encoder": build_image_encoder(32, WIDTH),
+    }
+    for part in parts.values():
+        _wake(part.eval())
+    return {
+        **parts,
+        "tokenizer": tokenizer,
+        "scheduler": _scheduler(),
+        "feature_extractor": build_feature_extractor(32),
+    }
+
+
+@pytest.fixture(scope="session")
+def pia_parts() -> dict[str, Any]:
+    """Components of a random PIA checkpoint: a picture U-Net and a motion adapter."""
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer()
+    parts = {
+        "vae": _vae(),
+        "text_encoder": _text_encoder(tokenizer),
+        "unet": unet_2d(),
+        "motion_adapter": motion_adapter(),
+    }
+    for part in parts.values():
+        _wake(part.eval())
+    return {**parts, "tokenizer": tokenizer, "scheduler": _scheduler()}
+
+
+def _quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def i2vgen_reference(i2vgen_parts) -> I2VGenXLPipeline:
+    return _quiet(I2VGenXLPipeline(**i2vgen_parts))
+
+
+@pytest.fixture
+def i2vgen(i2vgen_parts) -> ImageAnimationPipeline:
+    return _quiet(ImageAnimationPipeline(**i2vgen_parts))
+
+
+@pytest.fixture(scope="session")
+def _pia_unet(pia_parts) -> UNetMotionModel:
+    unet = UNetMotionModel.from_unet2d(pia_parts["unet"], pia_parts["motion_adapter"]).eval()
+    _wake(unet)
+    return unet
+
+
+@pytest.fixture
+def pia_reference(pia_parts, _pia_unet) -> PIAPipeline:
+    return _quiet(PIAPipeline(**{**pia_parts, "unet": _pia_unet}))
+
+
+@pytest.fixture
+def pia(pia_parts, _pia_unet) -> ImageAnimationPipeline:
+    return _quiet(ImageAnimationPipeline(**{**pia_parts, "unet": _pia_unet}))
+
+
+@pytest.fixture(params=["i2vgen", "pia"])
+def pipe(request) -> ImageAnimationPipeline:
+    """Our pipeline around each family in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def picture() -> Callable[..., Image.Image]:
+    """Makes pictures of random pixels that vary slowly, as pictures do."""
+
+    def make(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
+        rough = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
+
+    return make
+
+
+@pytest.fixture
+def equal_weights() -> Callable[[DiffusionPipeline, DiffusionPipeline], bool]:
+    """Whether two pipelines hold the same weights, bit by bit."""
+
+    def compare(one: DiffusionPipeline, other: DiffusionPipeline) -> bool:
+        for name, part in one.components.items():
+            if isinstance(part, nn.Module):
+                mine, theirs = part.state_dict(), getattr(other, name).state_dict()
+                if mine.keys() != theirs.keys() or not all(torch.equal(mine[k], theirs[k]) for k in mine):
+                    return False
+        return True
+
+    return compare
