@@ -191,10 +191,10 @@ class Animator:
             compute_s=time.perf_counter() - began,
         )
 
-    def warm_up(self) -> None:
+    def warm_up(self, on_step: StepListener | None = None) -> Animation:
         """Make one animation of a grey picture, so that the first person does not wait for it."""
         grey = Image.new("RGB", (self.info.width, self.info.height), (127, 127, 127))
-        self.animate(grey, AnimationRequest(prompt="", seed=0))
+        return self.animate(grey, AnimationRequest(prompt="", seed=0), on_step)
 
 
 def default_device() -> str:

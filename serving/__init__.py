@@ -1,0 +1,13 @@
+"""What `service.py` needs to put the engine behind HTTP, one request at a time.
+
+- `settings`: typed, from the environment.
+- `admission`: the slot and its state machine.
+- `middleware`: admits, refuses, reads bodies, watches clients and deadlines.
+- `form`: multipart to a checked request.
+- `host`: loads the model and computes.
+- `endpoints`, `exchange`, `replies`: what an admitted request gets.
+- `lifecycle`: start, give up, drain.
+- `metrics`, `openapi`, `page`: what others see.
+
+Nothing here imports PyTorch before the model is loaded in the background.
+"""

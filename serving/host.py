@@ -1,0 +1,258 @@
+"""Holds the model: loads it in the background, computes one animation at a time, says how it stands."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from PIL import Image
+
+from pipeline import images, video
+from pipeline.engine import Animation, AnimationRequest, ModelInfo, StepListener
+from pipeline.errors import Cancelled, StillmotionError
+
+from .admission import Slot, Ticket
+
+if TYPE_CHECKING:
+    from .form import Form
+    from .metrics import Metrics
+    from .settings import Settings
+
+logger = logging.getLogger("bentoml.stillmotion")
+
+
+class Engine(Protocol):
+    """What the service needs of a loaded model; `pipeline.engine.Animator` is one."""
+
+    info: ModelInfo
+    name: str
+
+    def check(self, request: AnimationRequest) -> None: ...
+
+    def animate(
+        self, image: Image.Image, request: AnimationRequest, on_step: StepListener | None = None
+    ) -> Animation: ...
+
+    def warm_up(self, on_step: StepListener | None = None) -> Animation: ...
+
+
+class State(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Video:
+    """An encoded animation.
+
+    Attributes:
+        compute_s: from the picture's decoding to the video's encoding.
+    """
+
+    data: bytes
+    format: video.Format
+    animation: Animation
+    compute_s: float
+
+    @property
+    def media_type(self) -> str:
+        return video.MEDIA_TYPES[self.format]
+
+
+class Pace:
+    """Moving averages of how long a step takes, and what comes after the last one."""
+
+    def __init__(self, weight: float = 0.3) -> None:
+        self._weight = weight
+        self.step_s: float | None = None
+        self.tail_s: float | None = None
+
+    def step(self, seconds: float) -> None:
+        self.step_s = self._mixed(self.step_s, seconds)
+
+    def tail(self, seconds: float) -> None:
+        self.tail_s = self._mixed(self.tail_s, seconds)
+
+    def left_s(self, steps: int) -> float:
+        return steps * (self.step_s or 0.0) + (self.tail_s or 0.0)
+
+    def _mixed(self, old: float | None, new: float) -> float:
+        return new if old is None else (1 - self._weight) * old + self._weight * new
+
+
+class Host:
+    """One server's model and its slot.
+
+    Args:
+        settings: of the service.
+        load: gives the model; called once, in the compute thread. Raises ModelError.
+        on_failure: called with one line when the model cannot be served; does not return in a server.
+        make_metrics: called at `start`, in the process that serves.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Engine],
+        on_failure: Callable[[str], None],
+        make_metrics: Callable[[], Metrics],
+    ) -> None:
+        self.settings = settings
+        self._load, self._on_failure, self._make_metrics = load, on_failure, make_metrics
+        self.slot = Slot(on_change=self._load_changed)
+        self.state = State.LOADING
+        self._engine: Engine | None = None
+        self._metrics: Metrics | None = None
+        self._pace = Pace()
+        self._steps_left = 0
+        # A thread of its own: nothing else computes there, and what PyTorch keeps for a thread stays warm.
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
+
+    @property
+    def metrics(self) -> Metrics:
+        if self._metrics is None:
+            raise RuntimeError("the host has not been started")
+        return self._metrics
+
+    @property
+    def ready(self) -> bool:
+        return self.state is State.READY
+
+    @property
+    def draining(self) -> bool:
+        return self.state is State.DRAINING
+
+    @property
+    def engine(self) -> Engine:
+        """The loaded model.
+
+        Raises:
+            RuntimeError: there is none yet; requests are refused until there is.
+        """
+        if self._engine is None:
+            raise RuntimeError("the model is not loaded")
+        return self._engine
+
+    @property
+    def loaded(self) -> bool:
+        return self._engine is not None
+
+    def start(self) -> None:
+        """Load and warm up in the background."""
+        self._metrics = self._make_metrics()
+        self.executor.submit(self._prepare)
+
+    def drain(self) -> None:
+        """Take no further requests; what is in flight goes on."""
+        self.state = State.DRAINING
+        self.metrics.ready.set(0)
+
+    def wait_s(self) -> float:
+        """Seconds until the slot is likely to be free: the steps left at the speed of those before."""
+        return self._pace.left_s(self._steps_left)
+
+    def compute(self, ticket: Ticket, form: Form, on_step: StepListener | None) -> Video:
+        """Make one video, in the compute thread (`executor`).
+
+        Raises:
+            InputError: the picture's data is damaged.
+            Cancelled: nobody waits for it any more.
+        """
+        engine, metrics = self.engine, self.metrics
+        ticket.begin()
+        logger.info("computing begins")
+        began = last = time.perf_counter()
+
+        def after_step(done: int, total: int) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            metrics.step_seconds.observe(now - last)
+            self._pace.step(now - last)
+            last = now
+            self._show_left(total - done)
+            metrics.count_busy(self.slot)
+            ticket.check()
+            if on_step is not None:
+                on_step(done, total)
+
+        try:
+            self._show_left(engine.info.steps)
+            picture = images.decode(form.image, self.settings.picture_limits)
+            ticket.check()
+            if on_step is not None:
+                on_step(0, engine.info.steps)
+            last = time.perf_counter()
+            animation = engine.animate(picture, form.request, after_step)
+            ticket.check()
+            data = video.encode(animation.clip, animation.fps, form.format)
+            compute_s = time.perf_counter() - began
+            self._pace.tail(time.perf_counter() - last)
+            metrics.compute_seconds.observe(compute_s)
+            return Video(data, form.format, animation, compute_s)
+        except Cancelled:
+            metrics.cancelled.labels(reason=ticket.reason or "unknown").inc()
+            raise
+        finally:
+            self._show_left(0)
+            logger.info("computing ended after %.3f s%s", time.perf_counter() - began, f": {ticket.reason}" * bool(ticket.reason))
+            ticket.computed()
+
+    def _prepare(self) -> None:
+        began = time.perf_counter()
+        try:
+            engine = self._load()
+            logger.info("%s is loaded after %.1f s; warming up", engine.name, time.perf_counter() - began)
+            last = time.perf_counter()
+
+            def after_step(done: int, total: int) -> None:
+                nonlocal last
+                if self.state is State.DRAINING:
+                    raise Cancelled("the server is stopping")
+                # The first step pays for what later ones find ready.
+                if done > 1 or total == 1:
+                    self._pace.step(time.perf_counter() - last)
+                last = time.perf_counter()
+
+            animation = engine.warm_up(after_step)
+            video.encode(animation.clip, animation.fps, "mp4")
+            self._pace.tail(time.perf_counter() - last)
+        except Cancelled:
+            return
+        except StillmotionError as error:
+            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001  # PyTorch and its libraries raise anything
+            logger.debug("loading failed", exc_info=True)
+            self._fail(f"the model could not be made ready: {type(error).__name__}: {first_line(error)}")
+        else:
+            self._engine = engine
+            self.metrics.describe(self.settings.region, engine.name, engine.info)
+            self.metrics.load_seconds.set(time.perf_counter() - began)
+            if self.state is State.LOADING:
+                self.state = State.READY
+                self.metrics.ready.set(1)
+            logger.info("%s is ready after %.1f s", engine.name, time.perf_counter() - began)
+
+    def _fail(self, message: str) -> None:
+        self.state = State.FAILED
+        self._on_failure(message)
+
+    def _show_left(self, steps: int) -> None:
+        self._steps_left = steps
+        self.metrics.steps_left.set(steps)
+
+    def _load_changed(self, load: int) -> None:
+        self.metrics.load.set(load)
+        if load:
+            # Until the computation says otherwise: a refusal in between must not promise the next second.
+            self._steps_left = self.engine.info.steps if self.loaded else 0
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

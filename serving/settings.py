@@ -1,0 +1,79 @@
+"""Settings of the service, read from the environment; the defaults are written here once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import StillmotionError
+from pipeline.images import PictureLimits
+
+PREFIX = "STILLMOTION_"
+DEFAULT_MODEL = "animator:latest"
+
+
+class SettingsError(StillmotionError):
+    """An environment variable that cannot be used; the text names it."""
+
+
+class Settings(BaseModel):
+    """Each field is read from `STILLMOTION_<NAME IN CAPITALS>`.
+
+    Variables with the prefix that name no field are left alone: Kubernetes adds some of its own
+    (`STILLMOTION_SERVICE_HOST`) beside a Service of that name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str | None = Field(default=None, min_length=1)
+    """Tag in the BentoML store, or a folder. None: the one pinned in the Bento, else `animator:latest`."""
+    device: str | None = Field(default=None, min_length=1)
+    """As PyTorch names it, for example `cuda:0`. None: CUDA where there is some, else CPU."""
+    region: str = Field(default="local", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Name of the region this server stands in; goes into response headers."""
+    deadline_s: float = Field(default=120.0, gt=0, le=3000, allow_inf_nan=False)
+    """From admission to the finished video. The computation is stopped when it passes."""
+    upload_s: float = Field(default=20.0, gt=0, le=600, allow_inf_nan=False)
+    """Time in which the whole request body must arrive: a slow upload keeps the GPU idle."""
+    send_s: float = Field(default=60.0, gt=0, le=600, allow_inf_nan=False)
+    """Time in which the client must have taken the response."""
+    max_image_bytes: int = Field(default=16 * 2**20, ge=1024, le=2**30)
+    max_image_pixels: int = Field(default=50_000_000, ge=64)
+    max_image_side: int = Field(default=16_384, ge=8)
+    min_image_side: int = Field(default=8, ge=1)
+    max_prompt_chars: int = Field(default=1000, ge=1, le=100_000)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Of a whole request: the picture, the prompt at four bytes a character, and what multipart adds."""
+        return self.max_image_bytes + 4 * self.max_prompt_chars + 16 * 1024
+
+    @property
+    def picture_limits(self) -> PictureLimits:
+        return PictureLimits(
+            max_bytes=self.max_image_bytes,
+            max_pixels=self.max_image_pixels,
+            max_side=self.max_image_side,
+            min_side=self.min_image_side,
+        )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Read the settings.
+
+        Raises:
+            SettingsError: on one line, naming each variable that is wrong and why.
+        """
+        values = {}
+        for name in cls.model_fields:
+            value = environment.get(PREFIX + name.upper(), "").strip()
+            if value:
+                values[name] = value
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            found = [
+                f"{PREFIX}{str(item['loc'][0]).upper()}={item['input']!r}: {item['msg']}" for item in error.errors()
+            ]
+            raise SettingsError("; ".join(found)) from error
