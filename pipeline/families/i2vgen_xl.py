@@ -84,7 +84,8 @@ class I2VGenXLFamily:
         std = torch.tensor(processor.image_std)[:, None, None]
         parameter = next(encoder.parameters())
         pixels = ((pixels - mean) / std).to(device=parameter.device, dtype=parameter.dtype)
-        return cast(Tensor, encoder(pixels).image_embeds).unsqueeze(1)
+        # From fp16 files transformers keeps the encoder in half precision, where diffusers widens the U-Net.
+        return cast(Tensor, encoder(pixels).image_embeds).unsqueeze(1).to(pipe.unet.dtype)
 
     def two_branch_negative(self, image: ImageConditioning) -> ImageConditioning:
         assert image.embedding is not None
