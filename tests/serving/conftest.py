@@ -1,0 +1,221 @@
+"""Fixtures of the service's tests: a small random model in a store, and real servers of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 24
+
+
+@pytest.fixture(scope="session")
+def packaged_model():
+    """A tiny model with random weights, saved as `animator:latest`: its clips are noise, its HTTP is real."""
+    import torch
+
+    from pipeline.quiet import quiet_libraries
+
+    quiet_libraries()
+    from pipeline.store import describe, save_to_store
+    from pipeline.train.teacher import TeacherSettings, build_pipeline
+    from pipeline.train.vae import VaeSettings, build_vae
+
+    torch.manual_seed(0)
+    settings = TeacherSettings(size=32, frames=4, block_out_channels=(16, 16, 16))
+    pipe = build_pipeline(settings, build_vae(VaeSettings()))
+    pipe.register_to_config(num_inference_steps=STEPS)
+    return save_to_store(pipe, describe(pipe, "random weights", {}), "# Random weights\n")
+
+
+class Server:
+    """A `bentoml serve` process with a home of its own (a shared one would mix up the metrics)."""
+
+    def __init__(self, home: Path, log: Path, **settings) -> None:
+        models = Path(os.environ["BENTOML_HOME"]) / "models"
+        home.mkdir(parents=True)
+        if models.is_dir():
+            (home / "models").symlink_to(models)
+        self.url, self.log = f"http://127.0.0.1:{free_port()}", log
+        environment = os.environ | {
+            "BENTOML_HOME": str(home),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            **{f"STILLMOTION_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "bentoml",
+            "serve",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            self.url.rpartition(":")[2],
+        ]
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=10)
+
+    def animate(self, path: str = "/animate", timeout: float = 60, **fields) -> httpx.Response:
+        files, data = form(**fields)
+        return httpx.post(self.url + path, files=files, data=data, timeout=timeout)
+
+    def status_of(self, path: str) -> int | None:
+        try:
+            return self.get(path).status_code
+        except httpx.TransportError:
+            return None
+
+    def wait_until_ready(self, timeout_s: float = 120) -> list[int]:
+        """Statuses of `/readyz` on the way, without repetitions."""
+        seen: list[int] = []
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            status = self.status_of("/readyz")
+            if status is not None and seen[-1:] != [status]:
+                seen.append(status)
+            if status == 200:
+                return seen
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.2)
+        raise AssertionError(f"not ready: {seen}\n{self.log.read_text()}")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric's series that have these labels."""
+        total = 0.0
+        for line in self.get("/metrics").text.splitlines():
+            series, _, value = line.rpartition(" ")
+            if re.split(r"[{ ]", series)[0] == name and all(f'{k}="{v}"' in series for k, v in labels.items()):
+                total += float(value)
+        return total
+
+    def wait_until_free(self, timeout_s: float = 30) -> float:
+        """Seconds until the load is 0."""
+        began = time.monotonic()
+        while self.metric("stillmotion_load") > 0:
+            assert time.monotonic() - began < timeout_s, "the slot was not freed"
+            time.sleep(0.01)
+        return time.monotonic() - began
+
+    def computations(self) -> list[str]:
+        """Beginnings and ends of computations, in the order of the log."""
+        return re.findall(r"computing (begins|ended)", self.log.read_text())
+
+    def stop(self) -> int:
+        """End it as an orchestrator would; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def server(packaged_model, tmp_path_factory):
+    """A server that all tests share; each leaves it free."""
+    folder = tmp_path_factory.mktemp("server")
+    server = Server(folder / "home", folder / "log", region="test-1", upload_s=2)
+    try:
+        server.ready_seen = server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """Starts a server of a test's own."""
+    started = []
+
+    def start(**settings) -> Server:
+        server = Server(tmp_path / f"home-{len(started)}", tmp_path / f"log-{len(started)}", **settings)
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def damaged_model(packaged_model, tmp_path):
+    """A copy of the model in which one byte of a file was changed after it was packaged."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(packaged_model.path, folder)
+    with (folder / "vae" / "config.json").open("a", encoding="utf-8") as file:
+        file.write(" ")
+    return folder
+
+
+def picture(size=(48, 40), mode="RGB", file_format="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    colour = {"RGB": (200, 40, 40), "CMYK": (0, 200, 200, 20)}.get(mode, 1)
+    Image.new(mode, size, colour).save(buffer, format=file_format, **options)
+    return buffer.getvalue()
+
+
+def form(image: bytes | str | None = None, prompt: bytes | str = "a red circle moves right", **fields):
+    """Files and data of a request; a str as `image` is sent as text."""
+    image = picture() if image is None else image
+    data = {"prompt": prompt, **fields}
+    if isinstance(image, str):
+        # A file without a name is how httpx sends a text field beside others as multipart.
+        return {"image": (None, image)}, data
+    return {"image": ("picture.png", image)}, data
+
+
+def body_of(image: bytes | None = None, **fields) -> tuple[bytes, dict[str, str]]:
+    """The same as bytes and headers, for tests that speak HTTP by hand."""
+    files, data = form(image, **fields)
+    request = httpx.Request("POST", "http://test/animate", files=files, data=data)
+    return request.read(), {"Content-Type": request.headers["Content-Type"]}
+
+
+def free_port() -> int:
+    """A free port below those that the system hands out to clients."""
+    for port in range(20_000 + os.getpid() % 5_000, 32_000):
+        with socket.socket() as candidate:
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")
+
+
+@pytest.fixture
+def make():
+    """Pictures and bodies of requests."""
+
+    class Make:
+        picture = staticmethod(picture)
+        form = staticmethod(form)
+        body = staticmethod(body_of)
+
+    return Make

@@ -1,0 +1,173 @@
+"""A real `bentoml serve` process, from outside."""
+
+import asyncio
+import base64
+import io
+import json
+import socket
+import time
+
+import httpx
+import pytest
+from PIL import Image
+
+from pipeline.video import decode
+
+STEPS = 24
+
+
+async def _burst(server, body, headers, count):
+    """Send `count` requests at the same moment, each on a connection that is open already."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    request = f"POST /animate HTTP/1.1\r\nHost: test\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    connections = [await asyncio.open_connection(*server.address) for _ in range(count)]
+
+    async def ask(reader, writer):
+        writer.write(request)
+        await writer.drain()
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        names = dict(line.lower().split(": ", 1) for line in head.strip().splitlines()[1:])
+        content = await reader.readexactly(int(names["content-length"]))
+        writer.close()
+        return int(head.split()[1]), names, content
+
+    return await asyncio.gather(*(ask(*connection) for connection in connections))
+
+
+def test_readiness_goes_from_503_to_200(server):
+    assert server.ready_seen == [503, 200]
+
+
+def test_an_animation_comes_back_as_a_video_with_headers_that_say_how_it_was_made(server, make):
+    reply = server.animate(seed=7)
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "video/mp4"
+    assert reply.headers["x-stillmotion-seed"] == "7"
+    assert reply.headers["x-stillmotion-model"].startswith("animator:")
+    assert reply.headers["x-stillmotion-steps"] == str(STEPS)
+    assert int(reply.headers["x-stillmotion-passes"]) % STEPS == 0
+    assert float(reply.headers["x-stillmotion-compute-seconds"]) > 0
+    assert reply.headers["x-stillmotion-region"] == "test-1"
+    clip = decode(reply.content)
+    assert clip.shape[0] == 4
+    assert min(clip.shape[1:3]) >= 256
+    assert server.animate(seed=7).content == reply.content
+
+
+@pytest.mark.parametrize(
+    ("file_format", "media_type"), [("webm", "video/webm"), ("webp", "image/webp"), ("gif", "image/gif")]
+)
+def test_the_format_is_as_asked_for(server, file_format, media_type):
+    reply = server.animate(format=file_format, frames=3, fps=5)
+    assert reply.headers["content-type"] == media_type
+    assert decode(reply.content).shape[0] == 3
+
+
+def test_of_50_simultaneous_requests_exactly_one_is_served_and_the_rest_are_told_when_to_come_back(server, make):
+    body, headers = make.body()
+    for _ in range(5):
+        replies = asyncio.run(_burst(server, body, headers, 50))
+        assert sorted(status for status, _, _ in replies) == [200] + [429] * 49
+        for status, names, content in replies:
+            if status == 429:
+                assert int(names["retry-after"]) >= 1
+                assert content == b""
+                assert "connection" not in names
+        server.wait_until_free()
+    events = server.computations()
+    assert events == ["begins", "ended"] * (len(events) // 2)
+
+
+def test_everything_else_answers_while_an_animation_is_computed(server, make):
+    body, headers = make.body()
+    with httpx.Client(base_url=server.url) as client, socket.create_connection(server.address) as busy:
+        _post_by_hand(busy, body, headers)
+        _wait_until_busy(server)
+        for path in ("/livez", "/readyz", "/healthz", "/metrics", "/docs.json", "/ui/", "/ui/model.json"):
+            began = time.monotonic()
+            assert client.get(path).status_code == 200, path
+            assert time.monotonic() - began < 1.0, path
+        assert client.get("/").headers["location"] == "ui/"
+        assert server.metric("stillmotion_load") == 1
+    server.wait_until_free()
+
+
+@pytest.mark.parametrize("path", ["/animate", "/animate/stream"])
+def test_a_client_that_goes_away_frees_the_slot_within_a_step(server, make, path):
+    body, headers = make.body()
+    cancelled = server.metric("stillmotion_cancelled_total", reason="disconnected")
+    with socket.create_connection(server.address) as connection:
+        _post_by_hand(connection, body, headers, path)
+        _wait_until_busy(server)
+        while not STEPS - 6 <= server.metric("stillmotion_steps_left") <= STEPS - 2:
+            time.sleep(0.01)
+        left = server.metric("stillmotion_steps_left")
+    server.wait_until_free()
+    events = server.computations()
+    assert events == ["begins", "ended"] * (len(events) // 2)
+    assert server.metric("stillmotion_cancelled_total", reason="disconnected") == cancelled + 1
+    assert left > 10  # it was stopped, not finished
+    assert server.animate().status_code == 200
+
+
+def test_progress_comes_as_events_and_ends_with_the_video(server, make):
+    events = []
+    files, data = make.form(seed=3, format="webm")
+    with httpx.stream("POST", server.url + "/animate/stream", files=files, data=data, timeout=60) as reply:
+        assert reply.status_code == 200
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        name, arrived = "", []
+        for line in reply.iter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                events.append((name, json.loads(line.removeprefix("data: "))))
+                arrived.append(time.monotonic())
+    names = [name for name, _ in events]
+    assert names == ["start"] + ["step"] * STEPS + ["result"]
+    assert [event["step"] for name, event in events if name == "step"] == list(range(1, STEPS + 1))
+    assert arrived[-1] - arrived[0] > 0.1  # as they happen, not all at the end
+    result = events[-1][1]
+    assert result["seed"] == "3"
+    assert decode(base64.b64decode(result["data"])).shape[0] == 4
+
+
+def test_bentoml_s_own_client_gets_a_video(server, make, tmp_path):
+    import bentoml
+
+    path = tmp_path / "picture.png"
+    path.write_bytes(make.picture())
+    with bentoml.SyncHTTPClient(server.url) as client:
+        video = client.animate(image=path, prompt="a red circle moves right", seed=1)
+        assert decode(video.read_bytes()).shape[0] == 4
+
+
+def test_busy_time_and_outcomes_are_counted(server):
+    busy, served = (
+        server.metric("stillmotion_busy_seconds_total"),
+        server.metric("stillmotion_requests_total", outcome="ok"),
+    )
+    seconds = float(server.animate().headers["x-stillmotion-compute-seconds"])
+    assert server.metric("stillmotion_busy_seconds_total") - busy >= seconds * 0.9
+    assert server.metric("stillmotion_requests_total", outcome="ok") == served + 1
+    assert server.metric("stillmotion_step_seconds_count") > 0
+
+
+def _png(mode, size=(48, 40)):
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _post_by_hand(connection, body, headers, path="/animate"):
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    connection.sendall(
+        f"POST {path} HTTP/1.1\r\nHost: test\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    )
+
+
+def _wait_until_busy(server):
+    end = time.monotonic() + 10
+    while server.metric("stillmotion_load") < 1:
+        assert time.monotonic() < end
+        time.sleep(0.005)
