@@ -110,8 +110,10 @@ rows
 # %%
 figures = baseline(animator, takes)
 computer = machine()
-stage.row("U-Net passes", info.passes, "", f"{info.steps} steps x {branches} guidance branches", True)
-stage.row("Whole request", figures.request_s, "s", f"median of {figures.requests}, {computer['processor']}", True)
+stage.row("U-Net passes", info.passes, "", f"{info.steps} steps x {branches} guidance branches", headline=True)
+stage.row(
+    "Whole request", figures.request_s, "s", f"median of {figures.requests}, {computer['processor']}", headline=True
+)
 stage.row("One step", figures.step_s * 1000, "ms", f"{branches} guidance branches in one batch")
 stage.row("One U-Net pass", figures.pass_s * 1000, "ms", "a step over its branches")
 stage.row("Encoders, decoder and the rest", figures.rest_s, "s", "a request without its steps")
@@ -130,14 +132,15 @@ show_rows(stage.result.rows)
 
 # %%
 evaluation = evaluate(animator, evaluation_clips, seed) if evaluation_clips else None
+before = len(stage.result.rows)
 if evaluation is not None:
     low, high = evaluation.motion_accuracy_interval
     note = f"{evaluation.clips} held-out clips, 95 % interval {100 * low:.0f} to {100 * high:.0f} %"
-    stage.row("Motion as captioned", 100 * evaluation.motion_accuracy, "%", note, True)
-    stage.row("First frame against the picture", evaluation.first_frame_psnr_db, "dB", "PSNR", True)
+    stage.row("Motion as captioned", 100 * evaluation.motion_accuracy, "%", note, headline=True)
+    stage.row("First frame against the picture", evaluation.first_frame_psnr_db, "dB", "PSNR", headline=True)
     stage.row("Autoencoder alone", evaluation.vae_psnr_db, "dB", "PSNR; bounds the line above")
     stage.row("All frames against the generated clip", evaluation.ground_truth_psnr_db, "dB", "speed is not captioned")
-show_rows(stage.result.rows[-4:])
+show_rows(stage.result.rows[before:])
 
 # %%
 summary = (

@@ -53,7 +53,7 @@ class Baseline:
 def timed_animation(animator: Animator, picture: Image.Image, request: AnimationRequest) -> Take:
     """Animate, with the time of each step."""
     ends: list[float] = []
-    animation = animator.animate(picture, request, on_step=lambda done, total: ends.append(time.perf_counter()))
+    animation = animator.animate(picture, request, on_step=lambda _done, _total: ends.append(time.perf_counter()))
     return Take(animation, tuple(float(s) for s in np.diff(ends)))
 
 

@@ -16,17 +16,26 @@ _METRIC_WORDS = {
 }
 
 
-def model_card(info: ModelInfo, metrics: Mapping[str, object], embedded: bool) -> str:
+def model_card(info: ModelInfo, metrics: Mapping[str, object], *, embedded: bool) -> str:
     """Markdown with the header that model hubs read.
 
     Args:
         metrics: of `pipeline evaluate`, by key; empty where the model was not judged.
         embedded: whether this is the teacher that the project trains itself.
     """
-    return "\n".join([*_header(embedded), *_what(info), *_use(embedded), *_made(embedded), *_figures(metrics), ""])
+    return "\n".join(
+        [
+            *_header(embedded=embedded),
+            *_what(info),
+            *_use(embedded=embedded),
+            *_made(embedded=embedded),
+            *_figures(metrics),
+            "",
+        ]
+    )
 
 
-def _header(embedded: bool) -> list[str]:
+def _header(*, embedded: bool) -> list[str]:
     lines = ["---", "library_name: diffusers", "pipeline_tag: image-to-video", "tags: [stillmotion, image-animation]"]
     return [*lines, *(["license: apache-2.0"] if embedded else []), "---", ""]
 
@@ -50,7 +59,7 @@ def _what(info: ModelInfo) -> list[str]:
     ]
 
 
-def _use(embedded: bool) -> list[str]:
+def _use(*, embedded: bool) -> list[str]:
     lines = ["## Intended use", ""]
     if not embedded:
         return [
@@ -73,7 +82,7 @@ def _use(embedded: bool) -> list[str]:
     ]
 
 
-def _made(embedded: bool) -> list[str]:
+def _made(*, embedded: bool) -> list[str]:
     if not embedded:
         return []
     return [
@@ -100,10 +109,7 @@ def _figures(metrics: Mapping[str, object]) -> list[str]:
     if isinstance(interval, (list, tuple)) and len(interval) == 2:
         lines += ["", f"95 % interval of the first figure: {interval[0]} to {interval[1]}."]
     computer, software = machine(), versions()
-    lines += [
-        "",
-        f"On {metrics.get('clips')} held-out generated clips, seed {metrics.get('seed')}, "
-        f"{computer['processor']}, accelerator {computer['accelerator']}, "
-        f"torch {software.get('torch')}, diffusers {software.get('diffusers')}.",
-    ]
+    where = f"{computer['processor']}, accelerator {computer['accelerator']}"
+    which = f"torch {software.get('torch')}, diffusers {software.get('diffusers')}"
+    lines += ["", f"On {metrics.get('clips')} held-out clips, seed {metrics.get('seed')}, {where}, {which}."]
     return lines

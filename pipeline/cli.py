@@ -11,15 +11,17 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import yaml
 
+from .console import counter, tell
 from .errors import StillmotionError
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     options.usage_error = parser.error
+    # What ends on Ctrl-C in good order does so when a service manager or `timeout` ends it.
+    signal.signal(signal.SIGTERM, _interrupt)
     command: Command = options.command
     # Telemetry is a choice of the person who runs a tool, and the store needs none.
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
@@ -39,24 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             result = command(options)
     except StillmotionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         return 130
-    if options.json:
-        print(json.dumps(result, indent=2))
-    else:
-        for line in options.lines(result):
-            print(line)
+    lines = [json.dumps(result, indent=2)] if options.json else options.lines(result)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, command: Command, lines: Callable[[dict[str, Any]], list[str]], text: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, command: Command, lines: Callable[[dict[str, Any]], list[str]], text: str
+    ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(command=command, lines=lines)
         added.add_argument("--json", action="store_true", help="print one JSON document on stdout")
@@ -65,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     run = add("run", run_preset, _run_lines, "run the notebooks of a preset, in order")
     run.add_argument("--preset", help="a name, or a YAML file of your own (default: tiny)")
     run.add_argument("--teacher", help="folder in diffusers format or hub id (default: the shipped teacher)")
-    run.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)")
+    run.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)"
+    )
     run.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
     _add_parameters(run, "a parameter of the notebooks; may be repeated")
 
@@ -95,7 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo = add("demo", show_demo, _demo_lines, "from notebooks to animations served over HTTP")
     demo.add_argument("--image", type=Path, help="a picture of your own; give --prompt too")
     demo.add_argument("--prompt", help="its caption")
-    demo.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)")
+    demo.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)"
+    )
     demo.add_argument("--teacher", help="folder in diffusers format or hub id (default: the shipped teacher)")
     demo.add_argument("--port", type=int, default=0, help="of the server while it shows itself (default: a free one)")
     _add_parameters(demo, "a parameter of the notebooks; may be repeated")
@@ -108,7 +116,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_parameters(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters", help=text)
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters", help=text
+    )
 
 
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
@@ -133,11 +143,14 @@ def _positive(text: str) -> int:
 
 
 def run_preset(options: argparse.Namespace) -> dict[str, Any]:
+    """`run`: a new run, or what is left of an old one."""
     from .run import find_run, go_on, start
 
     if options.resume:
         if options.preset or options.teacher or options.parameters:
-            options.usage_error("--resume goes on with what the run was started with; leave out --preset, --teacher, -p")
+            options.usage_error(
+                "--resume goes on with what the run was started with; leave out --preset, --teacher, -p"
+            )
         folder = find_run(options.resume, options.runs)
     else:
         folder = start(options.preset or "tiny", options.teacher or "", options.runs, _parameters(options))
@@ -151,6 +164,7 @@ def _run_lines(result: dict[str, Any]) -> list[str]:
 
 
 def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
+    """`animate`: a picture and a prompt to a file."""
     from . import video
     from .images import decode
 
@@ -163,22 +177,23 @@ def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
     from .engine import AnimationRequest
 
     animator = _open_model(options.model)
-    tell = _progress("step")
-    animation = animator.animate(picture, AnimationRequest(options.prompt, seed=options.seed), on_step=tell)
+    animation = animator.animate(picture, AnimationRequest(options.prompt, seed=options.seed), on_step=counter("step"))
     _write(options.out, video.encode(animation.clip, animation.fps, suffix))
-    print(f"{animator.name}, seed {animation.seed}, {animation.compute_s:.1f} s", file=sys.stderr)
+    tell(f"{animator.name}, seed {animation.seed}, {animation.compute_s:.1f} s")
     about = {key: value for key, value in asdict(animation).items() if key != "clip"}
     return {"out": str(options.out), "model": animator.name, "frames": len(animation.clip), **about}
 
 
 def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
+    """`evaluate`: figures of a model on held-out clips."""
     animator = _open_model(options.model)
     from .evaluate import evaluate
     from .sources import open_checkpoint
 
     teacher = open_checkpoint(options.teacher) if options.teacher else None
-    tell = _progress("clip")
-    return evaluate(animator, options.clips, options.seed, options.batch, teacher, on_progress=tell).to_dict()
+    return evaluate(
+        animator, options.clips, options.seed, options.batch, teacher, on_progress=counter("clip")
+    ).to_dict()
 
 
 def _evaluate_lines(result: dict[str, Any]) -> list[str]:
@@ -186,6 +201,7 @@ def _evaluate_lines(result: dict[str, Any]) -> list[str]:
 
 
 def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
+    """`package`: a checkpoint to a model in the store."""
     from .quiet import quiet_libraries
 
     quiet_libraries()
@@ -197,6 +213,7 @@ def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def train_embedded(options: argparse.Namespace) -> dict[str, Any]:
+    """`train`: the shipped weights, from nothing but a seed."""
     from .quiet import quiet_libraries
 
     quiet_libraries()
@@ -205,13 +222,18 @@ def train_embedded(options: argparse.Namespace) -> dict[str, Any]:
     from .train.vae import VaeSettings, train_vae
 
     given = _parameters(options)
-    vae, teacher = _training_settings(options, VaeSettings(), given), _training_settings(options, TeacherSettings(), given)
+    vae, teacher = (
+        _training_settings(options, VaeSettings(), given),
+        _training_settings(options, TeacherSettings(), given),
+    )
     result: dict[str, Any] = {"out": str(options.out)}
     if options.part != "teacher":
         result["vae_psnr_db"] = train_vae(vae, options.out, options.minutes)
     if options.part != "vae":
         if not (options.out / "vae").is_dir():
-            raise StillmotionError(f"{options.out / 'vae'}: missing; train the autoencoder first: python -m pipeline train vae")
+            raise StillmotionError(
+                f"{options.out / 'vae'}: missing; train the autoencoder first: python -m pipeline train vae"
+            )
         train_teacher(teacher, options.out, options.minutes)
         result["teacher"] = str(options.out / "teacher")
     return result
@@ -234,6 +256,7 @@ def _training_settings(options: argparse.Namespace, settings: Any, given: dict[s
 
 
 def show_demo(options: argparse.Namespace) -> dict[str, Any]:
+    """`demo`: the whole chain."""
     from .demo import demo
 
     if (options.image is None) != (options.prompt is None):
@@ -261,8 +284,12 @@ def _open_model(tag_or_folder: str | None) -> Any:
     from .sources import open_model
 
     animator = open_model(tag_or_folder)
-    print(f"model {animator.name}", file=sys.stderr)
+    tell(f"model {animator.name}")
     return animator
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _existing(path: Path) -> Path:
@@ -280,18 +307,3 @@ def _write(path: Path, data: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise StillmotionError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _progress(unit: str) -> Callable[[int, int], None]:
-    """Counts on stderr: in place on a terminal, else at the end of each tenth."""
-    began = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        seconds = time.monotonic() - began
-        line = f"{unit} {done}/{total}  {seconds:.0f} s"
-        if sys.stderr.isatty():
-            print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif done == total or done * 10 // total > (done - 1) * 10 // total:
-            print(line, file=sys.stderr, flush=True)
-
-    return tell

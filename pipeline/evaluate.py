@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -149,7 +149,7 @@ def _to_size(video: Tensor, size: int) -> Tensor:
         return video
     frames = video.shape[2]
     flat = F.interpolate(video.transpose(1, 2).flatten(0, 1), size=(size, size), mode="area")
-    return flat.unflatten(0, (-1, frames)).transpose(1, 2)
+    return cast(Tensor, flat.unflatten(0, (-1, frames))).transpose(1, 2)
 
 
 def _judge(
@@ -205,7 +205,7 @@ def _mean(values: Iterable[float]) -> float:
 def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     """Confidence interval of a share (Wilson 1927), 95 % with the default z::
 
-        (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     """
     p = right / count
     centre = p + z**2 / (2 * count)

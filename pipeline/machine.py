@@ -16,14 +16,13 @@ def machine() -> dict[str, str]:
     """Processor, memory, accelerator and system, as people write them."""
     import torch
 
-    found = {
+    return {
         "processor": f"{_processor()}, {len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.release()}",
     }
-    return found
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from .errors import StillmotionError
 from .settings import Parameter
 
 
-class NotebookFailed(StillmotionError):
+class NotebookError(StillmotionError):
     """A cell raised; the executed notebook holds the traceback.
 
     Attributes:
@@ -72,7 +72,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Parameter]) -
     """Run a notebook in a kernel of this Python; the output is written after each cell.
 
     Raises:
-        NotebookFailed: a cell raised, or the kernel died.
+        NotebookError: a cell raised, or the kernel died.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -98,9 +98,11 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Parameter]) -
         )
     except PapermillExecutionError as error:
         text = " ".join(str(error.evalue).split())
-        raise NotebookFailed(f"cell {error.exec_count}: {error.ename}: {text}", output) from error
+        raise NotebookError(f"cell {error.exec_count}: {error.ename}: {text}", output) from error
     except DeadKernelError as error:
-        raise NotebookFailed("its kernel died; on a machine with little memory that is the usual reason", output) from error
+        raise NotebookError(
+            "its kernel died; on a machine with little memory that is the usual reason", output
+        ) from error
 
 
 def _prefer_own_kernel() -> None:

@@ -59,10 +59,12 @@ def package(source: Animator, metrics: Mapping[str, object]) -> Packaged:
     from .store import save_to_store
 
     embedded = source.name == name_of(EMBEDDED_TEACHER)
-    kept = {key: value for key in _KEPT if isinstance(value := metrics.get(key), (int, float, str))}
+    kept: dict[str, float | int | str | None] = {
+        key: value for key in _KEPT if isinstance(value := metrics.get(key), (int, float, str))
+    }
     info = replace(source.info, metrics=kept)
     try:
-        model = save_to_store(source.pipe, info, model_card(info, metrics, embedded))
+        model = save_to_store(source.pipe, info, model_card(info, metrics, embedded=embedded))
     except OSError as error:
         place = os.environ.get("BENTOML_HOME", "~/bentoml")
         raise ModelError(f"the BentoML store ({place}) cannot be written: {error}") from error

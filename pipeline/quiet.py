@@ -11,15 +11,17 @@ def quiet_libraries() -> None:
 
     Call it before a model is loaded. It imports the libraries, which takes seconds.
     """
+    # tqdm, imported by all of them, asks for widgets in notebooks; no bar of theirs is ever drawn.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     # transformers says at import that torchvision is missing, through a logger of this name.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     import diffusers.utils.logging as diffusers_logging
-    import huggingface_hub.utils as hub
     import transformers.utils.logging as transformers_logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()  # type: ignore[no-untyped-call,unused-ignore]
         library.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
-    hub.disable_progress_bars()
+    disable_progress_bars()
     # The published I2VGen-XL and PIA classes announce their own deprecation on each import.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|torch)\.")

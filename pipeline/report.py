@@ -59,7 +59,11 @@ def write_report(run: Path) -> Path:
     """
     state = RunState.read(run)
     sections = [_section(run, stage) for stage in state.stages]
-    demo = _section(run, StageState(name=DEMO_STAGE, status="done")) if (run / DEMO_STAGE / RESULT_FILE).is_file() else None
+    demo = (
+        _section(run, StageState(name=DEMO_STAGE, status="done"))
+        if (run / DEMO_STAGE / RESULT_FILE).is_file()
+        else None
+    )
     if demo is not None:
         sections.append(demo)
     # The clips that came out of the server are what a person came for; before there are any, the first stage's.

@@ -40,7 +40,8 @@ class Row(BaseModel):
             return "–"
         if isinstance(self.value, float):
             size = abs(self.value)
-            text = f"{self.value:.3f}" if size < 1 else f"{self.value:.2f}" if size < 10 else f"{self.value:,.1f}"
+            digits = 1 if size >= 10 or size == 0 else 2 if size >= 1 else 3
+            text = f"{self.value:,.{digits}f}"
         else:
             text = f"{self.value:,}" if isinstance(self.value, int) else self.value
         return f"{text} {self.unit}".strip()
@@ -101,7 +102,7 @@ class StageFolder:
         (self.path / RESULT_FILE).unlink(missing_ok=True)
         self.result = StageResult(stage=stage, title=title)
 
-    def row(self, name: str, value: Value, unit: str = "", note: str = "", headline: bool = False) -> None:
+    def row(self, name: str, value: Value, unit: str = "", note: str = "", *, headline: bool = False) -> None:
         self.result.rows.append(Row(name=name, value=value, unit=unit, note=note, headline=headline))
 
     def clip(
@@ -132,7 +133,7 @@ class StageFolder:
         )
         return path
 
-    def picture(self, name: str, title: str, caption: str, picture: Image.Image, wide: bool = True) -> Path:
+    def picture(self, name: str, title: str, caption: str, picture: Image.Image, *, wide: bool = True) -> Path:
         path = self.path / f"{name}.png"
         picture.save(path)
         self.result.figures.append(Figure(title=title, caption=caption, picture=path.name, wide=wide))

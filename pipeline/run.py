@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from .console import tell
 from .errors import ModelError, StillmotionError
-from .notebooks import NotebookFailed, check_parameters, execute, parameters_of, to_page
+from .notebooks import NotebookError, check_parameters, execute, parameters_of, to_page
 from .results import StageResult, read_result, write_atomically
 from .settings import NOTEBOOKS, Parameter, Preset, StageSettings, load_preset
 from .state import RunState, StageState, artefacts_of, stage_digest
@@ -24,7 +25,7 @@ LATEST = "latest"
 _OWN_PARAMETERS = ("run_folder", "teacher")
 
 
-class RunFailed(StillmotionError):
+class RunError(StillmotionError):
     """A stage failed. Two lines: what and why; where to look and how to go on."""
 
 
@@ -94,7 +95,7 @@ def go_on(folder: Path, notebooks: Path = NOTEBOOKS) -> Run:
     """Run what is not done yet, or whose inputs have changed, and write the report.
 
     Raises:
-        RunFailed: a stage failed; what is done stays, and the report tells so far.
+        RunError: a stage failed; what is done stays, and the report tells so far.
         KeyboardInterrupt: passed on; the run can be resumed.
     """
     state = RunState.read(folder)
@@ -103,7 +104,7 @@ def go_on(folder: Path, notebooks: Path = NOTEBOOKS) -> Run:
     kept = {stage.name: stage for stage in state.stages}
     state.stages = [kept.get(stage.notebook, StageState(name=stage.notebook)) for stage in settings.stages]
     tell(f"run {folder}")
-    failed: NotebookFailed | None = None
+    failed: NotebookError | None = None
     for k, stage in enumerate(settings.stages):
         label = f"[{k + 1}/{len(settings.stages)}] {stage.notebook}"
         failed = _stage(folder, state, k, stage, notebooks, label)
@@ -112,7 +113,7 @@ def go_on(folder: Path, notebooks: Path = NOTEBOOKS) -> Run:
     run = summarise(folder)
     if failed is not None:
         # Two lines: what and why; where to look and how to go on.
-        raise RunFailed(
+        raise RunError(
             f"{failed.notebook.stem}: {failed.reason}\n"
             f"see {failed.notebook}; go on with: python -m pipeline run --resume {folder}"
         )
@@ -121,7 +122,7 @@ def go_on(folder: Path, notebooks: Path = NOTEBOOKS) -> Run:
 
 def _stage(
     folder: Path, state: RunState, k: int, stage: StageSettings, notebooks: Path, label: str
-) -> NotebookFailed | None:
+) -> NotebookError | None:
     """Run one stage unless it is done; the failure, if it failed."""
     own = state.stages[k]
     notebook = notebooks / f"{stage.notebook}.ipynb"
@@ -141,12 +142,12 @@ def _stage(
         execute(notebook, output, {**given, **{name: value for name, value in runner.items() if name in known}})
         read_result(folder, stage.notebook)
         own.status, own.artefacts = "done", artefacts_of(folder, stage.notebook)
-    except NotebookFailed as error:
+    except NotebookError as error:
         own.status, own.error = "failed", error.reason
         return error
     except StillmotionError as error:
         own.status, own.error = "failed", str(error)
-        return NotebookFailed(str(error), output)
+        return NotebookError(str(error), output)
     except KeyboardInterrupt:
         own.status = "interrupted"
         tell(f"interrupted; go on with: python -m pipeline run --resume {folder}")
@@ -208,11 +209,6 @@ def find_run(name_or_folder: str, runs: Path) -> Path:
         if (folder / "state.json").is_file():
             return folder.resolve()
     raise StillmotionError(f"{name_or_folder}: no such run, neither here nor in {runs}")
-
-
-def tell(line: str) -> None:
-    """A line of progress, on stderr since stdout is for results."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _refuse_unknown(preset: Preset, given: Mapping[str, Parameter], notebooks: Path) -> None:

@@ -44,6 +44,7 @@ class Preset(BaseModel):
 
 
 def preset_names() -> list[str]:
+    """Presets that ship with the project."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 

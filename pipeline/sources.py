@@ -39,7 +39,7 @@ def open_checkpoint(source: str | Path | None, device: str | None = None) -> Ani
     from .engine import Animator, default_device, load_pipeline
     from .store import describe
 
-    source = embedded_teacher() if not source else source
+    source = source or embedded_teacher()
     pipe = load_pipeline(source).to(device or default_device())
     pipe.set_progress_bar_config(disable=True)
     name = name_of(source)

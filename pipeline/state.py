@@ -75,9 +75,7 @@ class RunState(BaseModel):
             raise StillmotionError(f"{path}: damaged; start a new run") from error
 
 
-def stage_digest(
-    notebook: Path, parameters: Mapping[str, Parameter], teacher: str, before: list[StageState]
-) -> str:
+def stage_digest(notebook: Path, parameters: Mapping[str, Parameter], teacher: str, before: list[StageState]) -> str:
     """Digest of all that decides what a stage makes."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     content = {
@@ -97,11 +95,14 @@ def artefacts_of(run: Path, stage: str) -> dict[str, str]:
 
 def folder_digest(folder: Path) -> str:
     """Digest of a folder's files and their names."""
-    known = [[path.relative_to(folder).as_posix(), file_digest(path)] for path in sorted(folder.rglob("*")) if path.is_file()]
+    known = [
+        [path.relative_to(folder).as_posix(), file_digest(path)] for path in sorted(folder.rglob("*")) if path.is_file()
+    ]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
+    """SHA-256 of a file, or its size and time where it is large."""
     about = path.stat()
     if about.st_size > _LARGEST_HASHED:
         return f"size {about.st_size} time {about.st_mtime_ns}"

@@ -1,3 +1,4 @@
+# ruff: noqa: INP001  # a script, no package
 """Draws the sample pictures in assets/: scenes of our own, each with one sprite that a caption can name.
 
 Run from the repository root: `python scripts/make_samples.py`. The same files come out each time.
@@ -26,6 +27,7 @@ Colour = tuple[int, int, int]
 
 
 def gradient(top: Colour, bottom: Colour) -> Image.Image:
+    """A picture that goes from one colour at its top to another."""
     side = SIZE * SCALE
     mix = np.linspace(0, 1, side)[:, None, None]
     values = np.array(top) * (1 - mix) + np.array(bottom) * mix  # (side, 1, 3)
@@ -43,17 +45,20 @@ def hills(picture: Image.Image, base: float, height: float, waves: float, phase:
 
 
 def ellipse(picture: Image.Image, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
+    """Lengths are shares of the picture, as in all that follows."""
     side = picture.width
     box = ((x - rx) * side, (y - ry) * side, (x + rx) * side, (y + ry) * side)
     ImageDraw.Draw(picture).ellipse(box, fill=colour)
 
 
 def rectangle(picture: Image.Image, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
+    """Axis-aligned and filled."""
     side = picture.width
     ImageDraw.Draw(picture).rectangle((left * side, top * side, right * side, bottom * side), fill=colour)
 
 
 def valley() -> Image.Image:
+    """Hills under a summer sky."""
     picture = gradient((120, 182, 232), (222, 240, 250))
     for x, y, r in ((0.16, 0.20, 0.07), (0.24, 0.19, 0.09), (0.33, 0.21, 0.06), (0.76, 0.32, 0.06), (0.84, 0.31, 0.08)):
         ellipse(picture, x, y, r * 1.3, r * 0.6, (246, 250, 252))
@@ -64,6 +69,7 @@ def valley() -> Image.Image:
 
 
 def night() -> Image.Image:
+    """A starry sky over mountains."""
     picture = gradient((16, 20, 52), (66, 62, 120))
     random = np.random.default_rng(3)
     for _ in range(70):
@@ -75,6 +81,7 @@ def night() -> Image.Image:
 
 
 def sea() -> Image.Image:
+    """A sea in the evening."""
     picture = gradient((250, 196, 150), (252, 226, 190))
     rectangle(picture, 0, 0.58, 1, 1, (40, 112, 146))
     for k in range(9):
@@ -86,6 +93,7 @@ def sea() -> Image.Image:
 
 
 def court() -> Image.Image:
+    """A brick wall behind a court."""
     picture = gradient((206, 214, 222), (178, 188, 200))
     for row in range(9):
         for column in range(-1, 8):
@@ -97,6 +105,7 @@ def court() -> Image.Image:
 
 
 def letter() -> Image.Image:
+    """Ruled paper."""
     picture = gradient((244, 238, 222), (232, 222, 200))
     for k in range(1, 14):
         rectangle(picture, 0, k / 14, 1, k / 14 + 0.003, (190, 202, 220))
@@ -135,6 +144,7 @@ SAMPLES: dict[str, tuple[Callable[[], Image.Image], str, str, float, float, floa
 
 
 def main() -> None:
+    """Write all samples."""
     folder = Path(__file__).resolve().parent.parent / "assets"
     folder.mkdir(exist_ok=True)
     for name, (scene, colour, shape, x, y, radius) in SAMPLES.items():
