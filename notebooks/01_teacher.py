@@ -35,6 +35,7 @@ from pipeline.baseline import baseline, branch_clips, timed_animation
 from pipeline.display import sheet, show_clips, show_rows
 from pipeline.engine import AnimationRequest
 from pipeline.evaluate import evaluate
+from pipeline.guidance import Guidance
 from pipeline.images import decode
 from pipeline.machine import machine, versions
 from pipeline.quiet import quiet_libraries
@@ -92,9 +93,16 @@ contact
 #
 #     eps = eps_uncond + g_image * (eps_image - eps_uncond) + g_text * (eps_full - eps_image)
 #
-# `g_image` pushes towards the picture, `g_text` towards the prompt. A branch whose weight in this sum
-# is zero is not computed. Below, each branch is left to make a clip alone, from the same noise; the
-# last row is what they make together.
+# `g_image` pushes towards the picture, `g_text` towards the prompt. Written as a weighted sum, a branch
+# whose weight comes to zero is not computed. The weights of this checkpoint:
+
+# %%
+guidance = Guidance(info.guidance_scale, info.image_guidance_scale)
+show_rows([Row(name=f"{name} branch", value=float(weight)) for name, weight in guidance.weights])
+
+# %% [markdown]
+# Below, each branch is left to make a clip alone, from the same noise; the last row is what they make
+# together.
 
 # %%
 alone = branch_clips(animator, images[0], requests[0].prompt, chosen[0].seed)

@@ -23,6 +23,7 @@ import yaml
 
 from .console import counter, tell
 from .errors import StillmotionError
+from .settings import UsageError
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
 """Does the work and returns what `--json` prints."""
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Libraries print to stdout as they like; there it would spoil the document.
         with contextlib.redirect_stdout(sys.stderr):
             result = command(options)
+    except UsageError as error:
+        tell(f"error: {error}")
+        return 2
     except StillmotionError as error:
         tell(f"error: {error}")
         return 1

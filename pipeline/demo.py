@@ -84,7 +84,11 @@ def demo(
     )
     stage.finish(
         f"`bentoml serve` with {run.model}; each clip below the title was sent for with POST /animate.",
-        {"ready_s": round(ready_s, 2), "request_s": [round(s, 3) for s in seconds]},
+        {
+            "seconds": round(time.monotonic() - began, 2),
+            "ready_s": round(ready_s, 2),
+            "request_s": [round(s, 3) for s in seconds],
+        },
     )
     line = f"STILLMOTION_MODEL={run.model} {_near(Path(sys.executable).parent / 'bentoml')} serve"
     return Demo(_near(write_report(run.folder)), [_near(clip) for clip in clips], run.model, line)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import StillmotionError
-from .settings import Parameter
+from .settings import Parameter, UsageError
 
 
 class NotebookError(StillmotionError):
@@ -51,18 +51,18 @@ def check_parameters(notebook: Path, given: Mapping[str, Parameter]) -> None:
     papermill itself only warns of the first and lets the second through.
 
     Raises:
-        StillmotionError: names the parameter and what there is instead.
+        UsageError: names the parameter and what there is instead.
     """
     known = parameters_of(notebook)
     for name, value in given.items():
         if name not in known:
-            raise StillmotionError(
+            raise UsageError(
                 f"parameter {name}: {notebook.stem} has no such parameter; it has {', '.join(sorted(known))}"
             )
         default = known[name]
         whole_for_float = isinstance(default, float) and type(value) is int
         if default is not None and value is not None and type(value) is not type(default) and not whole_for_float:
-            raise StillmotionError(
+            raise UsageError(
                 f"parameter {name}: {value!r} is {type(value).__name__}; "
                 f"{notebook.stem} wants {type(default).__name__}, such as {default!r}"
             )

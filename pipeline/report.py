@@ -59,15 +59,11 @@ def write_report(run: Path) -> Path:
     """
     state = RunState.read(run)
     sections = [_section(run, stage) for stage in state.stages]
-    demo = (
-        _section(run, StageState(name=DEMO_STAGE, status="done"))
-        if (run / DEMO_STAGE / RESULT_FILE).is_file()
-        else None
-    )
-    if demo is not None:
-        sections.append(demo)
+    if (run / DEMO_STAGE / RESULT_FILE).is_file():
+        seconds = read_result(run, DEMO_STAGE).metrics.get("seconds", 0.0)
+        sections.append(_section(run, StageState(name=DEMO_STAGE, status="done", seconds=float(str(seconds)))))
     # The clips that came out of the server are what a person came for; before there are any, the first stage's.
-    hero = next((section.cards for section in reversed(sections) if section.cards), [])
+    opening = next((section for section in reversed(sections) if section.cards), None)
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -80,8 +76,8 @@ def write_report(run: Path) -> Path:
         run=run.name,
         created=datetime.fromisoformat(state.created).strftime("%d %B %Y, %H:%M"),
         seconds=sum(section.seconds for section in sections),
-        hero=hero,
-        hero_section=next((section.name for section in reversed(sections) if section.cards), ""),
+        hero=[] if opening is None else opening.cards,
+        hero_section="" if opening is None else opening.name,
         headlines=[row for section in sections for row in section.rows if row.headline],
         sections=sections,
         finished=all(stage.status == "done" for stage in state.stages),
@@ -98,7 +94,7 @@ def _section(run: Path, stage: StageState) -> Section:
     result = read_result(run, stage.name) if done else StageResult(stage=stage.name, title=stage.name)
     links = [
         (f"{stage.name}{suffix}", text)
-        for suffix, text in ((".html", "read the notebook"), (".ipynb", "open it in Jupyter"))
+        for suffix, text in ((".html", "read the notebook"), (".ipynb", "its .ipynb"))
         if (run / f"{stage.name}{suffix}").is_file()
     ]
     media = [(figure, _media(run / stage.name, figure)) for figure in result.figures]

@@ -16,7 +16,8 @@ from .console import tell
 from .errors import ModelError, StillmotionError
 from .notebooks import NotebookError, check_parameters, execute, parameters_of, to_page
 from .results import StageResult, read_result, write_atomically
-from .settings import NOTEBOOKS, Parameter, Preset, StageSettings, load_preset
+from .settings import NOTEBOOKS, Parameter, Preset, StageSettings, UsageError, load_preset
+from .sources import check_source
 from .state import RunState, StageState, artefacts_of, stage_digest
 
 LATEST = "latest"
@@ -58,13 +59,15 @@ def start(
         parameters: given to each notebook that has them; they win over the preset's.
 
     Raises:
-        StillmotionError: an unknown preset or parameter, or a folder that cannot be made.
+        UsageError: an unknown preset or parameter.
+        StillmotionError: a teacher that is not there, or a folder that cannot be made.
     """
     settings = load_preset(preset)
     given = dict(parameters or {})
     _refuse_unknown(settings, given, notebooks)
-    # A hub id has no folder here; what looks like one is made absolute, since kernels have their own idea of "here".
-    teacher = str(Path(teacher).resolve()) if teacher and Path(teacher).exists() else teacher
+    check_source(teacher)
+    # Made absolute, since kernels have their own idea of "here"; a hub id stays as it is.
+    teacher = str(Path(teacher).resolve()) if teacher and Path(teacher).is_dir() else teacher
     now = datetime.now().astimezone()
     name = f"{now:%Y%m%d-%H%M%S}-{Path(preset).stem}"
     folder = runs.resolve() / name
@@ -221,10 +224,10 @@ def _refuse_unknown(preset: Preset, given: Mapping[str, Parameter], notebooks: P
         every |= dict.fromkeys(known, stage.notebook)
     for name in given:
         if name in _OWN_PARAMETERS:
-            raise StillmotionError(f"parameter {name}: the run sets it; use --runs and --teacher")
+            raise UsageError(f"parameter {name}: the run sets it; use --runs and --teacher")
         if name not in every:
             choice = ", ".join(sorted(set(every) - set(_OWN_PARAMETERS)))
-            raise StillmotionError(f"parameter {name}: no notebook of this preset has it; they have {choice}")
+            raise UsageError(f"parameter {name}: no notebook of this preset has it; they have {choice}")
 
 
 def _command_line() -> str:

@@ -15,6 +15,10 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 Parameter = bool | int | float | str | None
 
 
+class UsageError(StillmotionError):
+    """Something was asked for that there is not; a command exits with 2."""
+
+
 class StageSettings(BaseModel):
     """One notebook of a run.
 
@@ -52,7 +56,8 @@ def load_preset(name_or_file: str) -> Preset:
     """Read a preset that ships with the project, or one of your own from a YAML file.
 
     Raises:
-        StillmotionError: it is not there, or a key or value is wrong; the text names the key.
+        UsageError: it is not there.
+        StillmotionError: a key or value is wrong; the text names the key.
     """
     path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else PRESETS / f"{name_or_file}.yaml"
     try:
@@ -60,7 +65,7 @@ def load_preset(name_or_file: str) -> Preset:
         return Preset.model_validate(content)
     except FileNotFoundError as error:
         known = ", ".join(preset_names())
-        raise StillmotionError(f"preset {name_or_file}: not found; known are {known}, or give a .yaml file") from error
+        raise UsageError(f"preset {name_or_file}: not found; known are {known}, or give a .yaml file") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "(top)"

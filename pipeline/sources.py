@@ -27,6 +27,22 @@ def embedded_teacher() -> Path:
     return EMBEDDED_TEACHER
 
 
+def check_source(source: str) -> None:
+    """Refuse a checkpoint that is plainly not there, without loading anything.
+
+    Raises:
+        ModelError: a path without a pipeline; of a hub id only loading can tell.
+    """
+    if not source:
+        embedded_teacher()
+        return
+    folder = Path(source)
+    # A hub id is one name, or an owner and a name.
+    is_path = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if is_path and not (folder / "model_index.json").is_file():
+        raise ModelError(f"{source}: no model_index.json there; give a folder in diffusers format or a hub id")
+
+
 def open_checkpoint(source: str | Path | None, device: str | None = None) -> Animator:
     """An animator around a checkpoint as published or trained, not packaged.
 
