@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
+# Pixels of the shorter side that are worth keeping: more than any model here makes of them.
+_ENOUGH = 2048
+
 
 @dataclass(frozen=True)
 class PictureLimits:
@@ -48,7 +51,7 @@ def check_header(data: bytes | Path, limits: PictureLimits | None = None) -> tup
         raise InputError(
             "image", "too_large", f"{size} bytes is over the limit of {limits.max_bytes} bytes", status=413
         )
-    with _opened(data) as picture:
+    with _opened(data, limits) as picture:
         width, height = picture.size
     if max(width, height) > limits.max_side or width * height > limits.max_pixels:
         raise InputError(
@@ -61,7 +64,7 @@ def check_header(data: bytes | Path, limits: PictureLimits | None = None) -> tup
     return width, height
 
 
-def _opened(data: bytes | Path) -> Image.Image:
+def _opened(data: bytes | Path, limits: PictureLimits) -> Image.Image:
     source = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
         with warnings.catch_warnings():
@@ -69,7 +72,10 @@ def _opened(data: bytes | Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise InputError("image", "too_many_pixels", str(error)) from error
+        # Pillow's own limit, which is higher than ours, and which it does not let one look past.
+        raise InputError(
+            "image", "too_many_pixels", f"the picture is far over the limit of {limits.max_pixels} pixels"
+        ) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise InputError(
             "image", "not_an_image", f"not a readable picture; send one of {', '.join(FORMATS)}", status=415
@@ -82,24 +88,27 @@ def decode(data: bytes | Path, limits: PictureLimits | None = None) -> Image.Ima
     Raises:
         InputError: as `check_header`, or the data ends too early or is damaged.
     """
+    limits = limits or PictureLimits()
     check_header(data, limits)
-    with _opened(data) as opened:
+    with _opened(data, limits) as opened:
         try:
             # A JPEG can be decoded at a fraction of its size; far fewer pixels are ever used.
-            opened.draft("RGB", (2048, 2048))
+            opened.draft("RGB", (_ENOUGH, _ENOUGH))
             opened.load()
-            picture = ImageOps.exif_transpose(opened)
+            factor = min(opened.size) // _ENOUGH
+            shrinks = opened.mode in ("L", "LA", "RGB", "RGBA", "CMYK") and "transparency" not in opened.info
+            picture: Image.Image = opened.reduce(factor) if shrinks and factor > 1 else opened
+            ImageOps.exif_transpose(picture, in_place=True)
             return _to_rgb(picture)
         except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
             raise InputError("image", "damaged", f"the picture is damaged or cut short ({error})") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+    if picture.mode.startswith("I;16"):
         # Pillow clips 16-bit grey to 8 bits instead of scaling it.
-        values = np.asarray(picture, dtype=np.float32)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(picture, dtype=np.float32) / 257
+        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         paper = Image.new("RGBA", picture.size, (255, 255, 255, 255))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -214,3 +215,21 @@ def equal_weights() -> Callable[[DiffusionPipeline, DiffusionPipeline], bool]:
         return True
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(i2vgen_parts, tmp_path_factory) -> Path:
+    """A whole random teacher on disk that animates in a blink: 4 frames of 32 pixels, 2 steps, 3 branches."""
+    pipe = ImageAnimationPipeline(
+        **i2vgen_parts,
+        image_latents_fill="repeat",
+        image_latents_mode="mode",
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        image_guidance_scale=1.5,
+        num_frames=4,
+        fps=8,
+    )
+    folder = tmp_path_factory.mktemp("teacher") / "tiny"
+    pipe.save_pretrained(folder)
+    return folder

@@ -1,0 +1,210 @@
+"""The runner, on notebooks that take no time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from pipeline.cli import main
+from pipeline.state import RunState
+
+# Counts its own executions in a file beside the run, and multiplies what the stage before it found.
+FIRST = """
+from pathlib import Path
+from pipeline.results import StageFolder
+log = Path(run_folder).parent / "first.log"
+log.write_text(log.read_text() + "x" if log.exists() else "x")
+stage = StageFolder(run_folder, "first", "First")
+stage.row("answer", number)
+stage.finish("found", {"number": number})
+"""
+SECOND = """
+import os
+from pathlib import Path
+from pipeline.results import StageFolder, read_result
+if (Path(run_folder).parent / "break").exists():
+    raise RuntimeError("no luck\\ntoday")
+if (Path(run_folder).parent / "die").exists():
+    os._exit(1)
+if (Path(run_folder).parent / "wait").exists():
+    import time; (Path(run_folder).parent / "waiting").touch(); time.sleep(100)
+number = read_result(run_folder, "first").metrics["number"]
+StageFolder(run_folder, "second", "Second").finish("doubled", {"product": number * factor})
+"""
+
+
+def write_notebook(path: Path, parameters: str, source: str) -> None:
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    book.cells = [cell, nbformat.v4.new_code_cell(source)]
+    nbformat.write(book, path)
+
+
+@pytest.fixture
+def preset(tmp_path) -> Path:
+    write_notebook(tmp_path / "first.ipynb", 'run_folder = ""\nnumber = 3\nteacher = ""', FIRST)
+    write_notebook(tmp_path / "second.ipynb", 'run_folder = ""\nfactor = 2.0', SECOND)
+    path = tmp_path / "own.yaml"
+    path.write_text("title: Two steps\nnotebooks: .\nstages: [{notebook: first}, {notebook: second, parameters: {factor: 4}}]\n")
+    return path
+
+
+@pytest.fixture
+def run(preset, teacher_folder, tmp_path):
+    """Runs the command line in this process; gives its exit status."""
+
+    def call(*arguments: str) -> int:
+        if "--resume" in arguments:
+            return main(["run", "--runs", str(tmp_path / "runs"), *arguments])
+        start = ["--preset", str(preset), "--teacher", str(teacher_folder)]
+        return main(["run", *start, "--runs", str(tmp_path / "runs"), *arguments])
+
+    return call
+
+
+def executions(tmp_path: Path) -> int:
+    return len((tmp_path / "runs" / "first.log").read_text())
+
+
+def test_notebooks_run_in_order_and_hand_results_on(run, tmp_path, capsys):
+    assert run("--json", "-p", "number", "5") == 0
+    said = capsys.readouterr()
+    result = json.loads(said.out)
+    assert result["metrics"]["stages"] == {"first": {"number": 5}, "second": {"product": 20.0}}
+    folder = Path(result["run"])
+    assert folder.name.endswith("-own")
+    kept = {path.name for path in folder.iterdir()}
+    assert {"first.ipynb", "second.html", "report.html", "metrics.json", "state.json"} <= kept
+    assert json.loads((folder / "metrics.json").read_text()) == result["metrics"]
+    assert "[1/2] first  done after" in said.err
+    assert (tmp_path / "runs" / "latest").resolve() == folder
+
+
+def test_resume_keeps_what_is_done_and_repeats_what_changed(run, tmp_path, capsys):
+    assert run() == 0
+    folder = (tmp_path / "runs" / "latest").resolve()
+    assert run("--resume", str(folder)) == 0
+    assert "first  done before" in capsys.readouterr().err
+    assert executions(tmp_path) == 1
+
+    (folder / "first" / "result.json").unlink()
+    assert run("--resume", folder.name) == 0
+    assert executions(tmp_path) == 2
+
+    write_notebook(tmp_path / "first.ipynb", 'run_folder = ""\nnumber = 3\nteacher = ""', FIRST + "print(1)")
+    assert run("--resume", "latest") == 0
+    assert executions(tmp_path) == 3
+
+
+def test_a_failed_stage_is_two_lines_and_a_resume_goes_on_from_there(run, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "break").touch()
+    assert run() == 1
+    folder = (tmp_path / "runs" / "latest").resolve()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2] == "error: second: cell 3: RuntimeError: no luck today"
+    assert str(folder / "second.ipynb") in lines[-1]
+    assert f"--resume {folder}" in lines[-1]
+    assert "no luck today" in (folder / "report.html").read_text()
+    assert "RuntimeError" in (folder / "second.ipynb").read_text()
+
+    (tmp_path / "runs" / "break").unlink()
+    assert run("--resume", str(folder)) == 0
+    assert executions(tmp_path) == 1
+
+
+def test_a_kernel_that_dies_is_said_so(run, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "die").touch()
+    assert run() == 1
+    assert "kernel died" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_kernel_and_leaves_a_run_that_resumes(run, preset, teacher_folder, tmp_path, number):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "wait").touch()
+    command = ["run", "--preset", str(preset), "--teacher", str(teacher_folder), "--runs", str(runs)]
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", *command], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (runs / "waiting").exists())
+    kernels = children(process.pid)
+    assert kernels
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in kernels))
+    folder = (runs / "latest").resolve()
+    assert [stage.status for stage in RunState.read(folder).stages] == ["done", "interrupted"]
+
+    (runs / "wait").unlink()
+    assert run("--resume", "latest") == 0
+    assert executions(tmp_path) == 1
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            if parent == pid:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-p", "numbr", "5"], "parameter numbr: no notebook of this preset has it; they have factor, number"),
+        (["-p", "number", "many"], "parameter number: 'many' is str; first wants int, such as 3"),
+        (["-p", "number", "true"], "parameter number: True is bool"),
+        (["-p", "run_folder", "x"], "use --runs and --teacher"),
+    ],
+)
+def test_a_parameter_that_no_notebook_has_is_wrong_use_before_any_work(run, tmp_path, capsys, arguments, text):
+    assert run(*arguments) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_whole_number_fits_where_a_share_is_wanted(run, capsys):
+    assert run("-p", "factor", "3", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["stages"]["second"] == {"product": 9}
+
+
+def test_a_teacher_that_is_not_there_is_refused_before_any_work(run, tmp_path, capsys):
+    assert run("--teacher", str(tmp_path)) == 1
+    assert "no model_index.json there" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_no_run_cannot_be_resumed(run, tmp_path, capsys):
+    assert run("--resume", "nothing") == 1
+    assert "no such run" in capsys.readouterr().err
+    (tmp_path / "state.json").write_text("{")
+    assert run("--resume", str(tmp_path)) == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_hold_runs_is_named(run, tmp_path, capsys):
+    (tmp_path / "runs").mkdir(mode=0o500)
+    assert run() == 1
+    assert "cannot hold a run" in capsys.readouterr().err
