@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from pipeline.errors import Cancelled, StillmotionError
 
-from .replies import failure_reply, video_headers, video_reply
+from .replies import CLIENT_GONE, failure_reply, video_headers, video_reply
 
 if TYPE_CHECKING:
     from pipeline.engine import StepListener
@@ -45,7 +45,13 @@ async def animate_stream(host: Host, exchange: Exchange) -> Response:
         loop.call_soon_threadsafe(queue.put_nowait, (done, total))
 
     computation = asyncio.ensure_future(_computed(host, exchange, on_step))
-    computation.add_done_callback(lambda _: queue.put_nowait(None))
+
+    def on_end(done: asyncio.Future[Video]) -> None:
+        if not done.cancelled():
+            done.exception()  # seen: when the client has gone, nobody else asks for it
+        queue.put_nowait(None)
+
+    computation.add_done_callback(on_end)
     if await queue.get() is None:  # ended before it began: a damaged picture, mostly
         try:
             await computation
@@ -68,6 +74,7 @@ async def _events(
     reach another server.
     """
     steps = host.engine.info.steps
+    exchange.outcome = CLIENT_GONE  # so it is when this generator is closed before its end
     yield _event("start", {"steps": steps, "model": host.engine.name, "left_s": round(host.wait_s(), 2)})
     while True:
         try:
@@ -86,6 +93,7 @@ async def _events(
         exchange.outcome = reply.status_code
         yield _event("error", json.loads(bytes(reply.body)))
         return
+    exchange.outcome = None
     names = {name.removeprefix("X-Stillmotion-").lower().replace("-", "_"): value
              for name, value in video_headers(video, host.engine.name, host.settings.region).items()}
     data = base64.b64encode(video.data).decode("ascii")

@@ -145,8 +145,10 @@ class AdmissionMiddleware:
     async def _watched(
         self, exchange: Exchange, scope: Scope, receive: Receive, sender: Sender, deadline: float
     ) -> None:
-        """Run the endpoint until it ends, the client goes, or the deadline passes. Its slot stays taken until
-        its computation has ended: this waits for that, though the client may have had its answer."""
+        """Run the endpoint; tell its computation to stop when the client goes or the deadline passes.
+
+        At the deadline the client is answered at once. Its slot stays taken until the step has ended.
+        """
         ticket, loop = exchange.ticket, asyncio.get_running_loop()
         gone = asyncio.Event()
 

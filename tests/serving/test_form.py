@@ -1,0 +1,60 @@
+"""The form's parser, by itself."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError
+from serving.form import FIELDS, parse
+from serving.settings import Settings
+
+SETTINGS = Settings()
+TYPE = "multipart/form-data; boundary=x"
+
+
+def part(name, data, filename=None):
+    extra = "" if filename is None else f'; filename="{filename}"'
+    return f'--x\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n'.encode() + data + b"\r\n"
+
+
+def test_a_form_becomes_a_request(make):
+    image = make.picture()
+    body = part("image", image, "a.png") + part("prompt", b" hi ") + part("seed", b"5") + part("format", b"GIF")
+    form = parse(body + b"--x--", TYPE, SETTINGS)
+    assert form.image == image
+    assert (form.request.prompt, form.request.seed, form.request.frames, form.format) == ("hi", 5, None, "gif")
+
+
+def test_fields_as_bentoml_s_clients_send_them_are_understood(make):
+    body = part("image", make.picture(), "a.png") + part("prompt", b'"hi"') + part("seed", b"null")
+    form = parse(body + part("format", b'"webm"') + b"--x--\r\n", TYPE, SETTINGS)
+    assert (form.request.prompt, form.request.seed, form.format) == ("hi", None, "webm")
+
+
+def test_a_picture_without_a_file_name_is_taken_and_an_address_is_not(make):
+    rest = part("prompt", b"hi") + b"--x--\r\n"
+    assert parse(part("image", make.picture()) + rest, TYPE, SETTINGS).image
+    with pytest.raises(InputError) as caught:
+        parse(part("image", b"https://example.org/a.png") + rest, TYPE, SETTINGS)
+    assert caught.value.code == "not_a_file"
+
+
+@given(st.binary(max_size=300))
+@example(b"--x\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\n\"\\ud800\"\r\n--x--\r\n")
+def test_no_body_makes_the_parser_fail_in_another_way(body):
+    with pytest.raises(InputError):
+        parse(body, TYPE, SETTINGS)
+
+
+@given(st.lists(st.tuples(st.sampled_from([*FIELDS, "other", ""]), st.binary(max_size=40)), max_size=8))
+def test_no_fields_make_the_parser_fail_in_another_way(fields):
+    body = b"".join(part(name, data.replace(b"--x", b"")) for name, data in fields) + b"--x--\r\n"
+    with pytest.raises(InputError) as caught:
+        parse(body, TYPE, SETTINGS)
+    assert 400 <= caught.value.status < 500
+
+
+@given(st.text(st.characters(codec="latin-1"), max_size=60))
+def test_no_content_type_makes_the_parser_fail_in_another_way(content_type):
+    with pytest.raises(InputError):
+        parse(b"--x--\r\n", content_type, SETTINGS)
