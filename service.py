@@ -1,5 +1,8 @@
 """HTTP in, video out, one request at a time: `bentoml serve` from the repository's root."""
 
+# mypy: disable-error-code="untyped-decorator,attr-defined"
+# BentoML's decorators have no types, and turn the class into a `Service`.
+
 from __future__ import annotations
 
 import bentoml
@@ -17,6 +20,7 @@ settings = lifecycle.settings_or_exit()
 
 
 def model_name() -> str:
+    """Tag or folder of the model that is served."""
     return lifecycle.model_name(settings, Stillmotion)
 
 

@@ -117,8 +117,8 @@ def decode(data: bytes) -> Clip:
                 picture.seek(k)
                 frames.append(np.asarray(picture.convert("RGB")))
         return np.stack(frames)
-    with av.open(io.BytesIO(data)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    with av.open(io.BytesIO(data), "r") as container:
+        return np.stack([np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)])
 
 
 def contact_sheet(clips: list[Clip], gap: int = 2) -> Image.Image:

@@ -23,6 +23,8 @@ from pipeline.errors import Cancelled
 
 
 class Phase(StrEnum):
+    """Where a ticket is; see the picture above."""
+
     ADMITTED = "admitted"
     COMPUTING = "computing"
     COMPUTED = "computed"
@@ -85,8 +87,8 @@ class Slot:
             self._busy_s += now - self._counted_at
             self._counted_at = now
 
-    def _release(self, ticket: Ticket) -> None:
-        """Called by the ticket under the lock."""
+    def release(self, ticket: Ticket) -> None:
+        """For tickets only, which call it under the lock that they share with the slot."""
         if self._holder is not ticket:
             raise RuntimeError("the slot is not held by this ticket")
         self._count()
@@ -149,14 +151,14 @@ class Ticket:
                 self.phase = Phase.CLOSED
             else:
                 raise RuntimeError(f"a ticket that is {self.phase} cannot be computed")
-            self._slot._release(self)
+            self._slot.release(self)
 
     def leave(self) -> None:
         """The request has ended. Frees the slot, unless a computation still runs: then that is asked to stop."""
         with self._lock:
             if self.phase is Phase.ADMITTED:
                 self.phase = Phase.CLOSED
-                self._slot._release(self)
+                self._slot.release(self)
             elif self.phase is Phase.COMPUTING:
                 self.phase = Phase.ORPHANED
                 self.reason = self.reason or "the request has ended"

@@ -94,8 +94,10 @@ async def _events(
         yield _event("error", json.loads(bytes(reply.body)))
         return
     exchange.outcome = None
-    names = {name.removeprefix("X-Stillmotion-").lower().replace("-", "_"): value
-             for name, value in video_headers(video, host.engine.name, host.settings.region).items()}
+    names = {
+        name.removeprefix("X-Stillmotion-").lower().replace("-", "_"): value
+        for name, value in video_headers(video, host.engine.name, host.settings.region).items()
+    }
     data = base64.b64encode(video.data).decode("ascii")
     yield _event("result", {**names, "format": video.format, "media_type": video.media_type, "data": data})
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from _bentoml_sdk.io_models import IODescriptor, IORootModel
+from _bentoml_sdk.io_models import IODescriptor, IORootModel  # type: ignore[import-untyped]
 from bentoml.validators import ContentType
 from pydantic import Field
 
@@ -35,7 +35,7 @@ class Exchange:
     outcome: int | None = None
 
 
-class AnimateInput(IODescriptor):
+class AnimateInput(IODescriptor):  # type: ignore[misc]  # BentoML ships no types
     """The form's fields, for BentoML's schema and its clients. Parsed by `serving.form`, not from here."""
 
     image: Annotated[Path, ContentType("image/*")] = Field(description="PNG, JPEG or WebP")
@@ -60,13 +60,13 @@ class _Admitted:
         self.exchange = exchange
 
 
-class VideoFile(IORootModel[Annotated[Path, ContentType("video/*")]]):
+class VideoFile(IORootModel[Annotated[Path, ContentType("video/*")]]):  # type: ignore[misc]  # as above
     """A video, to BentoML's schema and its clients."""
 
     media_type = "video/mp4"
 
 
-class Events(IORootModel[str]):
+class Events(IORootModel[str]):  # type: ignore[misc]  # as above
     """Server-sent events, to BentoML's schema and its clients."""
 
     media_type = "text/event-stream"

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -88,7 +87,7 @@ def parse(body: bytes, content_type: str, settings: Settings) -> Form:
     if file_format not in FORMATS:
         raise InputError("format", "unknown_format", f"not one of {', '.join(FORMATS)}")
     image = _picture(found.get("image"), settings)
-    return Form(image=image, request=request, format=cast("Format", file_format))
+    return Form(image=image, request=request, format=file_format)
 
 
 def _parts(body: bytes, boundary: bytes) -> list[_Part]:

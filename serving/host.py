@@ -42,6 +42,8 @@ class Engine(Protocol):
 
 
 class State(StrEnum):
+    """Of a server, in the order in which it goes through them; FAILED ends the process."""
+
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
@@ -201,7 +203,8 @@ class Host:
             raise
         finally:
             self._show_left(0)
-            logger.info("computing ended after %.3f s%s", time.perf_counter() - began, f": {ticket.reason}" * bool(ticket.reason))
+            how = f" ({ticket.reason})" if ticket.reason else ""
+            logger.info("computing ended after %.3f s%s", time.perf_counter() - began, how)
             ticket.computed()
 
     def _prepare(self) -> None:
@@ -227,7 +230,7 @@ class Host:
             return
         except StillmotionError as error:
             self._fail(str(error))
-        except Exception as error:  # noqa: BLE001  # PyTorch and its libraries raise anything
+        except Exception as error:  # PyTorch and its libraries raise anything
             logger.debug("loading failed", exc_info=True)
             self._fail(f"the model could not be made ready: {type(error).__name__}: {first_line(error)}")
         else:
@@ -255,4 +258,5 @@ class Host:
 
 
 def first_line(error: BaseException) -> str:
+    """Of an error's text; empty where it has none."""
     return (str(error).strip().splitlines() or [""])[0]

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.engine import Animator, ModelInfo
 from pipeline.errors import StillmotionError
@@ -22,8 +22,6 @@ from pipeline.store import MODEL_NAME, resolve
 from .settings import DEFAULT_MODEL, Settings, SettingsError
 
 if TYPE_CHECKING:
-    from _bentoml_sdk import Service
-
     from .host import Host
 
 # Tells the worker which process to end; set by the supervisor, inherited by the worker.
@@ -45,12 +43,11 @@ def settings_or_exit() -> Settings:
         exit_with(str(error))
 
 
-def model_name(settings: Settings, service: Service[object] | None) -> str:
-    """Tag or folder of the model to serve: as set, else as pinned in the Bento, else the latest."""
+def model_name(settings: Settings, service: Any) -> str:
+    """Tag or folder of the model to serve: as set, else as pinned in the service's Bento, else the latest."""
     if settings.model is not None:
         return settings.model
-    bento = None if service is None else service.bento
-    for model in () if bento is None else bento.info.all_models:
+    for model in service.bento.info.all_models if service.bento else ():
         if model.tag.name == MODEL_NAME:
             return str(model.tag)
     return DEFAULT_MODEL
@@ -123,9 +120,13 @@ def drain_on_signals(host: Host) -> None:
 
 
 def _stop_when_free(host: Host, stop: Callable[[], None]) -> None:
+    def stop_now(done: asyncio.Future[bool]) -> None:
+        _waiting.discard(done)
+        stop()
+
     task = asyncio.ensure_future(asyncio.to_thread(host.slot.wait_until_free))
     _waiting.add(task)
-    task.add_done_callback(lambda done: (_waiting.discard(done), stop()))
+    task.add_done_callback(stop_now)
 
 
 # An event loop keeps only weak references to its tasks.

@@ -60,15 +60,15 @@ class Metrics:
             multiprocess_mode="mostrecent",
         )
         self.busy_seconds = kinds.Counter("stillmotion_busy_seconds_total", "Time during which the slot was taken")
-        self.requests = kinds.Counter(
-            "stillmotion_requests_total", "Requests for an animation", labelnames=["outcome"]
-        )
+        self.requests = kinds.Counter("stillmotion_requests_total", "Requests for an animation", labelnames=["outcome"])
         self.cancelled = kinds.Counter(
             "stillmotion_cancelled_total", "Computations that were stopped before their end", labelnames=["reason"]
         )
         self.step_seconds = kinds.Histogram("stillmotion_step_seconds", "Time of one step", buckets=STEP_BUCKETS)
         self.compute_seconds = kinds.Histogram(
-            "stillmotion_compute_seconds", "Time of one animation, decoding and encoding included", buckets=COMPUTE_BUCKETS
+            "stillmotion_compute_seconds",
+            "Time of one animation, decoding and encoding included",
+            buckets=COMPUTE_BUCKETS,
         )
         for outcome in sorted(set(OUTCOMES.values())):
             self.requests.labels(outcome=outcome)  # so that a first one shows up as an increase

@@ -31,7 +31,7 @@ logger = logging.getLogger("bentoml.stillmotion")
 ANIMATE_PATHS = ("/animate", "/animate/stream")
 
 
-class ClientGone(Exception):
+class ClientGoneError(Exception):
     """The client went away, or takes the response too slowly."""
 
 
@@ -52,11 +52,13 @@ class Sender:
             async with asyncio.timeout(self._limit_s):
                 await self._send(message)
         except TimeoutError as error:
-            raise ClientGone from error
+            raise ClientGoneError from error
 
 
 class AdmissionMiddleware:
-    """Args:
+    """The outermost layer of ours.
+
+    Args:
         app: the application behind it.
         host: holds the slot, the settings and the model.
     """
@@ -71,7 +73,7 @@ class AdmissionMiddleware:
         sender = Sender(send, self.host.settings.send_s)
         try:
             await self._answer(scope, receive, sender)
-        except ClientGone:
+        except ClientGoneError:
             logger.info("the client has gone")
         except Exception:
             # What escapes from here would leave the client hanging until BentoML's own time limit.
@@ -106,7 +108,7 @@ class AdmissionMiddleware:
                     exchange = await self._admitted(ticket, scope, receive, sender)
                 finally:
                     ticket.leave()
-        except ClientGone:
+        except ClientGoneError:
             sender.status = sender.status or replies.CLIENT_GONE
             raise
         except Exception:
@@ -165,7 +167,7 @@ class AdmissionMiddleware:
         # The endpoint's own way out, so that it can be shut in one step, whatever the endpoint is about to send.
         way_out = Sender(sender, self.host.settings.send_s)
         watcher = asyncio.create_task(watch())
-        endpoint = asyncio.create_task(self.app({**scope, SCOPE_KEY: exchange}, receive_nothing, way_out))
+        endpoint = asyncio.ensure_future(self.app({**scope, SCOPE_KEY: exchange}, receive_nothing, way_out))
         try:
             await asyncio.wait({endpoint}, timeout=max(0.0, deadline - loop.time()))
             if not endpoint.done() and ticket.phase in HOLDING:
@@ -186,7 +188,7 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -
 
     Raises:
         InputError: it is over the limit, by its Content-Length or as it comes (413).
-        ClientGone: it ended early.
+        ClientGoneError: it ended early.
     """
     too_large = InputError("body", "too_large", f"over the limit of {limit} bytes", 413)
     length = headers.get(b"content-length", b"")
@@ -196,7 +198,7 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise ClientGoneError
         body += message.get("body", b"")
         if len(body) > limit:
             raise too_large

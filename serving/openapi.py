@@ -29,7 +29,7 @@ def describe_api(host: Host) -> JSON:
     whole = {
         "description": "The animation, in the format that was asked for.",
         "headers": video_headers,
-        "content": {media_type: video for media_type in MEDIA_TYPES.values()},
+        "content": dict.fromkeys(MEDIA_TYPES.values(), video),
     }
     events = {
         "description": (
@@ -51,9 +51,7 @@ def describe_api(host: Host) -> JSON:
         "tags": [{"name": "Service APIs"}, {"name": "Infrastructure"}],
         "paths": {
             "/animate": {"post": _animate(host, "animate", "Animate a picture", whole)},
-            "/animate/stream": {
-                "post": _animate(host, "animate_stream", "Animate a picture, with progress", events)
-            },
+            "/animate/stream": {"post": _animate(host, "animate_stream", "Animate a picture, with progress", events)},
             **_infrastructure(),
         },
         "components": {
@@ -113,7 +111,12 @@ def _form(host: Host) -> JSON:
                 f"{s.max_image_side} pixels a side. Addresses are never fetched."
             ),
         },
-        "prompt": {"type": "string", "minLength": 1, "maxLength": s.max_prompt_chars, "example": "a red ball moves right"},
+        "prompt": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": s.max_prompt_chars,
+            "example": "a red circle moves right",
+        },
         "seed": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1, "description": "Left out: drawn at random."},
         "frames": {"type": "integer", "minimum": 1, "description": "Left out: the model's."},
         "fps": {"type": "integer", "minimum": 1, "maximum": 60, "description": "Left out: the model's."},
@@ -121,9 +124,7 @@ def _form(host: Host) -> JSON:
     }
     if host.loaded:
         info = host.engine.info
-        properties["frames"] |= {
-            "minimum": info.least_frames, "maximum": info.most_frames, "default": info.frames
-        }
+        properties["frames"] |= {"minimum": info.least_frames, "maximum": info.most_frames, "default": info.frames}
         properties["fps"]["default"] = info.fps
         if "motion_scale" in info.controls:
             properties["motion_scale"] = {"type": "integer", "minimum": 0, "maximum": 8, "default": 0}

@@ -22,6 +22,7 @@ _CANCELLED = {
 
 
 def video_headers(video: Video, model: str, region: str) -> dict[str, str]:
+    """How a video came about."""
     animation = video.animation
     return {
         "X-Stillmotion-Seed": str(animation.seed),
@@ -40,12 +41,9 @@ def video_reply(video: Video, model: str, region: str) -> Response:
     return Response(video.data, media_type=video.media_type, headers=headers | video_headers(video, model, region))
 
 
-def error_body(code: str, message: str, field: str | None = None) -> dict[str, str | None]:
-    return {"error": message, "code": code, "field": field}
-
-
 def error_reply(status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
-    return JSONResponse(error_body(code, message, field), status_code=status)
+    """The one shape of an error: `error` for people, `code` for programs, `field` where there is one."""
+    return JSONResponse({"error": message, "code": code, "field": field}, status_code=status)
 
 
 def failure_reply(error: Exception, reason: str | None = None) -> JSONResponse:
@@ -72,6 +70,7 @@ def busy_reply(wait_s: float) -> Response:
 
 
 def unavailable_reply(code: str, message: str, wait_s: float) -> JSONResponse:
+    """503: the server is loading or draining, so a proxy should look elsewhere."""
     reply = error_reply(503, code, message)
     reply.headers["Retry-After"] = retry_after(wait_s)
     return reply

@@ -139,6 +139,7 @@ class Server:
 @pytest.fixture(scope="session")
 def server(packaged_model, tmp_path_factory):
     """A server that all tests share; each leaves it free."""
+    assert packaged_model.tag.name == "animator"  # the latest one, which a server takes by itself
     folder = tmp_path_factory.mktemp("server")
     server = Server(folder / "home", folder / "log", region="test-1", upload_s=2)
     try:

@@ -35,6 +35,7 @@ def saved(picture, file_format, **options):
 
 
 RED = Image.new("RGB", (48, 40), (200, 40, 40))
+MULTIPART = "multipart/form-data; boundary=x"
 TURNED = Image.Exif()
 TURNED[0x0112] = 6  # orientation: to be turned by 90 degrees
 
@@ -85,11 +86,11 @@ def test_a_request_that_cannot_be_served_is_told_why(server, case, path):
 @pytest.mark.parametrize(
     ("body", "content_type", "status", "code"),
     [
-        (b"", "multipart/form-data; boundary=x", 400, "malformed"),
-        (b"no boundary at all", "multipart/form-data; boundary=x", 400, "malformed"),
-        (b"--x\r\nContent-Disposition: form-data\r\n\r\nno name\r\n--x--\r\n", "multipart/form-data; boundary=x", 400, "malformed"),
-        (b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nhi', "multipart/form-data; boundary=x", 400, "malformed"),
-        (b"--x--\r\n", "multipart/form-data; boundary=x", 400, "missing"),
+        (b"", MULTIPART, 400, "malformed"),
+        (b"no boundary at all", MULTIPART, 400, "malformed"),
+        (b"--x\r\nContent-Disposition: form-data\r\n\r\nhi\r\n--x--\r\n", MULTIPART, 400, "malformed"),
+        (b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nhi', MULTIPART, 400, "malformed"),
+        (b"--x--\r\n", MULTIPART, 400, "missing"),
         (b"--x--\r\n", "multipart/form-data", 400, "malformed"),
         (b'{"prompt": "hi"}', "application/json", 415, "not_multipart"),
         (b"x", "application/vnd.bentoml+pickle", 415, "not_multipart"),
@@ -138,7 +139,7 @@ def test_a_slow_upload_is_cut_off_and_frees_the_slot(server, make):
             f"Content-Length: {len(body)}\r\n\r\n".encode()
         )
         connection.sendall(body[:50])
-        head = connection.recv(65536)
+        head = b"".join(iter(lambda: connection.recv(65536), b""))  # it closes the connection
     assert head.startswith(b"HTTP/1.1 408")
     assert b'"slow_upload"' in head
     assert 1.9 < time.monotonic() - began < 4  # the fixture's limit is two seconds
@@ -173,12 +174,12 @@ UNUSUAL = {
 
 @pytest.mark.parametrize("kind", UNUSUAL)
 def test_an_unusual_picture_is_animated(server, kind):
-    assert server.animate(image=UNUSUAL[kind]).status_code == 200
+    assert server.animate(image=UNUSUAL[kind], frames=2).status_code == 200
 
 
 def test_a_prompt_that_looks_like_a_number_is_text(server):
-    for prompt in ("123", "null", "true", "{}", '"quoted"', "日本語 🎈", "two\nlines"):
-        assert server.animate(prompt=prompt).status_code == 200, prompt
+    for prompt in ("123", "null", '"quoted"', "日本語 🎈\nline"):
+        assert server.animate(prompt=prompt, frames=2).status_code == 200, prompt
 
 
 def test_the_next_good_request_works(server):

@@ -40,7 +40,7 @@ def test_a_picture_without_a_file_name_is_taken_and_an_address_is_not(make):
 
 
 @given(st.binary(max_size=300))
-@example(b"--x\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\n\"\\ud800\"\r\n--x--\r\n")
+@example(b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n"\\ud800"\r\n--x--\r\n')
 def test_no_body_makes_the_parser_fail_in_another_way(body):
     with pytest.raises(InputError):
         parse(body, TYPE, SETTINGS)

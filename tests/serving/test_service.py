@@ -2,14 +2,12 @@
 
 import asyncio
 import base64
-import io
 import json
 import socket
 import time
 
 import httpx
 import pytest
-from PIL import Image
 
 from pipeline.video import decode
 
@@ -38,7 +36,7 @@ def test_readiness_goes_from_503_to_200(server):
     assert server.ready_seen == [503, 200]
 
 
-def test_an_animation_comes_back_as_a_video_with_headers_that_say_how_it_was_made(server, make):
+def test_an_animation_comes_back_as_a_video_with_headers_that_say_how_it_was_made(server):
     reply = server.animate(seed=7)
     assert reply.status_code == 200
     assert reply.headers["content-type"] == "video/mp4"
@@ -151,12 +149,6 @@ def test_busy_time_and_outcomes_are_counted(server):
     assert server.metric("stillmotion_busy_seconds_total") - busy >= seconds * 0.9
     assert server.metric("stillmotion_requests_total", outcome="ok") == served + 1
     assert server.metric("stillmotion_step_seconds_count") > 0
-
-
-def _png(mode, size=(48, 40)):
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _post_by_hand(connection, body, headers, path="/animate"):

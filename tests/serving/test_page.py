@@ -1,0 +1,126 @@
+"""The page at /ui in a real browser."""
+
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (on Debian: apt-get install chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1280, 860), (390, 844)], ids=["desktop", "phone"])
+def page(browser, server, request):
+    """The page, opened; a test fails on anything that the browser complains of."""
+    width, height = request.param
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page = context.new_page()
+    complaints, requested = [], []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda sent: requested.append(sent.url))
+    page.goto(server.url)
+    page.wait_for_selector("#about:has-text('steps')")
+    page.complaints = complaints
+    yield page
+    context.close()
+    assert [url for url in requested if not url.startswith((server.url, "blob:", "data:"))] == []
+    server.wait_until_free()
+
+
+def test_a_picture_becomes_a_playing_video_that_can_be_downloaded(page):
+    page.click("#samples button:nth-child(1)")
+    page.wait_for_selector("#preview:not([hidden])")
+    assert page.input_value("#prompt") == "a red circle moves up"
+    page.click("#go")
+    page.wait_for_selector("#strip i.done:nth-child(5)")
+    assert "Step" in page.text_content("#status")
+    page.wait_for_selector("#outcome:not([hidden])", timeout=30_000)
+    page.wait_for_timeout(300)
+    video = page.evaluate(
+        "(({currentTime, loop, videoWidth}) => ({currentTime, loop, videoWidth}))(document.querySelector('video'))"
+    )
+    assert video["loop"]
+    assert video["currentTime"] > 0
+    assert video["videoWidth"] >= 256
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename.endswith(".mp4")
+    assert Path(download.value.path()).stat().st_size > 1000
+    assert page.complaints == []
+
+
+def test_nothing_is_wider_than_the_screen(page):
+    page.click("summary")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_each_control_has_a_name(page):
+    page.click("summary")
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('button, input, select, textarea, a')].filter((e) => e.checkVisibility()
+           && !(e.textContent.trim() || e.labels?.length || e.ariaLabel || e.getAttribute('aria-labelledby')))
+           .map((e) => e.outerHTML)"""
+    )
+    assert nameless == []
+
+
+def test_what_is_missing_is_said(page):
+    page.click("#go")
+    assert "picture" in page.text_content("#problem")
+    page.click("#samples button:nth-child(2)")
+    page.wait_for_selector("#preview:not([hidden])")
+    page.fill("#prompt", " ")
+    page.click("#go")
+    assert "move" in page.text_content("#problem")
+
+
+def test_an_error_of_the_server_is_shown_as_it_says_it(page):
+    page.click("#samples button:nth-child(1)")
+    page.wait_for_selector("#preview:not([hidden])")
+    page.click("summary")
+    page.fill("#frames", "99")
+    page.click("#go")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "frames: 99 is outside 2 to 4" in page.text_content("#problem")
+
+
+def test_a_busy_server_is_tried_again_and_the_page_says_so(page, server, make):
+    body, headers = make.body()
+    lines = [f"Content-Type: {headers['Content-Type']}", f"Content-Length: {len(body)}"]
+    head = "\r\n".join(["POST /animate HTTP/1.1", "Host: test", *lines, "", ""])
+    page.click("#samples button:nth-child(1)")
+    page.wait_for_selector("#preview:not([hidden])")
+    with socket.create_connection(server.address) as other:
+        other.sendall(head.encode() + body[:10])  # an upload that does not end holds the slot
+        while server.metric("stillmotion_load") < 1:
+            time.sleep(0.01)
+        page.click("#go")
+        page.wait_for_selector("#status:has-text('busy')")
+        assert "Trying again in" in page.text_content("#status")
+    page.wait_for_selector("#outcome:not([hidden])", timeout=30_000)
+
+
+def test_a_person_can_stop_and_the_slot_is_free_again(page, server):
+    page.click("#samples button:nth-child(1)")
+    page.wait_for_selector("#preview:not([hidden])")
+    page.click("#go")
+    page.wait_for_selector("#strip i.done:nth-child(2)")
+    page.click("#stop")
+    page.wait_for_selector("#status:has-text('Stopped')")
+    server.wait_until_free()
