@@ -77,10 +77,14 @@ class ModelInfo:
         path = folder / INFO_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or not isinstance(content.get("files", {}), dict):
+                raise TypeError("an object with an object `files` is expected")
             content["controls"] = tuple(content.get("controls", ()))
             return cls(**content)
         except FileNotFoundError as error:
-            raise ModelError(f"{folder}: no {INFO_FILE}; package the model with `python -m pipeline package`") from error
+            raise ModelError(
+                f"{folder}: no {INFO_FILE}; package the model with `python -m pipeline package`"
+            ) from error
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{path}: not a model description ({error})") from error
 
@@ -138,7 +142,9 @@ class Animator:
         info = self.info
         if request.frames is not None and not info.least_frames <= request.frames <= info.most_frames:
             limits = f"{info.least_frames} to {info.most_frames}"
-            raise InputError("frames", "out_of_range", f"{request.frames} is outside {limits}, which this model can make")
+            raise InputError(
+                "frames", "out_of_range", f"{request.frames} is outside {limits}, which this model can make"
+            )
         if request.fps is not None and not 1 <= request.fps <= 60:
             raise InputError("fps", "out_of_range", f"{request.fps} is outside 1 to 60")
         if request.seed is not None and not 0 <= request.seed < 2**32:

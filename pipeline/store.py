@@ -83,7 +83,7 @@ def resolve(tag_or_folder: str) -> tuple[str, Path]:
         ModelError: neither a folder nor in the store.
     """
     folder = Path(tag_or_folder)
-    if folder.is_dir():
+    if tag_or_folder and folder.is_dir():  # no text at all would be the folder that we are in
         return folder.name, folder
     import bentoml
     from bentoml.exceptions import BentoMLException
