@@ -19,6 +19,10 @@ override IMAGE := $(value IMAGE)
 override PROMPT := $(value PROMPT)
 export IMAGE PROMPT
 
+# For all platforms at once, and without a word of where the packages came from.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command "make lock"
+
 # Python 3.11 to 3.13, with the module that makes environments.
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
@@ -48,7 +52,7 @@ lint: $(READY) ## style of code and notebooks
 format: $(READY) ## rewrite code in the project's style, and take the output out of notebooks
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
-	@for book in notebooks/*.ipynb; do [ ! -e "$$book" ] || $(BIN)/nbstripout "$$book"; done
+	@for book in notebooks/*.ipynb; do [ ! -e "$$book" ] || { $(BIN)/jupytext --sync "$$book" && $(BIN)/nbstripout "$$book"; }; done
 
 .PHONY: types
 types: $(READY) ## mypy, strict
@@ -66,10 +70,9 @@ serve: $(READY) ## serve the newest model of the store
 	$(BIN)/bentoml serve $(ARGS)
 
 .PHONY: lock
-lock: $(READY) ## write constraints.txt anew; ARGS=--upgrade takes newer releases
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" \
-		--no-emit-index-url --no-emit-find-links --extra dev $(ARGS) pyproject.toml -o constraints.txt
-	@touch $(READY)
+lock: $(READY) ## write constraints.txt and serving/requirements.txt; ARGS=--upgrade takes newer releases
+	$(LOCK) --extra dev $(ARGS) pyproject.toml -o constraints.txt
+	$(LOCK) --extra serve --no-annotate -c constraints.txt pyproject.toml -o serving/requirements.txt
 
 .PHONY: hooks
 hooks: $(READY) ## check each commit with pre-commit

@@ -25,5 +25,5 @@ class ModelError(StillmotionError):
     """A model that is missing, damaged or of an unknown family."""
 
 
-class Cancelled(StillmotionError):  # noqa: N818  # nothing went wrong
+class Cancelled(StillmotionError):
     """The computation was stopped between two steps because nobody waits for it any more."""
