@@ -165,7 +165,7 @@ class Animator:
         info = self.info
         seed = int.from_bytes(os.urandom(4)) if request.seed is None else request.seed
 
-        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def after_step(_pipe: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
                 on_step(step + 1, info.steps)
             return {}
@@ -204,6 +204,7 @@ class Animator:
 
 
 def default_device() -> str:
+    """The accelerator, where there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
