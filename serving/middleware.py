@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, RedirectResponse
 
-from pipeline.errors import InputError
+from pipeline.errors import Cancelled, InputError
 
 from . import replies
 from .admission import HOLDING, Ticket
@@ -109,8 +109,10 @@ class AdmissionMiddleware:
                 finally:
                     ticket.leave()
         except ClientGoneError:
-            sender.status = sender.status or replies.CLIENT_GONE
-            raise
+            if sender.status is None:
+                # Nobody reads it, but BentoML's time limit waits for a first byte: without one its task
+                # would stay for an hour, and a server that is told to stop would wait for it.
+                await replies.failure_reply(Cancelled(), "disconnected")(scope, receive, sender)
         except Exception:
             sender.status = sender.status or 500
             raise

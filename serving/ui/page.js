@@ -3,8 +3,8 @@
 const byId = (id) => document.getElementById(id);
 const [form, fileInput, drop, preview, hint, prompt, go, stop] =
   ["form", "image", "drop", "preview", "drop-hint", "prompt", "go", "stop"].map(byId);
-const [screen, empty, still, video, moving, strip, status, problem, outcome, download, again, facts] =
-  ["screen", "empty", "still", "video", "moving", "strip", "status", "problem", "outcome", "download", "again", "facts"]
+const [screen, empty, still, video, moving, strip, status, problem, outcome, download, again, pause, facts] =
+  ["screen", "empty", "still", "video", "moving", "strip", "status", "problem", "outcome", "download", "again", "pause", "facts"]
     .map(byId);
 
 const SAMPLES = [
@@ -82,6 +82,10 @@ prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); run(); }
 });
 stop.addEventListener("click", () => running?.abort());
+pause.addEventListener("click", () => { if (video.paused) video.play(); else video.pause(); });
+for (const kind of ["play", "pause"]) {
+  video.addEventListener(kind, () => { pause.textContent = video.paused ? "Play" : "Pause"; });
+}
 again.addEventListener("click", () => { byId("seed").value = ""; run(); });
 
 async function run() {
@@ -232,6 +236,8 @@ function showResult(data) {
   player.hidden = false;
   still.hidden = true;
   screen.dataset.state = "done";
+  pause.hidden = !isVideo;
+  pause.textContent = "Play";
   if (isVideo && !matchMedia("(prefers-reduced-motion: reduce)").matches) video.play().catch(() => {});
   download.href = resultUrl;
   download.download = `animation-${data.seed}.${data.format}`;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import re
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from PIL import Image
 
@@ -131,8 +131,8 @@ class Server:
             try:
                 self.process.wait(60)
             except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.process.pid, signal.SIGKILL)
+                for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                    process.kill()
         return self.process.wait(10)
 
 
@@ -146,7 +146,8 @@ def server(packaged_model, tmp_path_factory):
         server.ready_seen = server.wait_until_ready()
         yield server
     finally:
-        server.stop()
+        status = server.stop()
+    assert status == 0, "something that a test did keeps the server from stopping"
 
 
 @pytest.fixture

@@ -238,6 +238,21 @@ def test_a_client_that_goes_away_stops_the_computation_at_the_next_step(bench, p
     run(test)
 
 
+def test_a_client_that_goes_away_while_sending_ends_its_request_for_the_layers_outside_too(bench):
+    # BentoML's time limit waits for the first byte of a response, gone client or not.
+    async def test():
+        b = await bench().ready()
+        client = b.client()
+        client.body = None
+        client.gone.set()
+        await client.start().task
+        assert client.status == 499
+        assert b.host.slot.load == 0
+        assert b.host.metrics.outcome("disconnected") == 1
+
+    run(test)
+
+
 def test_a_failure_of_the_engine_is_a_500_without_its_text_and_frees_the_slot(bench):
     async def test():
         b = await bench().ready()

@@ -44,7 +44,7 @@ def page(browser, server, request):
 
 
 def test_a_picture_becomes_a_playing_video_that_can_be_downloaded(page):
-    page.click("#samples button:nth-child(1)")
+    page.click("#samples button:nth-of-type(1)")
     page.wait_for_selector("#preview:not([hidden])")
     assert page.input_value("#prompt") == "a red circle moves up"
     page.click("#go")
@@ -83,7 +83,7 @@ def test_each_control_has_a_name(page):
 def test_what_is_missing_is_said(page):
     page.click("#go")
     assert "picture" in page.text_content("#problem")
-    page.click("#samples button:nth-child(2)")
+    page.click("#samples button:nth-of-type(2)")
     page.wait_for_selector("#preview:not([hidden])")
     page.fill("#prompt", " ")
     page.click("#go")
@@ -91,7 +91,7 @@ def test_what_is_missing_is_said(page):
 
 
 def test_an_error_of_the_server_is_shown_as_it_says_it(page):
-    page.click("#samples button:nth-child(1)")
+    page.click("#samples button:nth-of-type(1)")
     page.wait_for_selector("#preview:not([hidden])")
     page.click("summary")
     page.fill("#frames", "99")
@@ -104,7 +104,7 @@ def test_a_busy_server_is_tried_again_and_the_page_says_so(page, server, make):
     body, headers = make.body()
     lines = [f"Content-Type: {headers['Content-Type']}", f"Content-Length: {len(body)}"]
     head = "\r\n".join(["POST /animate HTTP/1.1", "Host: test", *lines, "", ""])
-    page.click("#samples button:nth-child(1)")
+    page.click("#samples button:nth-of-type(1)")
     page.wait_for_selector("#preview:not([hidden])")
     with socket.create_connection(server.address) as other:
         other.sendall(head.encode() + body[:10])  # an upload that does not end holds the slot
@@ -117,7 +117,7 @@ def test_a_busy_server_is_tried_again_and_the_page_says_so(page, server, make):
 
 
 def test_a_person_can_stop_and_the_slot_is_free_again(page, server):
-    page.click("#samples button:nth-child(1)")
+    page.click("#samples button:nth-of-type(1)")
     page.wait_for_selector("#preview:not([hidden])")
     page.click("#go")
     page.wait_for_selector("#strip i.done:nth-child(2)")
