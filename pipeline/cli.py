@@ -11,13 +11,11 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -34,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     options.usage_error = parser.error
-    # What ends on Ctrl-C in good order does so when a service manager or `timeout` ends it.
-    signal.signal(signal.SIGTERM, _interrupt)
     command: Command = options.command
     # Telemetry is a choice of the person who runs a tool, and the store needs none.
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
@@ -206,11 +202,13 @@ def _evaluate_lines(result: dict[str, Any]) -> list[str]:
 
 def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     """`package`: a checkpoint to a model in the store."""
+    from .sources import check_source, open_checkpoint
+
+    check_source(options.checkpoint)
     from .quiet import quiet_libraries
 
     quiet_libraries()
     from .package import package
-    from .sources import open_checkpoint
 
     packaged = package(open_checkpoint(options.checkpoint), metrics={})
     return {"tag": packaged.tag, "path": str(packaged.path), "max_difference": packaged.max_difference}
@@ -290,10 +288,6 @@ def _open_model(tag_or_folder: str | None) -> Any:
     animator = open_model(tag_or_folder)
     tell(f"model {animator.name}")
     return animator
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _existing(path: Path) -> Path:

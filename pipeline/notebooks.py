@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import StillmotionError
 from .settings import Parameter, UsageError
@@ -79,6 +80,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Parameter]) -
     from papermill.exceptions import PapermillExecutionError
 
     _prefer_own_kernel()
+    log = output.with_suffix(".log")
     bar = {
         "bar_format": "      cell {n_fmt}/{total_fmt}  {elapsed}",
         "disable": not sys.stderr.isatty(),
@@ -95,14 +97,35 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Parameter]) -
             start_timeout=180,
             # ipykernel 7.4 warns of an unencrypted connection, which never leaves this machine.
             extra_arguments=["--IPKernelApp.log_level=40"],
+            kernel_manager_class=_kernel_manager(log),
         )
     except PapermillExecutionError as error:
         text = " ".join(str(error.evalue).split())
         raise NotebookError(f"cell {error.exec_count}: {error.ename}: {text}", output) from error
     except DeadKernelError as error:
-        raise NotebookError(
-            "its kernel died; on a machine with little memory that is the usual reason", output
-        ) from error
+        raise NotebookError(f"its kernel died ({_last_line(log)})", output) from error
+    finally:
+        if log.is_file() and not log.stat().st_size:
+            log.unlink()
+
+
+def _kernel_manager(log: Path) -> type:
+    """Starts kernels whose own output, such as a native library's last words, goes to a file."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class KernelManager(AsyncKernelManager):
+        # jupyter_client declares it as a plain function, which papermill's client knows not to believe.
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            with log.open("wb") as output:  # the kernel has its own copy once it runs
+                await super().start_kernel(**options, stdout=output, stderr=output)
+
+    return KernelManager
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else "it said nothing; on a machine with little memory that is the usual reason"
 
 
 def _prefer_own_kernel() -> None:

@@ -16,7 +16,7 @@ from .console import tell
 from .errors import ModelError, StillmotionError
 from .notebooks import NotebookError, check_parameters, execute, parameters_of, to_page
 from .results import StageResult, read_result, write_atomically
-from .settings import NOTEBOOKS, Parameter, Preset, StageSettings, UsageError, load_preset
+from .settings import Parameter, Preset, UsageError, load_preset
 from .sources import check_source
 from .state import RunState, StageState, artefacts_of, stage_digest
 
@@ -50,7 +50,6 @@ def start(
     teacher: str = "",
     runs: Path = Path("runs"),
     parameters: Mapping[str, Parameter] | None = None,
-    notebooks: Path = NOTEBOOKS,
 ) -> Path:
     """Make the folder of a new run, after checking all that can be checked before any work.
 
@@ -64,7 +63,7 @@ def start(
     """
     settings = load_preset(preset)
     given = dict(parameters or {})
-    _refuse_unknown(settings, given, notebooks)
+    _refuse_unknown(settings, given)
     check_source(teacher)
     # Made absolute, since kernels have their own idea of "here"; a hub id stays as it is.
     teacher = str(Path(teacher).resolve()) if teacher and Path(teacher).is_dir() else teacher
@@ -82,7 +81,8 @@ def start(
     except OSError as error:
         raise StillmotionError(f"{runs}: cannot hold a run ({error.strerror or error})") from error
     state = RunState(
-        preset=preset,
+        # A file of one's own is found again from anywhere.
+        preset=str(Path(preset).resolve()) if Path(preset).suffix else preset,
         teacher=teacher,
         parameters=given,
         command=_command_line(),
@@ -94,7 +94,7 @@ def start(
     return folder
 
 
-def go_on(folder: Path, notebooks: Path = NOTEBOOKS) -> Run:
+def go_on(folder: Path) -> Run:
     """Run what is not done yet, or whose inputs have changed, and write the report.
 
     Raises:
@@ -103,14 +103,14 @@ def go_on(folder: Path, notebooks: Path = NOTEBOOKS) -> Run:
     """
     state = RunState.read(folder)
     settings = load_preset(state.preset)
-    _refuse_unknown(settings, state.parameters, notebooks)
+    _refuse_unknown(settings, state.parameters)
     kept = {stage.name: stage for stage in state.stages}
     state.stages = [kept.get(stage.notebook, StageState(name=stage.notebook)) for stage in settings.stages]
     tell(f"run {folder}")
     failed: NotebookError | None = None
     for k, stage in enumerate(settings.stages):
         label = f"[{k + 1}/{len(settings.stages)}] {stage.notebook}"
-        failed = _stage(folder, state, k, stage, notebooks, label)
+        failed = _stage(folder, state, k, settings, label)
         if failed is not None:
             break
     run = summarise(folder)
@@ -123,12 +123,10 @@ def go_on(folder: Path, notebooks: Path = NOTEBOOKS) -> Run:
     return run
 
 
-def _stage(
-    folder: Path, state: RunState, k: int, stage: StageSettings, notebooks: Path, label: str
-) -> NotebookError | None:
+def _stage(folder: Path, state: RunState, k: int, settings: Preset, label: str) -> NotebookError | None:
     """Run one stage unless it is done; the failure, if it failed."""
-    own = state.stages[k]
-    notebook = notebooks / f"{stage.notebook}.ipynb"
+    own, stage = state.stages[k], settings.stages[k]
+    notebook = settings.notebook(stage)
     known = parameters_of(notebook)
     given = {**stage.parameters, **{name: value for name, value in state.parameters.items() if name in known}}
     digest = stage_digest(notebook, given, state.teacher, state.stages[:k])
@@ -214,10 +212,10 @@ def find_run(name_or_folder: str, runs: Path) -> Path:
     raise StillmotionError(f"{name_or_folder}: no such run, neither here nor in {runs}")
 
 
-def _refuse_unknown(preset: Preset, given: Mapping[str, Parameter], notebooks: Path) -> None:
+def _refuse_unknown(preset: Preset, given: Mapping[str, Parameter]) -> None:
     every: dict[str, str] = {}
     for stage in preset.stages:
-        notebook = notebooks / f"{stage.notebook}.ipynb"
+        notebook = preset.notebook(stage)
         known = parameters_of(notebook)
         check_parameters(notebook, stage.parameters)
         check_parameters(notebook, {name: value for name, value in given.items() if name in known})

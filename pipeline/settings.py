@@ -39,12 +39,18 @@ class Preset(BaseModel):
     Attributes:
         title: a line for the report.
         stages: in order; each finds the results of those before it in the run's folder.
+        notebooks: folder of the notebooks, as seen from the preset's file; left out: the project's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str
     stages: tuple[StageSettings, ...] = Field(min_length=1)
+    notebooks: Path = NOTEBOOKS
+
+    def notebook(self, stage: StageSettings) -> Path:
+        """Where the notebook of a stage is."""
+        return self.notebooks / f"{stage.notebook}.ipynb"
 
 
 def preset_names() -> list[str]:
@@ -62,7 +68,8 @@ def load_preset(name_or_file: str) -> Preset:
     path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else PRESETS / f"{name_or_file}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Preset.model_validate(content)
+        preset = Preset.model_validate(content)
+        return preset.model_copy(update={"notebooks": (path.parent / preset.notebooks).resolve()})
     except FileNotFoundError as error:
         known = ", ".join(preset_names())
         raise UsageError(f"preset {name_or_file}: not found; known are {known}, or give a .yaml file") from error

@@ -1,0 +1,94 @@
+"""The notebooks themselves, on a random teacher that animates in a blink."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jupytext
+import nbformat
+import papermill
+import pytest
+
+from pipeline.run import find_run, go_on
+from pipeline.settings import NOTEBOOKS
+from pipeline.store import resolve, verify
+
+BOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def finished(teacher_folder, tmp_path_factory):
+    """A run of the tiny preset, as the command line makes it."""
+    runs = tmp_path_factory.mktemp("runs")
+    command = ["run", "--preset", "tiny", "--teacher", str(teacher_folder), "--runs", str(runs), "--json"]
+    small = ["-p", "pictures", "2", "-p", "evaluation_clips", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *command, *small], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), find_run("latest", runs), done.stderr
+
+
+def test_the_preset_goes_from_a_checkpoint_to_a_model_in_the_store(finished):
+    result, _, _ = finished
+    teacher = result["metrics"]["stages"]["01_teacher"]
+    assert teacher["sampling"] == {"steps": 2, "branches": 3, "passes": 6}
+    assert teacher["baseline"]["requests"] == 2
+    assert teacher["evaluation"]["clips"] == 2
+    assert sum(teacher["baseline"]["parameters"].values()) > 10_000
+    packaged = result["metrics"]["stages"]["04_package"]
+    assert packaged["tag"] == result["model"]
+    assert packaged["max_difference"] == 0
+    name, path = resolve(result["model"])
+    info = verify(path)
+    assert name == result["model"]
+    assert info.metrics["motion_accuracy"] == teacher["evaluation"]["motion_accuracy"]
+    assert "held-out clips, seed 0" in (path / "README.md").read_text()
+
+
+def test_its_pages_stand_alone_and_show_clips(finished):
+    _, folder, said = finished
+    for page in folder.glob("*.html"):
+        text = page.read_text()
+        assert not re.search(r"""(src|href)=["']?(https?:)?//""", text), page
+    assert (folder / "01_teacher.html").read_text().count("data:video/webm") == 2
+    assert "Traceback" not in said
+
+
+def test_what_libraries_say_to_developers_is_in_no_notebook(finished):
+    _, folder, _ = finished
+    for path in folder.glob("*.ipynb"):
+        outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+        assert [o["text"] for o in outputs if o.get("name") == "stderr"] == []
+    assert not list(folder.glob("*.log"))
+
+
+def test_a_resume_has_nothing_to_do_until_the_model_is_gone(finished, capsys):
+    result, folder, _ = finished
+    assert go_on(folder).model == result["model"]
+    assert capsys.readouterr().err.count("done before") == 2
+    import bentoml
+
+    bentoml.models.delete(result["model"])
+    again = go_on(folder)
+    assert capsys.readouterr().err.count("done before") == 1
+    assert again.model != result["model"]
+
+
+def test_the_package_notebook_runs_by_itself(teacher_folder, tmp_path):
+    out = tmp_path / "out.ipynb"
+    given = {"checkpoint": str(teacher_folder), "run_folder": str(tmp_path)}
+    papermill.execute_notebook(NOTEBOOKS / "04_package.ipynb", out, given, progress_bar=False)
+    result = json.loads((tmp_path / "04_package" / "result.json").read_text())
+    assert result["model"].startswith("animator:")
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=lambda path: path.stem)
+def test_a_notebook_and_its_script_say_the_same_and_hold_no_output(book):
+    notebook, script = jupytext.read(book), jupytext.read(book.with_suffix(".py"))
+    assert [(c.cell_type, c.source) for c in notebook.cells] == [(c.cell_type, c.source) for c in script.cells]
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
