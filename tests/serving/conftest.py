@@ -89,7 +89,7 @@ class Server:
         except httpx.TransportError:
             return None
 
-    def wait_until_ready(self, timeout_s: float = 120) -> list[int]:
+    def wait_until_ready(self, timeout_s: float = 280) -> list[int]:
         """Statuses of `/readyz` on the way, without repetitions."""
         seen: list[int] = []
         end = time.monotonic() + timeout_s

@@ -23,7 +23,7 @@ def test_the_description_names_every_status_and_field(server):
 def test_generated_requests_find_no_server_error_and_nothing_that_the_description_does_not_say(server, tmp_path):
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/docs.json", "--url", server.url,
-        "--checks", CHECKS, "--max-examples", "25", "--phases", "examples,coverage,fuzzing", "--seed", "1",
+        "--checks", CHECKS, "--max-examples", "15", "--phases", "examples,coverage,fuzzing", "--seed", "1",
         "--request-timeout", "20", "--no-color", "--workers", "1",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONUTF8": "1"}

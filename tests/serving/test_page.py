@@ -24,10 +24,13 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=[(1280, 860), (390, 844)], ids=["desktop", "phone"])
+BOTH = pytest.mark.parametrize("page", [(1280, 860), (390, 844)], ids=["desktop", "phone"], indirect=True)
+
+
+@pytest.fixture
 def page(browser, server, request):
     """The page, opened; a test fails on anything that the browser complains of."""
-    width, height = request.param
+    width, height = getattr(request, "param", (1280, 860))
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
     complaints, requested = [], []
@@ -43,6 +46,7 @@ def page(browser, server, request):
     server.wait_until_free()
 
 
+@BOTH
 def test_a_picture_becomes_a_playing_video_that_can_be_downloaded(page):
     page.click("#samples button:nth-of-type(1)")
     page.wait_for_selector("#preview:not([hidden])")
@@ -65,6 +69,7 @@ def test_a_picture_becomes_a_playing_video_that_can_be_downloaded(page):
     assert page.complaints == []
 
 
+@BOTH
 def test_nothing_is_wider_than_the_screen(page):
     page.click("summary")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
