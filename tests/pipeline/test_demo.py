@@ -64,7 +64,7 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_the_demo_serves_a_persons_picture_and_stops_the_server(teacher_folder, tmp_path, picture, capsys):
     own = sample(tmp_path, picture)
     arguments = ["--teacher", str(teacher_folder), "--runs", str(tmp_path / "runs"), "--json"]
