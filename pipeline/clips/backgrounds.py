@@ -30,6 +30,7 @@ def _blend(mix: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def solid(generator: torch.Generator, size: int) -> Tensor:
+    """One colour."""
     return _colour(generator)[:, None, None].expand(3, size, size).clone()
 
 
@@ -71,7 +72,8 @@ def clouds(generator: torch.Generator, size: int) -> Tensor:
     shared = _uniform(generator, 0.5, 1.0)  # light varies more than hue does
     noise = shared * noise[:1] + (1 - shared) * noise
     contrast = _uniform(generator, 0.06, 0.22)
-    return (_colour(generator)[:, None, None] + contrast * noise).clamp(0, 1)
+    picture: Tensor = _colour(generator)[:, None, None] + contrast * noise
+    return picture.clamp(0, 1)
 
 
 def scene(generator: torch.Generator, size: int) -> Tensor:
@@ -107,6 +109,12 @@ def _stamp(picture: Tensor, generator: torch.Generator, size: int) -> Tensor:
 
 
 KINDS = (solid, gradient, stripes, clouds, scene, drawing)
+
+
+def plain_background(generator: torch.Generator, size: int) -> Tensor:
+    """One colour or a gradient, `(3, size, size)`, float in [0, 1]."""
+    kind = solid if torch.rand((), generator=generator) < 0.5 else gradient
+    return kind(generator, size)
 
 
 def random_background(generator: torch.Generator, size: int) -> Tensor:

@@ -87,13 +87,20 @@ class ClipGenerator:
     """
 
     def __init__(
-        self, size: int = 64, frames: int = 8, seed: int = 0, held_out: bool = False, variety: bool = False
+        self,
+        size: int = 64,
+        frames: int = 8,
+        seed: int = 0,
+        held_out: bool = False,
+        variety: bool = False,
+        plain_share: float = 0.0,
     ) -> None:
         if size < 16:
             raise ValueError(f"size: {size} is below 16 pixels")
         if frames < 2:
             raise ValueError(f"frames: {frames} is below 2")
         self.size, self.frames, self.held_out, self.variety = size, frames, held_out, variety
+        self.plain_share = plain_share
         self.random = torch.Generator().manual_seed(seed)
 
     def _uniform(self, low: float, high: float) -> float:
@@ -142,7 +149,7 @@ class ClipGenerator:
         swept = mask.amax(dim=0)
         colour = self._painted_colour(spec.colour)
         while True:
-            background = backgrounds.random_background(self.random, self.size)
+            background = self._background()
             contrast = ((background - colour[:, None, None]) ** 2).mean(dim=0)
             if float((contrast * swept).sum() / swept.sum()) >= _LEAST_CONTRAST:
                 break
@@ -150,6 +157,12 @@ class ClipGenerator:
             background, caption = self._with_bystander(background, swept, spec, caption)
         clip = background[:, None] * (1 - mask) + colour[:, None, None, None] * mask
         return clip, caption, spec, background, colour
+
+    def _background(self) -> Tensor:
+        # No number is drawn for a share of 0, so that a seed gives the clips it always gave.
+        if self.plain_share and self._uniform(0, 1) < self.plain_share:
+            return backgrounds.plain_background(self.random, self.size)
+        return backgrounds.random_background(self.random, self.size)
 
     def _outline(self, spec: ClipSpec) -> tuple[str | list[tuple[float, float]], str]:
         """What to paint and what to call it: mostly the named shape and the plain caption."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         torch.save({"step": step, **{name: part.state_dict() for name, part in self.parts.items()}}, partial)
-        os.replace(partial, self.path)
+        partial.replace(self.path)
 
 
 class Deadline:

@@ -53,18 +53,24 @@ def _zero(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def _bias(layer: nn.Conv2d) -> Tensor:
+    if layer.bias is None:
+        raise ValueError("a layer of the linear start has no bias")
+    return layer.bias
+
+
 def _pass_through(layer: nn.Conv2d, channels: int) -> None:
     """Make the first output channels copies of the first input channels."""
     middle = layer.kernel_size[0] // 2
     layer.weight[:channels] = 0
-    layer.bias[:channels] = 0
+    _bias(layer)[:channels] = 0
     for k in range(channels):
         layer.weight[k, k, middle, middle] = 1
 
 
 def _make_constant(layer: nn.Conv2d, channel: int, value: float) -> None:
     layer.weight[channel] = 0
-    layer.bias[channel] = value
+    _bias(layer)[channel] = value
 
 
 def _linear_out(norm: nn.GroupNorm, conv_out: nn.Conv2d, signals: int, rows: Tensor) -> None:
@@ -76,7 +82,7 @@ def _linear_out(norm: nn.GroupNorm, conv_out: nn.Conv2d, signals: int, rows: Ten
     per_group = norm.num_channels // norm.num_groups
     deviation = _CONSTANT * math.sqrt(2 / per_group)
     conv_out.weight[: len(rows)] = 0
-    conv_out.bias[: len(rows)] = 0
+    _bias(conv_out)[: len(rows)] = 0
     back = 1 / (2 * _SHRINK)  # the two constants together give -2 * _SHRINK * mean
     for group in range(signals):
         signal, plus, minus = group * per_group, (group + 1) * per_group - 2, (group + 1) * per_group - 1
@@ -87,7 +93,7 @@ def _linear_out(norm: nn.GroupNorm, conv_out: nn.Conv2d, signals: int, rows: Ten
         conv_out.weight[: len(rows), signal, 1, 1] = rows[:, group]
         conv_out.weight[: len(rows), plus, 1, 1] = -back * rows[:, group]
         conv_out.weight[: len(rows), minus, 1, 1] = -back * rows[:, group]
-        conv_out.bias[: len(rows)] += rows[:, group] * _UP_SLOPE * (2 * back - 1)
+        _bias(conv_out)[: len(rows)] += rows[:, group] * _UP_SLOPE * (2 * back - 1)
 
 
 def _start_encoder(vae: AutoencoderKL, mean: Tensor, vectors: Tensor, scale: Tensor) -> None:
@@ -96,7 +102,7 @@ def _start_encoder(vae: AutoencoderKL, mean: Tensor, vectors: Tensor, scale: Ten
     _pass_through(encoder.conv_in, 3)
     gather = first.downsamplers[0].conv  # its taps 0 and 1 are the 2x2 block, tap 2 the next one
     gather.weight[:12] = 0
-    gather.bias[:12] = 0
+    _bias(gather)[:12] = 0
     for colour in range(3):
         for y in range(2):
             for x in range(2):
@@ -112,18 +118,18 @@ def _start_encoder(vae: AutoencoderKL, mean: Tensor, vectors: Tensor, scale: Ten
                 at = 2 * (y % 2) + (x % 2)
                 for colour in range(3):
                     project.weight[k, 4 * colour + at, y // 2, x // 2] = component[colour, y, x]
-        project.bias[k] = -(mean @ vectors[:, k]) / scale[k]
+        _bias(project)[k] = -(mean @ vectors[:, k]) / scale[k]
     widen = third.resnets[0].conv_shortcut  # (64, 32, 1, 1)
     per_group = widen.out_channels // encoder.conv_norm_out.num_groups
     for group in range(4):
         widen.weight[group * per_group] = 0
-        widen.bias[group * per_group] = 0
+        _bias(widen)[group * per_group] = 0
         widen.weight[group * per_group, group, 0, 0] = 1
         _make_constant(widen, (group + 1) * per_group - 2, _CONSTANT)
         _make_constant(widen, (group + 1) * per_group - 1, -_CONSTANT)
     _linear_out(encoder.conv_norm_out, encoder.conv_out, 4, torch.eye(4))
     encoder.conv_out.weight[4:] = 0
-    encoder.conv_out.bias[4:] = -8.0  # log of the posterior's variance
+    _bias(encoder.conv_out)[4:] = -8.0  # log of the posterior's variance
     for layer in (vae.quant_conv, vae.post_quant_conv):
         _pass_through(layer, layer.out_channels)
 
@@ -143,7 +149,7 @@ def _start_decoder(vae: AutoencoderKL, mean: Tensor, vectors: Tensor, scale: Ten
         # The mean colour of a patch, from its four components.
         means = vectors.reshape(3, 16, 48)[colour].mean(dim=0)[:4] * scale[:4]
         colours.weight[row, :4, 0, 0] = means
-        colours.bias[row] = mean.reshape(3, 16)[colour].mean()
+        _bias(colours)[row] = mean.reshape(3, 16)[colour].mean()
         _make_constant(colours, row + per_group - 2, _CONSTANT)
         _make_constant(colours, row + per_group - 1, -_CONSTANT)
     _linear_out(decoder.conv_norm_out, decoder.conv_out, 3, torch.eye(3))
@@ -164,16 +170,20 @@ def start_still(unet: I2VGenXLUNet) -> None:
     _pass_through(first, channels)
     _pass_through(second, channels)
     _pass_through(third, channels)
-    first.bias[:channels] = _UP_SLOPE
-    third.bias[:channels] = -_UP_SLOPE
+    _bias(first)[:channels] = _UP_SLOPE
+    _bias(third)[:channels] = -_UP_SLOPE
     encoder = unet.image_latents_temporal_encoder
     _zero(encoder.attn1.to_out[0])
     _zero(encoder.ff.net[-1])
     _pass_through(unet.conv_in, 2 * channels)  # noisy latents, then the picture's
     _zero(unet.transformer_in.proj_out)
 
-    last = unet.up_blocks[-1].resnets[-1]
+    block = unet.up_blocks[-1]
+    last = block.resnets[-1]
     _zero(last.conv2)
+    for kind in ("attentions", "temp_attentions"):  # a block without cross-attention has neither
+        if hasattr(block, kind):
+            _zero(getattr(block, kind)[-1].proj_out)
     shortcut = last.conv_shortcut  # of the layer below, then of the skip connection
     skip = shortcut.in_channels - unet.config["block_out_channels"][0]
     norm = unet.conv_norm_out
@@ -183,7 +193,7 @@ def start_still(unet: I2VGenXLUNet) -> None:
         for offset, source in ((0, channels + k), (1, k)):
             row = k * per_group + offset
             shortcut.weight[row] = 0
-            shortcut.bias[row] = 0
+            _bias(shortcut)[row] = 0
             shortcut.weight[row, skip + source, 0, 0] = 1
             norm.weight[row] = _CONSTANT * math.sqrt(2 / per_group)
             norm.bias[row] = _UP_SLOPE

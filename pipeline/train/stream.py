@@ -62,14 +62,16 @@ class EncodedBatch:
 
 
 class _Encoded(IterableDataset[EncodedBatch]):
-    def __init__(self, settings: TeacherSettings, vae: Path, tokenizer: CLIPTokenizer, seed: int) -> None:
-        self.settings, self.vae, self.tokenizer, self.seed = settings, vae, tokenizer, seed
+    def __init__(self, settings: TeacherSettings, vae: Path, tokenizer: CLIPTokenizer, seed: int, plain: bool) -> None:
+        self.settings, self.vae, self.tokenizer, self.seed, self.plain = settings, vae, tokenizer, seed, plain
 
     def __iter__(self) -> Iterator[EncodedBatch]:
         torch.set_num_threads(1)
         s = self.settings
         vae = AutoencoderKL.from_pretrained(self.vae).eval()
-        source = ClipGenerator(s.size, s.frames, seed=self.seed, variety=True)
+        source = ClipGenerator(
+            s.size, s.frames, seed=self.seed, variety=not self.plain, plain_share=0.85 if self.plain else 0.2
+        )
         processor = build_feature_extractor(s.size)
         mean = torch.tensor(processor.image_mean)[:, None, None]
         std = torch.tensor(processor.image_std)[:, None, None]
@@ -98,10 +100,14 @@ class _Encoded(IterableDataset[EncodedBatch]):
 
 
 class EncodedStream:
-    """Batches of encoded clips; two processes keep one trainer fed."""
+    """Batches of encoded clips.
 
-    def __init__(self, settings: TeacherSettings, vae: Path, tokenizer: CLIPTokenizer, seed: int) -> None:
-        dataset = _Encoded(settings, vae, tokenizer, seed)
+    Args:
+        plain: plain backgrounds and plain captions, to begin with.
+    """
+
+    def __init__(self, settings: TeacherSettings, vae: Path, tokenizer: CLIPTokenizer, seed: int, plain: bool) -> None:
+        dataset = _Encoded(settings, vae, tokenizer, seed, plain)
         self._loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8)
 
     def __iter__(self) -> Iterator[EncodedBatch]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -30,20 +29,21 @@ logger = logging.getLogger(__name__)
 class TeacherSettings:
     """How the teacher is built and trained; the defaults make the shipped one.
 
-    `views` is the number of steps that each generated batch serves, every time at other timesteps
-    and noise; encoding it costs a third of a step. `drop_text`, `drop_image` and `drop_both` are the
+    For the first `bind_steps` the clips are plain, no condition is dropped and nearly all timesteps
+    are T: motion is bound to the caption. Then come all clips, all timesteps and the dropping.
+    `drop_text`, `drop_image` and `drop_both` are the
     shares of clips without caption, picture or either, from which the guidance branches are learned.
     """
 
-    size: int = 64
+    size: int = 32
     frames: int = 8
     fps: int = 8
-    block_out_channels: tuple[int, ...] = (32, 64, 64)
-    heads: int = 4
+    block_out_channels: tuple[int, ...] = (32, 64)
+    head_dim: int = 8
     width: int = 32
-    steps: int = 5000
+    steps: int = 3000
+    bind_steps: int = 700
     batch: int = 8
-    views: int = 2
     learning_rate: float = 1e-3
     drop_text: float = 0.10
     drop_image: float = 0.05
@@ -76,13 +76,13 @@ def build_pipeline(settings: TeacherSettings, vae: AutoencoderKL) -> ImageAnimat
     tokenizer = build_tokenizer()
     unet = I2VGenXLUNet(
         sample_size=settings.size // 4,
-        down_block_types=("DownBlock3D", "CrossAttnDownBlock3D", "CrossAttnDownBlock3D"),
-        up_block_types=("CrossAttnUpBlock3D", "CrossAttnUpBlock3D", "UpBlock3D"),
+        down_block_types=("CrossAttnDownBlock3D",) * len(settings.block_out_channels),
+        up_block_types=("CrossAttnUpBlock3D",) * len(settings.block_out_channels),
         block_out_channels=settings.block_out_channels,
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=settings.width,
-        attention_head_dim=settings.heads,
+        attention_head_dim=settings.head_dim,
     )
     start_still(unet)
     for module in unet.modules():
@@ -90,7 +90,7 @@ def build_pipeline(settings: TeacherSettings, vae: AutoencoderKL) -> ImageAnimat
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     pipe = ImageAnimationPipeline(
-        vae=vae.requires_grad_(False).eval(),
+        vae=vae.requires_grad_(requires_grad=False).eval(),
         text_encoder=build_text_encoder(tokenizer, settings.width),
         tokenizer=tokenizer,
         unet=unet,
@@ -109,19 +109,33 @@ def build_pipeline(settings: TeacherSettings, vae: AutoencoderKL) -> ImageAnimat
     return pipe
 
 
-def draw_timesteps(count: int, progress: float, steps: int, generator: torch.Generator) -> Tensor:
+def draw_timesteps(count: int, progress: float | None, steps: int, generator: torch.Generator) -> Tensor:
     """Timesteps of a batch, `(count,)`.
 
     Only near t = T does the caption say what the clip does: everywhere else the noisy frames give it
-    away. So training begins there and its share of the rest grows: from half of the draws at T itself
-    to a tenth, and from a density towards T to a uniform one.
+    away. While motion is being bound to the caption nearly all draws are T itself, where the noise
+    tells nothing and the gradient is least noisy.
+
+    Args:
+        progress: through the steps after the binding, 0 to 1; None while binding.
+        steps: T, timesteps in all.
     """
-    at_end = 0.5 - 0.4 * min(1.0, progress / 0.6)
-    towards_end = 2.5 - 1.5 * min(1.0, progress / 0.6)
+    at_end, towards_end = (0.9, 3.0) if progress is None else (0.3 - 0.2 * progress, 1.8 - 0.8 * progress)
     share = 1 - torch.rand(count, generator=generator) ** towards_end
     timesteps = (share * steps).long().clamp(max=steps - 1)
     ends = torch.rand(count, generator=generator) < at_end
     return torch.where(ends, torch.full_like(timesteps, steps - 1), timesteps)
+
+
+def motion_weight(clean: Tensor, progress: float | None) -> Tensor:
+    """Weight of each place of the clip in the loss, `(batch, 1, frames, h, w)`.
+
+    What moves is a twentieth of a clip. Early on it counts five times, so that its gradient is not
+    lost in that of the background; the weight falls to one, since it favours moving over still.
+    """
+    extra = 4.0 if progress is None else 4.0 * max(0.0, 1 - progress / 0.6)
+    moves = (clean - clean[:, :, :1]).abs().mean(dim=1, keepdim=True) > 0.25
+    return 1.0 + extra * moves.to(clean.dtype)
 
 
 class TeacherTrainer:
@@ -134,7 +148,7 @@ class TeacherTrainer:
         self.family = I2VGenXLFamily()
         self.modules = nn.ModuleDict(
             {"unet": self.pipe.unet, "text": self.pipe.text_encoder, "image": self.pipe.image_encoder}
-        ).requires_grad_(True)
+        ).requires_grad_()
         self.modules.train()
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=1e-4, betas=(0.9, 0.99))
         self.ema = EMAModel(self.modules.parameters(), decay=settings.ema_decay, use_ema_warmup=False)
@@ -147,21 +161,22 @@ class TeacherTrainer:
         The text encoder and the cross-attention are reached by little gradient and learn slowly. The
         layers of the linear start lean on each other, and fast steps would undo it.
         """
-        paces: dict[float, list[nn.Parameter]] = {1.0: [], 1.5: [], 0.3: []}
+        paces: dict[float, list[nn.Parameter]] = {1.0: [], 2.0: [], 0.5: []}
         last = f"unet.up_blocks.{len(self.pipe.unet.up_blocks) - 1}.resnets.{self.pipe.unet.config.layers_per_block}."
         delicate = ("unet.image_latents_proj_in", "unet.conv_in", "unet.conv_norm_out", "unet.conv_out", last)
         for name, parameter in self.modules.named_parameters():
-            pace = 0.3 if name.startswith(delicate) else 1.5 if name.startswith("text") or "attn2" in name else 1.0
+            pace = 0.5 if name.startswith(delicate) else 2.0 if name.startswith("text") or "attn2" in name else 1.0
             paces[pace].append(parameter)
         return [{"params": parameters, "pace": pace} for pace, parameters in paces.items()]
 
-    def _conditioning(self, batch: EncodedBatch) -> Conditioning:
+    def conditioning(self, batch: EncodedBatch, dropping: bool) -> Conditioning:
+        """What the U-Net is told; with `dropping`, less for a share of the clips, as the settings say."""
         s, count = self.settings, batch.latents.shape[0]
         text = self.pipe.text_encoder(batch.tokens).last_hidden_state
         blank = self.pipe.text_encoder(batch.blank_tokens).last_hidden_state
         embedding = self.pipe.image_encoder(batch.pixels).image_embeds[:, None]
         latents = batch.latents[:, :, :1].expand_as(batch.latents)
-        drop = torch.rand(count, generator=self.random)
+        drop = torch.rand(count, generator=self.random) if dropping else torch.ones(count)
         no_text = drop < s.drop_text + s.drop_both
         no_image = (drop >= s.drop_text) & (drop < s.drop_text + s.drop_both + s.drop_image)
         text = torch.where(no_text[:, None, None], blank, text)
@@ -169,7 +184,7 @@ class TeacherTrainer:
         image = ImageConditioning(latents * keep[:, None, None, None, None], embedding * keep[:, None, None])
         return Conditioning(text, image, torch.full((count,), s.fps))
 
-    def loss(self, batch: EncodedBatch, progress: float) -> Tensor:
+    def loss(self, batch: EncodedBatch, progress: float | None) -> Tensor:
         """Mean squared error of v (Salimans & Ho 2022, section 4): v = sqrt(a) * noise - sqrt(1 - a) * x."""
         clean = batch.latents  # (batch, 4, frames, h, w)
         timesteps = draw_timesteps(clean.shape[0], progress, len(self.alphas), self.random)
@@ -177,14 +192,22 @@ class TeacherTrainer:
         noise = torch.randn(clean.shape, generator=self.random)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        predicted = self.family.predict(self.pipe.unet, noisy, timesteps, self._conditioning(batch))
-        return F.mse_loss(predicted, target)
+        predicted = self.family.predict(
+            self.pipe.unet, noisy, timesteps, self.conditioning(batch, progress is not None)
+        )
+        loss: Tensor = (motion_weight(clean, progress) * (predicted - target) ** 2).mean()
+        return loss
+
+    def progress(self, step: int) -> float | None:
+        """How far the steps after the binding have come, 0 to 1; None while binding."""
+        s = self.settings
+        return None if step < s.bind_steps else (step - s.bind_steps) / max(1, s.steps - s.bind_steps)
 
     def step(self, batch: EncodedBatch, step: int) -> float:
         s = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = group["pace"] * learning_rate(step, s.steps, s.learning_rate)
-        loss = self.loss(batch, step / s.steps)
+            group["lr"] = group["pace"] * learning_rate(step, s.steps, s.learning_rate, hold=0.55)
+        loss = self.loss(batch, self.progress(step))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
@@ -239,18 +262,21 @@ def train_teacher(
     """
     vae = AutoencoderKL.from_pretrained(out / "vae")
     trainer = TeacherTrainer(settings, vae)
-    checkpoint = Checkpoint(
-        out / "teacher.pt", modules=trainer.modules, optimizer=trainer.optimizer, ema=trainer.ema
-    )
+    checkpoint = Checkpoint(out / "teacher.pt", modules=trainer.modules, optimizer=trainer.optimizer, ema=trainer.ema)
+    paces = [group["pace"] for group in trainer.optimizer.param_groups]
     step = checkpoint.load()
+    for group, pace in zip(trainer.optimizer.param_groups, paces, strict=True):
+        group["pace"] = pace  # a setting, not a state
     trainer.random.manual_seed(settings.seed + 1 + step)
-    stream = iter(EncodedStream(settings, out / "vae", trainer.pipe.tokenizer, seed=settings.seed + 1000 + step))
+    stream, binding = None, None
     deadline = Deadline(minutes)
     began, losses = time.monotonic(), []
     while step < settings.steps and not deadline.passed():
-        if step % settings.views == 0 or not losses:
-            batch = next(stream)
-        losses.append(trainer.step(batch, step))
+        if stream is None or binding != (step < settings.bind_steps):
+            binding = step < settings.bind_steps
+            seed = settings.seed + 1000 + step
+            stream = iter(EncodedStream(settings, out / "vae", trainer.pipe.tokenizer, seed, plain=binding))
+        losses.append(trainer.step(next(stream), step))
         step += 1
         if not losses[-1] < float("inf"):
             raise FloatingPointError(f"the loss is {losses[-1]} at step {step}; the last checkpoint is kept")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
@@ -31,6 +33,17 @@ def words_of_captions() -> list[str]:
     return sorted(words)
 
 
+def _merged(parts: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """Apply merges to a word as byte-pair encoding does: always the earliest one that fits."""
+    rank = {pair: k for k, pair in enumerate(merges)}
+    while True:
+        pairs = [(rank[pair], k) for k, pair in enumerate(pairwise(parts)) if pair in rank]
+        if not pairs:
+            return parts
+        _, k = min(pairs)
+        parts = [*parts[:k], parts[k] + parts[k + 1], *parts[k + 2 :]]
+
+
 def build_tokenizer(max_length: int = 20) -> CLIPTokenizer:
     """A byte-level BPE that has one token for each caption word and spells out all other text."""
     vocabulary: list[str] = []
@@ -38,13 +51,13 @@ def build_tokenizer(max_length: int = 20) -> CLIPTokenizer:
         vocabulary += [character, character + "</w>"]
     merges: list[tuple[str, str]] = []
     for word in words_of_captions():
-        parts = [*word[:-1], word[-1] + "</w>"]
+        # Merges of earlier words come first in this one too ("an" in "orange"), so they are applied
+        # before what is left is joined by new ones.
+        parts = _merged([*word[:-1], word[-1] + "</w>"], merges)
         while len(parts) > 1:
-            pair = (parts[0], parts[1])
-            if pair not in merges:
-                merges.append(pair)
-                vocabulary.append("".join(pair))
-            parts = ["".join(pair), *parts[2:]]
+            merges.append((parts[0], parts[1]))
+            vocabulary.append(parts[0] + parts[1])
+            parts = _merged(parts, merges)
     ids = {token: k for k, token in enumerate(dict.fromkeys([*vocabulary, _START, _END]))}
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max_length)
 
@@ -83,4 +96,5 @@ def build_image_encoder(size: int, width: int) -> CLIPVisionModelWithProjection:
 
 
 def build_feature_extractor(size: int) -> CLIPImageProcessor:
+    """CLIP's normalisation, for square pictures of `size` pixels."""
     return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})

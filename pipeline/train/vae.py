@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 class VaeSettings:
     """How the autoencoder is built and trained; the defaults make the shipped one."""
 
-    size: int = 64
+    size: int = 32
     block_out_channels: tuple[int, ...] = (16, 32, 64)
-    steps: int = 4000
-    batch: int = 16
-    learning_rate: float = 1.5e-3
+    steps: int = 1200
+    batch: int = 32
+    learning_rate: float = 5e-4
     kl_weight: float = 1e-6
     seed: int = 0
 
@@ -57,12 +57,13 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a cosine to a fiftieth of the peak."""
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, hold: float = 0.0) -> float:
+    """Linear warm-up, the peak for the share `hold` of the rest, then a cosine to a fiftieth of it."""
     if step < warmup:
         return peak * (step + 1) / warmup
     share = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+    falling = min(1.0, max(0.0, (share - hold) / (1 - hold)))
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * falling)))
 
 
 @torch.no_grad()

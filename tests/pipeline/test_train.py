@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,12 +15,19 @@ from pipeline.clips import ClipGenerator
 from pipeline.train.checkpoint import Checkpoint, Deadline
 from pipeline.train.linear_start import start_linear
 from pipeline.train.stream import EncodedStream, FrameStream
-from pipeline.train.teacher import TeacherSettings, TeacherTrainer, build_scheduler, draw_timesteps, train_teacher
+from pipeline.train.teacher import (
+    TeacherSettings,
+    TeacherTrainer,
+    build_scheduler,
+    draw_timesteps,
+    motion_weight,
+    train_teacher,
+)
 from pipeline.train.text import build_tokenizer
 from pipeline.train.vae import VaeSettings, build_vae, evaluate_vae, learning_rate, train_vae
 
 VAE = VaeSettings(size=32, steps=2, batch=4)
-TEACHER = TeacherSettings(size=32, frames=4, steps=3, batch=2)
+TEACHER = TeacherSettings(size=32, frames=4, steps=3, bind_steps=1, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,7 @@ def out(trained_vae, tmp_path):
 
 def first_batch(out):
     """Clips as the teacher's training sees them."""
-    return next(iter(EncodedStream(TEACHER, out / "vae", build_tokenizer(), seed=0)))
+    return next(iter(EncodedStream(TEACHER, out / "vae", build_tokenizer(), seed=0, plain=False)))
 
 
 def pictures(size=32, count=32):
@@ -116,7 +124,7 @@ def test_each_part_of_the_teacher_learns_and_the_autoencoder_does_not(out):
 
 
 def test_the_first_steps_lower_the_loss_on_one_batch(out):
-    trainer = TeacherTrainer(TEACHER, AutoencoderKL.from_pretrained(out / "vae"))
+    trainer = TeacherTrainer(replace(TEACHER, steps=1000), AutoencoderKL.from_pretrained(out / "vae"))
     batch = first_batch(out)
 
     def loss():
@@ -160,12 +168,14 @@ def test_the_schedule_ends_in_pure_noise_and_its_grids_of_32_and_8_steps_are_exa
 
 
 def test_timesteps_begin_near_the_end_of_the_schedule_and_spread_out_as_training_goes_on():
-    drawn = [draw_timesteps(20_000, progress, 1024, torch.Generator().manual_seed(0)) for progress in (0.0, 0.5, 1.0)]
+    drawn = [
+        draw_timesteps(20_000, progress, 1024, torch.Generator().manual_seed(0)) for progress in (None, 0.0, 0.5, 1.0)
+    ]
     for timesteps in drawn:
         assert int(timesteps.min()) >= 0
         assert int(timesteps.max()) == 1023
     at_end = [float((timesteps == 1023).float().mean()) for timesteps in drawn]
-    assert at_end[0] > 0.2  # the caption says what the clip does only there
+    assert at_end[0] > 0.8  # while motion is bound to the caption, which says what the clip does only there
     assert at_end == sorted(at_end, reverse=True)
     assert at_end[-1] < 0.25
     last = torch.histc(drawn[-1].float(), bins=4, min=0, max=1024) / 20_000
@@ -175,6 +185,29 @@ def test_timesteps_begin_near_the_end_of_the_schedule_and_spread_out_as_training
 def test_timesteps_are_drawn_from_the_generator_given():
     one, other = (draw_timesteps(50, 0.5, 1024, torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(one, other)
+
+
+def test_what_moves_weighs_more_while_motion_is_bound_and_the_same_at_the_end():
+    clip = torch.zeros(1, 4, 3, 2, 2)
+    clip[:, :, 2, 0, 0] = 1.0  # one place changes in the last frame
+    weights = [motion_weight(clip, progress) for progress in (None, 0.0, 0.3, 1.0)]
+    moving = [float(weight[0, 0, 2, 0, 0]) for weight in weights]
+    assert moving == pytest.approx([5.0, 5.0, 3.0, 1.0])
+    for weight in weights:
+        assert weight.shape == (1, 1, 3, 2, 2)
+        assert int((weight != 1).sum()) <= 1
+
+
+def test_no_condition_is_dropped_while_motion_is_bound(out):
+    trainer = TeacherTrainer(
+        TeacherSettings(size=32, frames=4, batch=2, drop_text=0.0, drop_image=0.0, drop_both=1.0),
+        AutoencoderKL.from_pretrained(out / "vae"),
+    )
+    batch = first_batch(out)
+    bound, after = trainer.conditioning(batch, dropping=False), trainer.conditioning(batch, dropping=True)
+    assert float(bound.image.latents.abs().min(dim=1).values.max()) > 0
+    assert float(after.image.latents.abs().max()) == 0
+    assert not torch.equal(bound.text, after.text)
 
 
 def test_the_learning_rate_warms_up_and_decays():
