@@ -49,7 +49,7 @@ class TeacherSettings:
     drop_image: float = 0.05
     drop_both: float = 0.05
     guidance_scale: float = 2.0
-    image_guidance_scale: float = 1.0
+    image_guidance_scale: float = 1.2
     ema_decay: float = 0.998
     seed: int = 0
 
