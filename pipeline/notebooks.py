@@ -99,6 +99,8 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Parameter]) -
             extra_arguments=["--IPKernelApp.log_level=40"],
             kernel_manager_class=_kernel_manager(log),
         )
+        # Of a kernel that did its work the words are of no use: jupyter's own way to end one can make it complain.
+        log.unlink(missing_ok=True)
     except PapermillExecutionError as error:
         text = " ".join(str(error.evalue).split())
         raise NotebookError(f"cell {error.exec_count}: {error.ename}: {text}", output) from error

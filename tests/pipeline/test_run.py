@@ -147,7 +147,13 @@ def test_an_interrupt_ends_the_kernel_and_leaves_a_run_that_resumes(run, preset,
     runs.mkdir()
     (runs / "wait").touch()
     command = ["run", "--preset", str(preset), "--teacher", str(teacher_folder), "--runs", str(runs)]
-    process = subprocess.Popen([sys.executable, "-m", "pipeline", *command], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background have inherited an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no other threads yet
+    )
     wait_for((runs / "waiting").exists)
     kernels = children(process.pid)
     assert kernels
