@@ -48,7 +48,7 @@ class TeacherSettings:
     drop_text: float = 0.10
     drop_image: float = 0.05
     drop_both: float = 0.05
-    guidance_scale: float = 2.0
+    guidance_scale: float = 3.0
     image_guidance_scale: float = 1.2
     ema_decay: float = 0.998
     seed: int = 0
