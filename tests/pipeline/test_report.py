@@ -68,7 +68,8 @@ def test_clips_in_a_stage_folder_can_be_played_and_its_result_read_back(run):
     result = read_result(run, "01_teacher")
     figure = result.figures[0]
     assert len(decode((run / "01_teacher" / figure.clip).read_bytes())) == 4
-    assert max(Image.open(run / "01_teacher" / figure.picture).size) <= 384
+    with Image.open(run / "01_teacher" / figure.picture) as picture:
+        assert max(picture.size) <= 384
     assert result.metrics == {"request_s": 3.14159}
 
 
