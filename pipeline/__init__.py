@@ -7,6 +7,7 @@
 - `images`, `video`: pictures in, clips out.
 
 `from pipeline import ImageAnimationPipeline` is the whole public surface for code that brings its own checkpoint.
+`LogSNRDPMSolverScheduler` is there too, to put into pipelines of diffusers' own.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .animation import ImageAnimationPipeline, ImageAnimationPipelineOutput
+    from .optimise.solver import LogSNRDPMSolverScheduler
 
-__all__ = ["ImageAnimationPipeline", "ImageAnimationPipelineOutput"]
+__all__ = ["ImageAnimationPipeline", "ImageAnimationPipelineOutput", "LogSNRDPMSolverScheduler"]
 
 
 def __getattr__(name: str) -> Any:
     # Importing diffusers takes ten seconds, which most commands do not need.
+    if name == "LogSNRDPMSolverScheduler":
+        from .optimise import solver
+
+        return getattr(solver, name)
     if name in __all__:
         from . import animation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -27,6 +28,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from .denoiser import Denoiser, PlainDenoiser
 from .families import Conditioning, ImageConditioning, TeacherFamily, family_of
 from .guidance import Guidance
 
@@ -95,6 +97,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         if isinstance(unet, UNet2DConditionModel):
             unet = UNetMotionModel.from_unet2d(unet, motion_adapter)
         self._family = family_of(unet)
+        self._denoiser: Denoiser = PlainDenoiser(self)
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -122,6 +125,15 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         return self._family
 
     @property
+    def denoiser(self) -> Denoiser:
+        """What predicts at each step. `pipeline.optimise` puts faster ones here, and takes them out again."""
+        return self._denoiser
+
+    @denoiser.setter
+    def denoiser(self, denoiser: Denoiser) -> None:
+        self._denoiser = denoiser
+
+    @property
     def default_size(self) -> tuple[int, int]:
         """Height and width in pixels of a clip when a call names none."""
         side = self.unet.config.sample_size
@@ -135,6 +147,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
         """As `DiffusionPipeline.from_pretrained`; a folder with fp16 files alone needs no `variant`."""
+        # diffusers imports no module for being named in a folder; the project's own scheduler has to be there.
+        importlib.import_module(".optimise.solver", __package__)
         folder = Path(pretrained_model_name_or_path)
         if "variant" not in kwargs and folder.is_dir() and _needs_variant(folder, "fp16"):
             kwargs["variant"] = "fp16"
@@ -302,10 +316,12 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         self.scheduler.set_timesteps(steps, device=self._execution_device)
         sample = noise * self.scheduler.init_noise_sigma
         extra = self._step_arguments(eta, generator)
+        predict = self.denoiser.start(conditioning)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for i, t in enumerate(self.scheduler.timesteps):
                 stacked = self.scheduler.scale_model_input(torch.cat([sample] * guidance.passes), t)
-                predicted = guidance.combine(self.family.predict(self.unet, stacked, t, conditioning))
+                # Between the passes all is float32: in half precision the rounding of each step would add up.
+                predicted = guidance.combine(predict(stacked.to(self.unet.dtype), t).float())
                 sample = self.scheduler.step(predicted, t, sample, **extra).prev_sample
                 if callback_on_step_end is not None:
                     returned = callback_on_step_end(self, i, t, {"latents": sample}) or {}
@@ -331,11 +347,11 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         if given is not None:
             if tuple(given.shape) != shape:
                 raise ValueError(f"latents: shape {tuple(given.shape)} is not {shape}")
-            return given.to(device=self._execution_device, dtype=self.unet.dtype)
+            return given.to(device=self._execution_device, dtype=torch.float32)
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise ValueError(f"generator: {len(generator)} generators for {shape[0]} clips")
         return cast(
-            Tensor, randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
+            Tensor, randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         )
 
     def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:

@@ -91,10 +91,29 @@ def build_parser() -> argparse.ArgumentParser:
 
     package = add("package", package_checkpoint, lambda r: [r["tag"]], "put a checkpoint into the BentoML store")
     package.add_argument("--checkpoint", required=True, metavar="FOLDER_OR_ID", help="in diffusers format")
+    package.add_argument(
+        "--runtime",
+        choices=("eager", "aot"),
+        default="eager",
+        help="aot: compile the U-Net ahead of time for this kind of machine (minutes; default: eager)",
+    )
+
+    bench = add("bench", bench_model, _bench_lines, "measure each optimisation, in one run")
+    bench.add_argument("--preset", choices=("tiny", "i2vgen-xl"), default="tiny", help="default: tiny")
+    bench.add_argument(
+        "--model", metavar="FOLDER_OR_ID", help="checkpoint (default: the shipped teacher, or random weights)"
+    )
+    bench.add_argument("--rungs", metavar="NAMES", help="some of the rungs, separated by commas (default: all)")
+    bench.add_argument("--repeats", type=_positive, default=3, metavar="N", help="timed requests a rung (default: 3)")
+    bench.add_argument("--strict", action="store_true", help="stop where an optimisation does not apply")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="write bench.json, bench.md and bench.png there")
 
     train = add("train", train_embedded, lambda r: [r["out"]], "train the shipped teacher on generated clips")
-    train.add_argument("part", nargs="?", choices=("vae", "teacher"), help="one part alone (default: both, in order)")
+    train.add_argument(
+        "part", nargs="?", choices=("vae", "teacher", "refine"), help="one part alone (default: all, in order)"
+    )
     train.add_argument("--out", type=Path, default=Path("training"), metavar="DIR", help="default: training")
+    train.add_argument("--start", type=Path, metavar="DIR", help="what `refine` starts from; default: OUT/teacher")
     train.add_argument("--minutes", type=float, help="stop each part after this time; a later call goes on")
     _add_parameters(train, "a training setting; may be repeated")
 
@@ -210,8 +229,42 @@ def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     quiet_libraries()
     from .package import package
 
-    packaged = package(open_checkpoint(options.checkpoint), metrics={})
+    packaged = package(open_checkpoint(options.checkpoint), metrics={}, runtime=options.runtime)
     return {"tag": packaged.tag, "path": str(packaged.path), "max_difference": packaged.max_difference}
+
+
+def bench_model(options: argparse.Namespace) -> dict[str, Any]:
+    """`bench`: the ladder of optimisations, rung by rung."""
+    if options.model:
+        from .sources import check_source
+
+        check_source(options.model)
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    import tempfile
+
+    from .bench import bench, open_preset, write
+
+    pipe, name = open_preset(options.preset, options.model)
+    rungs = None if options.rungs is None else [rung.strip() for rung in options.rungs.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            result = bench(
+                pipe, name, options.preset, Path(folder), rungs, options.repeats, strict=options.strict, tell=tell
+            )
+        except ValueError as error:
+            options.usage_error(f"--{error}")
+    if options.out is not None:
+        for path in write(result, options.out):
+            tell(f"written: {path}")
+    return result.to_dict()
+
+
+def _bench_lines(result: dict[str, Any]) -> list[str]:
+    from .bench import table
+
+    return table(result["rungs"])
 
 
 def train_embedded(options: argparse.Namespace) -> dict[str, Any]:
@@ -228,17 +281,25 @@ def train_embedded(options: argparse.Namespace) -> dict[str, Any]:
         _training_settings(options, VaeSettings(), given),
         _training_settings(options, TeacherSettings(), given),
     )
+    parts = (options.part,) if options.part else ("vae", "teacher", "refine")
     result: dict[str, Any] = {"out": str(options.out)}
-    if options.part != "teacher":
+    if "vae" in parts:
         result["vae_psnr_db"] = train_vae(vae, options.out, options.minutes)
-    if options.part != "vae":
-        if not (options.out / "vae").is_dir():
-            raise StillmotionError(
-                f"{options.out / 'vae'}: missing; train the autoencoder first: python -m pipeline train vae"
-            )
+    if "teacher" in parts:
+        _must_be_there(options.out / "vae", "train the autoencoder first: python -m pipeline train vae")
         train_teacher(teacher, options.out, options.minutes)
         result["teacher"] = str(options.out / "teacher")
+    if "refine" in parts:
+        start = options.start or options.out / "teacher"
+        _must_be_there(start / "unet", "train the teacher first: python -m pipeline train teacher")
+        train_teacher(teacher, options.out, options.minutes, start=start)
+        result["teacher"] = str(options.out / "refined")
     return result
+
+
+def _must_be_there(folder: Path, what_to_do: str) -> None:
+    if not folder.is_dir():
+        raise StillmotionError(f"{folder}: missing; {what_to_do}")
 
 
 def _training_settings(options: argparse.Namespace, settings: Any, given: dict[str, Any]) -> Any:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .animation import ImageAnimationPipeline
 
 INFO_FILE = "animator.json"
+PROGRAMS_FOLDER = "programs"
+"""Of a package: programs compiled ahead of time, where its runtime is aot."""
 
 StepListener = Callable[[int, int], None]
 """Called with (steps done, steps in all) after each step; an exception that it raises stops the work."""
@@ -41,6 +43,7 @@ class ModelInfo:
         height, width: of a clip in pixels.
         fps: of a clip.
         controls: names of further request fields that this model understands.
+        scheduler: class of the solver.
         metrics: figures of `pipeline evaluate` when it was packaged.
         files: SHA-256 of each file beside `animator.json`, by path.
     """
@@ -61,6 +64,7 @@ class ModelInfo:
     width: int
     fps: int
     controls: tuple[str, ...] = ()
+    scheduler: str = ""
     metrics: dict[str, float | int | str | None] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -110,17 +114,30 @@ class Animation:
     steps: int
     passes: int
     compute_s: float
+    runtime: str = "eager"
 
 
 class Animator:
-    """A loaded model. One call at a time: the caller sees to that (it owns the one slot)."""
+    """A loaded model. One call at a time: the caller sees to that (it owns the one slot).
+
+    Attributes:
+        runtime: what the U-Net really runs on; it differs from `info.runtime` after a fallback.
+        fallback: why it does, or None.
+    """
 
     def __init__(self, pipe: ImageAnimationPipeline, info: ModelInfo, name: str) -> None:
         self.pipe, self.info, self.name = pipe, info, name
+        self.runtime = "eager"
+        self.fallback: str | None = None
+        self._misses: Callable[[], int] = lambda: 0
 
     @classmethod
     def load(cls, folder: Path, name: str | None = None, device: str | None = None) -> Animator:
         """Load a packaged model after checking each file against its digest.
+
+        What is the same at every step is computed once a request. A program that the package holds is
+        used where it was made for this machine; otherwise PyTorch runs without it, slower, and `fallback`
+        says why.
 
         Raises:
             ModelError: missing, damaged, changed since it was packaged, or of an unknown family.
@@ -131,7 +148,29 @@ class Animator:
         info = verify(folder)
         pipe = load_pipeline(folder).to(device or default_device())
         pipe.set_progress_bar_config(disable=True)
-        return cls(pipe, info, name or folder.name)
+        animator = cls(pipe, info, name or folder.name)
+        animator._speed_up(folder)
+        return animator
+
+    def _speed_up(self, folder: Path) -> None:
+        from .optimise import packages
+        from .optimise.base import NotApplicable
+        from .optimise.precision import dtype_of, set_precision
+        from .optimise.prepared import prepare_once
+        from .optimise.runtimes import ShapedProgram, prepared_denoiser
+
+        try:
+            set_precision(self.pipe, dtype_of(self.info.precision))
+            prepare_once(self.pipe)
+            if self.info.runtime == "aot":
+                packages.load(self.pipe, folder / PROGRAMS_FOLDER)
+                program = prepared_denoiser(self.pipe).run
+                assert isinstance(program, ShapedProgram)
+                self.runtime, self._misses = "aot", lambda: program.misses
+        except ValueError as error:
+            raise ModelError(f"{folder}: {error}") from error
+        except NotApplicable as error:
+            self.fallback = f"{error}; the U-Net runs without it, slower"
 
     def check(self, request: AnimationRequest) -> None:
         """Refuse what the model cannot do, before any work.
@@ -173,7 +212,7 @@ class Animator:
         # Imported here, so that a server's supervisor reads `animator.json` without waiting for PyTorch.
         import torch
 
-        began = time.perf_counter()
+        began, misses = time.perf_counter(), self._misses()
         # The posterior of published I2VGen-XL checkpoints is sampled with torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -195,6 +234,7 @@ class Animator:
             steps=info.steps,
             passes=info.passes,
             compute_s=time.perf_counter() - began,
+            runtime=self.runtime if self._misses() == misses else "eager",
         )
 
     def warm_up(self, on_step: StepListener | None = None) -> Animation:

@@ -8,6 +8,7 @@ import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Self
 
 _PACKAGES = ("stillmotion", "torch", "diffusers", "transformers", "bentoml", "papermill", "numpy")
 
@@ -17,7 +18,7 @@ def machine() -> dict[str, str]:
     import torch
 
     return {
-        "processor": f"{_processor()}, {len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()} cores",
+        "processor": f"{processor()}, {len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "threads": str(torch.get_num_threads()),
@@ -51,10 +52,46 @@ def _has_affinity() -> bool:
     return hasattr(os, "sched_getaffinity")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor, as its maker writes it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+class PeakMemory:
+    """Most memory held while the block runs, in MB: of the GPU where there is one, else of the process.
+
+    Attributes:
+        peak_mb: after the block; None where the system does not tell (a process's peak is reset
+            through /proc, which only Linux has).
+    """
+
+    def __init__(self) -> None:
+        self.peak_mb: float | None = None
+
+    def __enter__(self) -> Self:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            return self
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            self._resets = True
+        except OSError:
+            self._resets = False
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            self.peak_mb = torch.cuda.max_memory_allocated() / 1e6
+        elif self._resets:
+            for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+                if line.startswith("VmHWM:"):
+                    self.peak_mb = int(line.split()[1]) * 1024 / 1e6

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .engine import INFO_FILE, ModelInfo
+from .engine import INFO_FILE, PROGRAMS_FOLDER, ModelInfo
 from .errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ MODEL_NAME = "animator"
 
 # Of a model's folder these may be shipped; anything else (pickles above all) can run code on load.
 _SUFFIXES = (".json", ".safetensors", ".txt", ".md", ".model")
+# Programs run code by their nature: in their own folder alone, and each against its digest.
+_PROGRAM_SUFFIX = ".pt2"
 
 
 def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, float | int | str | None]) -> ModelInfo:
@@ -46,14 +48,23 @@ def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, f
         height=height,
         width=width,
         fps=config.fps,
+        scheduler=type(pipe.scheduler).__name__,
         controls=("motion_scale",) if pipe.family.name == "pia" else (),
         metrics=dict(metrics),
     )
 
 
-def write_package(pipe: ImageAnimationPipeline, folder: Path, info: ModelInfo, card: str) -> ModelInfo:
-    """Write a packaged model: weights, card and `animator.json` with the digest of each file."""
+def write_package(
+    pipe: ImageAnimationPipeline, folder: Path, info: ModelInfo, card: str, programs: Path | None = None
+) -> ModelInfo:
+    """Write a packaged model: weights, card and `animator.json` with the digest of each file.
+
+    Args:
+        programs: folder of programs compiled ahead of time that go into the package.
+    """
     pipe.save_pretrained(folder, safe_serialization=True)
+    if programs is not None:
+        shutil.copytree(programs, folder / PROGRAMS_FOLDER)
     (folder / "README.md").write_text(card, encoding="utf-8")
     info = replace(info, files=digests(folder))
     (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
@@ -63,15 +74,17 @@ def write_package(pipe: ImageAnimationPipeline, folder: Path, info: ModelInfo, c
     return info
 
 
-def save_to_store(pipe: ImageAnimationPipeline, info: ModelInfo, card: str) -> bentoml.Model:
-    """Put a model into the BentoML store as `animator:<new version>`."""
+def save_to_store(
+    pipe: ImageAnimationPipeline, info: ModelInfo, card: str, programs: Path | None = None
+) -> bentoml.Model:
+    """Put a model into the BentoML store as `animator:<new version>`; arguments as `write_package` has them."""
     import bentoml
 
     labels = {"family": info.family, "runtime": info.runtime, "precision": info.precision}
     with bentoml.models.create(
         MODEL_NAME, labels=labels, metadata={"steps": info.steps, "passes": info.passes}
     ) as model:
-        write_package(pipe, Path(model.path), info, card)
+        write_package(pipe, Path(model.path), info, card, programs)
     # Inside the block `path` is a temporary folder; ask again for the place where it came to rest.
     return bentoml.models.get(model.tag)
 
@@ -124,7 +137,8 @@ def verify(folder: Path) -> ModelInfo:
             raise ModelError(f"{folder}: {name} is not in {INFO_FILE}; package the model again")
         if found[name] != info.files[name]:
             raise ModelError(f"{folder}: {name} has been changed or damaged since it was packaged (SHA-256 differs)")
-        if not name.endswith(_SUFFIXES):
+        is_program = info.runtime == "aot" and name.startswith(f"{PROGRAMS_FOLDER}/") and name.endswith(_PROGRAM_SUFFIX)
+        if not (name.endswith(_SUFFIXES) or is_program):
             raise ModelError(f"{folder}: {name} is of a kind that a model may not hold")
     return info
 

@@ -31,6 +31,8 @@ class Engine(Protocol):
 
     info: ModelInfo
     name: str
+    runtime: str
+    fallback: str | None
 
     def check(self, request: AnimationRequest) -> None: ...
 
@@ -193,6 +195,8 @@ class Host:
             last = time.perf_counter()
             animation = engine.animate(picture, form.request, after_step)
             ticket.check()
+            if animation.runtime != engine.runtime:
+                metrics.fallbacks.labels(reason="shape").inc()
             data = video.encode(animation.clip, animation.fps, form.format)
             compute_s = time.perf_counter() - began
             self._pace.tail(time.perf_counter() - last)
@@ -235,7 +239,10 @@ class Host:
             self._fail(f"the model could not be made ready: {type(error).__name__}: {first_line(error)}")
         else:
             self._engine = engine
-            self.metrics.describe(self.settings.region, engine.name, engine.info)
+            self.metrics.describe(self.settings.region, engine.name, engine.info, engine.runtime)
+            if engine.fallback is not None:
+                logger.warning("%s", engine.fallback)
+                self.metrics.fallbacks.labels(reason="load").inc()
             self.metrics.load_seconds.set(time.perf_counter() - began)
             if self.state is State.LOADING:
                 self.state = State.READY

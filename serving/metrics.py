@@ -64,6 +64,11 @@ class Metrics:
         self.cancelled = kinds.Counter(
             "stillmotion_cancelled_total", "Computations that were stopped before their end", labelnames=["reason"]
         )
+        self.fallbacks = kinds.Counter(
+            "stillmotion_runtime_fallback_total",
+            "Times the packaged program was not used: it did not fit the machine (load) or a request's shape (shape)",
+            labelnames=["reason"],
+        )
         self.step_seconds = kinds.Histogram("stillmotion_step_seconds", "Time of one step", buckets=STEP_BUCKETS)
         self.compute_seconds = kinds.Histogram(
             "stillmotion_compute_seconds",
@@ -72,17 +77,19 @@ class Metrics:
         )
         for outcome in sorted(set(OUTCOMES.values())):
             self.requests.labels(outcome=outcome)  # so that a first one shows up as an increase
+        for reason in ("load", "shape"):
+            self.fallbacks.labels(reason=reason)
         for gauge in (self.ready, self.load, self.steps_left):
             gauge.set(0)
         self._counted_s = 0.0
         self._lock = threading.Lock()
 
-    def describe(self, region: str, model: str, info: ModelInfo) -> None:
+    def describe(self, region: str, model: str, info: ModelInfo, runtime: str) -> None:
         self.info.labels(
             region=region,
             model=model,
             family=info.family,
-            runtime=info.runtime,
+            runtime=runtime,
             precision=info.precision,
             steps=info.steps,
             passes=info.passes,

@@ -31,8 +31,9 @@ class TeacherSettings:
 
     For the first `bind_steps` the clips are plain, no condition is dropped and nearly all timesteps
     are T: motion is bound to the caption. Then come all clips, all timesteps and the dropping.
-    `drop_text`, `drop_image` and `drop_both` are the
-    shares of clips without caption, picture or either, from which the guidance branches are learned.
+    `refine_steps` more follow on a second learning-rate schedule, that starts again at the peak.
+    `drop_text`, `drop_image` and `drop_both` are the shares of clips without caption, picture or
+    either, from which the guidance branches are learned.
     """
 
     size: int = 32
@@ -43,6 +44,7 @@ class TeacherSettings:
     width: int = 32
     steps: int = 3000
     bind_steps: int = 700
+    refine_steps: int = 4600
     batch: int = 8
     learning_rate: float = 1e-3
     drop_text: float = 0.10
@@ -50,7 +52,7 @@ class TeacherSettings:
     drop_both: float = 0.05
     guidance_scale: float = 3.0
     image_guidance_scale: float = 1.2
-    ema_decay: float = 0.998
+    ema_decay: float = 0.999
     seed: int = 0
 
 
@@ -133,18 +135,27 @@ def motion_weight(clean: Tensor, progress: float | None) -> Tensor:
     What moves is a twentieth of a clip. Early on it counts five times, so that its gradient is not
     lost in that of the background; the weight falls to one, since it favours moving over still.
     """
-    extra = 4.0 if progress is None else 4.0 * max(0.0, 1 - progress / 0.6)
+    extra = 4.0 if progress is None else 4.0 * max(0.0, 1 - progress / 0.9)
     moves = (clean - clean[:, :, :1]).abs().mean(dim=1, keepdim=True) > 0.25
     return 1.0 + extra * moves.to(clean.dtype)
 
 
 class TeacherTrainer:
-    """One training run: the model, what it has learned so far, and one step of it."""
+    """One training run: the model, what it has learned so far, and one step of it.
 
-    def __init__(self, settings: TeacherSettings, vae: AutoencoderKL) -> None:
+    Args:
+        start: folder of a trained pipeline of the same shape whose weights are refined.
+    """
+
+    def __init__(self, settings: TeacherSettings, vae: AutoencoderKL, start: Path | None = None) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
+        self.refines = start is not None
         self.pipe = build_pipeline(settings, vae)
+        if start is not None:
+            trained = ImageAnimationPipeline.from_pretrained(start)
+            for name in ("unet", "text_encoder", "image_encoder"):
+                getattr(self.pipe, name).load_state_dict(getattr(trained, name).state_dict())
         self.family = I2VGenXLFamily()
         self.modules = nn.ModuleDict(
             {"unet": self.pipe.unet, "text": self.pipe.text_encoder, "image": self.pipe.image_encoder}
@@ -198,15 +209,22 @@ class TeacherTrainer:
         loss: Tensor = (motion_weight(clean, progress) * (predicted - target) ** 2).mean()
         return loss
 
+    @property
+    def steps(self) -> int:
+        return self.settings.refine_steps if self.refines else self.settings.steps
+
+    @property
+    def bind_steps(self) -> int:
+        return 0 if self.refines else self.settings.bind_steps
+
     def progress(self, step: int) -> float | None:
         """How far the steps after the binding have come, 0 to 1; None while binding."""
-        s = self.settings
-        return None if step < s.bind_steps else (step - s.bind_steps) / max(1, s.steps - s.bind_steps)
+        return None if step < self.bind_steps else (step - self.bind_steps) / max(1, self.steps - self.bind_steps)
 
     def step(self, batch: EncodedBatch, step: int) -> float:
         s = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = group["pace"] * learning_rate(step, s.steps, s.learning_rate, hold=0.55)
+            group["lr"] = group["pace"] * learning_rate(step, self.steps, s.learning_rate, hold=0.55)
         loss = self.loss(batch, self.progress(step))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -253,29 +271,37 @@ class TeacherTrainer:
 
 
 def train_teacher(
-    settings: TeacherSettings, out: Path, minutes: float | None = None, log_every: int = 50, probe_every: int = 200
+    settings: TeacherSettings,
+    out: Path,
+    minutes: float | None = None,
+    log_every: int = 50,
+    probe_every: int = 200,
+    start: Path | None = None,
 ) -> ImageAnimationPipeline:
     """Train, or go on from the checkpoint in `out`, and save the pipeline to `out/teacher`.
 
     Args:
         minutes: stop after this time, even if steps are left; a later call goes on from there.
+        start: refine the pipeline in this folder, and save to `out/refined` instead.
     """
-    vae = AutoencoderKL.from_pretrained(out / "vae")
-    trainer = TeacherTrainer(settings, vae)
-    checkpoint = Checkpoint(out / "teacher.pt", modules=trainer.modules, optimizer=trainer.optimizer, ema=trainer.ema)
+    vae_folder = (start or out) / "vae"
+    trainer = TeacherTrainer(settings, AutoencoderKL.from_pretrained(vae_folder), start)
+    name = "refined" if trainer.refines else "teacher"
+    checkpoint = Checkpoint(out / f"{name}.pt", modules=trainer.modules, optimizer=trainer.optimizer, ema=trainer.ema)
     paces = [group["pace"] for group in trainer.optimizer.param_groups]
     step = checkpoint.load()
     for group, pace in zip(trainer.optimizer.param_groups, paces, strict=True):
         group["pace"] = pace  # a setting, not a state
-    trainer.random.manual_seed(settings.seed + 1 + step)
+    first_seed = settings.seed + (100_000 if trainer.refines else 1000)
+    trainer.random.manual_seed(first_seed - 999 + step)
     stream, binding = None, None
     deadline = Deadline(minutes)
     began, losses = time.monotonic(), []
-    while step < settings.steps and not deadline.passed():
-        if stream is None or binding != (step < settings.bind_steps):
-            binding = step < settings.bind_steps
-            seed = settings.seed + 1000 + step
-            stream = iter(EncodedStream(settings, out / "vae", trainer.pipe.tokenizer, seed, plain=binding))
+    while step < trainer.steps and not deadline.passed():
+        if stream is None or binding != (step < trainer.bind_steps):
+            binding = step < trainer.bind_steps
+            seed = first_seed + step
+            stream = iter(EncodedStream(settings, vae_folder, trainer.pipe.tokenizer, seed, plain=binding))
         losses.append(trainer.step(next(stream), step))
         step += 1
         if not losses[-1] < float("inf"):
@@ -283,7 +309,7 @@ def train_teacher(
         if step % log_every == 0:
             rate = len(losses) / (time.monotonic() - began)
             recent = sum(losses[-log_every:]) / len(losses[-log_every:])
-            logger.info("step %d/%d  loss %.4f  %.2f steps/s", step, settings.steps, recent, rate)
+            logger.info("step %d/%d  loss %.4f  %.2f steps/s", step, trainer.steps, recent, rate)
         if step % probe_every == 0:
             accuracy, psnr = trainer.probe()
             logger.info("step %d  one pass from noise: motion %.2f, first frame %.1f dB", step, accuracy, psnr)
@@ -291,5 +317,5 @@ def train_teacher(
     checkpoint.save(step)
     trainer.ema.copy_to(trainer.modules.parameters())
     trainer.modules.eval()
-    trainer.pipe.save_pretrained(out / "teacher", safe_serialization=True)
+    trainer.pipe.save_pretrained(out / name, safe_serialization=True)
     return trainer.pipe

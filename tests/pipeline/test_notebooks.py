@@ -25,7 +25,8 @@ def finished(teacher_folder, tmp_path_factory):
     """A run of the tiny preset, as the command line makes it."""
     runs = tmp_path_factory.mktemp("runs")
     command = ["run", "--preset", "tiny", "--teacher", str(teacher_folder), "--runs", str(runs), "--json"]
-    small = ["-p", "pictures", "2", "-p", "evaluation_clips", "2"]
+    small = ["-p", "pictures", "2", "-p", "evaluation_clips", "2", "-p", "convergence_clips", "1"]
+    small += ["-p", "reference_steps", "20"]
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", *command, *small], capture_output=True, text=True, timeout=580, check=False
     )
@@ -43,10 +44,16 @@ def test_the_preset_goes_from_a_checkpoint_to_a_model_in_the_store(finished):
     packaged = result["metrics"]["stages"]["04_package"]
     assert packaged["tag"] == result["model"]
     assert packaged["max_difference"] == 0
+    optimised = result["metrics"]["stages"]["02_optimize"]
+    rungs = {rung["name"]: rung for rung in optimised["bench"]["rungs"]}
+    assert all(rungs[name]["median_s"] > 0 for name in ("diffusers", "teacher", "context", "prepare", "solver"))
+    assert rungs["teacher"]["flops"] > rungs["context"]["flops"] > rungs["prepare"]["flops"]
+    assert packaged["animator"]["scheduler"] == "LogSNRDPMSolverScheduler"
+    assert packaged["animator"]["passes"] == 15 * 3
     name, path = resolve(result["model"])
     info = verify(path)
     assert name == result["model"]
-    assert info.metrics["motion_accuracy"] == teacher["evaluation"]["motion_accuracy"]
+    assert info.metrics["motion_accuracy"] == optimised["evaluation"]["motion_accuracy"]
     assert "held-out clips, seed 0" in (path / "README.md").read_text()
 
 
@@ -70,12 +77,12 @@ def test_what_libraries_say_to_developers_is_in_no_notebook(finished):
 def test_a_resume_has_nothing_to_do_until_the_model_is_gone(finished, capsys):
     result, folder, _ = finished
     assert go_on(folder).model == result["model"]
-    assert capsys.readouterr().err.count("done before") == 2
+    assert capsys.readouterr().err.count("done before") == 3
     import bentoml
 
     bentoml.models.delete(result["model"])
     again = go_on(folder)
-    assert capsys.readouterr().err.count("done before") == 1
+    assert capsys.readouterr().err.count("done before") == 2
     assert again.model != result["model"]
 
 

@@ -24,6 +24,8 @@ class Engine:
     """Takes a step each time that the test allows one."""
 
     name = "animator:test"
+    runtime = "eager"
+    fallback = None
     info = SimpleNamespace(
         steps=3,
         family="f",

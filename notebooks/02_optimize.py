@@ -1,0 +1,214 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+
+# %% [markdown]
+# # 2. Optimise
+#
+# The same model, faster: each optimisation is measured on its own, in one run, against the rung it
+# stands on and against diffusers' own pipeline. What pays on this machine is kept, judged again, and
+# saved for the stages that follow. No training yet: these gains are free.
+
+# %% tags=["parameters"]
+checkpoint = ""  # folder or hub id; empty: the one of this run's 01_teacher, else the shipped teacher
+run_folder = "runs/notebook"  # results go to its folder 02_optimize
+rungs = "diffusers,teacher,precision,context,prepare,solver,block cache,torchscript,8 x 1"  # empty: all, compilers too
+repeats = 1  # timed requests a rung
+solver_steps = 15  # of DPM-Solver++ on the log-SNR grid
+convergence_clips = 2  # clips on which the solvers are compared; 0 leaves that out
+reference_steps = 64  # of the solution that counts as exact there
+evaluation_clips = 16  # held-out generated clips to judge the result on; 0 leaves that out
+seed = 0  # of the clips
+
+# %%
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from pipeline.bench import bench, write
+from pipeline.bench.report import markdown
+from pipeline.clips import ClipGenerator
+from pipeline.display import show_rows
+from pipeline.engine import Animator
+from pipeline.evaluate import evaluate, pictures_of
+from pipeline.machine import machine, versions
+from pipeline.metrics import psnr_db
+from pipeline.optimise.block_cache import cache_blocks, measure_changes, schedule_of, share_computed
+from pipeline.optimise.ladder import use_solver
+from pipeline.optimise.precision import choose, set_precision
+from pipeline.optimise.prepared import prepare_once
+from pipeline.optimise.solver import compared_samplers, convergence, latent_sampler, reference_latents
+from pipeline.plots import plot_block_cache, plot_convergence, plot_ladder
+from pipeline.quiet import quiet_libraries
+from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
+from pipeline.sources import open_checkpoint
+from pipeline.store import describe
+
+quiet_libraries()
+stage = StageFolder(run_folder, "02_optimize", "The same model, faster")
+evaluation_before = None
+if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():
+    before = read_result(run_folder, "01_teacher").metrics
+    checkpoint, evaluation_before = str(before["source"]), before["evaluation"]
+animator = open_checkpoint(checkpoint)
+pipe = animator.pipe
+print(f"{animator.name}: {animator.info.passes} passes of {type(pipe.unet).__name__}")
+
+# %% [markdown]
+# ## The ladder
+#
+# All rungs take turns, so that a drift of the machine hits them alike; the first turn warms up and is
+# where memory, operations and frames are looked at. A rung in red is kept by the ones after it. Half
+# precision is tried on this very machine: on a GPU it is the largest gain, most CPUs only emulate it.
+
+# %%
+names = [name.strip() for name in rungs.split(",")] if rungs else None
+result = bench(pipe, animator.name, "notebook", stage.path, names, repeats, tell=print)
+write(result, stage.path)
+ladder = plot_ladder(result.rungs)
+stage.picture("ladder", "The ladder", "Seconds of a request; red rungs are kept by those after them.", ladder)
+ladder
+
+# %%
+print(markdown(result))
+
+# %% [markdown]
+# What each precision does to one U-Net pass and one decoded frame. The solver's arithmetic and the
+# latents between steps are float32 in any case.
+
+# %%
+show_rows(
+    [
+        Row(name=f"{t.component}, {t.dtype}", value=1000 * t.seconds, unit="ms", note=f"{t.psnr_db} dB to float32")
+        for t in result.trials
+    ]
+)
+
+# %% [markdown]
+# ## Fewer steps for the same error
+#
+# A diffusion model defines a curve from noise to clip, and a solver follows it in steps. Against a fine
+# reference from the same noise, the error of three of them: DDIM, DPM-Solver++ on timesteps that are
+# uniform, and on a grid uniform in log-SNR.
+
+# %%
+points = []
+prepared = prepare_once(pipe)
+if convergence_clips:
+    side = min(pipe.default_size)
+    held_out = ClipGenerator(min(side, 128), pipe.config.num_frames, seed=seed + 7, held_out=True)
+    batch = held_out.batch(convergence_clips)
+    sample = latent_sampler(pipe, pictures_of(batch), batch.captions, seed=seed)
+    exact = reference_latents(sample, pipe.scheduler, reference_steps)
+    samplers = compared_samplers(pipe.scheduler)
+    counts = {name: (8, 15, 30) if name == "DDIM" else (8, 15) for name in samplers}
+    for name, scheduler in samplers.items():
+        points += convergence(sample, {name: scheduler}, counts[name], exact)
+    picture = plot_convergence(points)
+    words = f"Latents of {convergence_clips} held-out clips against {reference_steps} steps, same noise."
+    stage.picture("convergence", "Error of the solvers", words, picture)
+show_rows([Row(name=f"{p.sampler}, {p.steps} steps", value=round(p.rmse, 4)) for p in points])
+
+# %% [markdown]
+# ## Layers that hardly change
+#
+# Between neighbouring steps many layers give nearly the same output. Block caching measures how much
+# each changes and computes a layer again once the change has added up to a threshold. On a short
+# schedule the steps are far apart, so that there is less to reuse.
+
+# %%
+solver = use_solver(pipe, solver_steps)
+
+
+def clip_tensor() -> torch.Tensor:
+    batch = ClipGenerator(min(*pipe.default_size, 128), 2, seed=seed + 11).batch(1)
+    return pipe(
+        pictures_of(batch), batch.captions, generator=torch.Generator().manual_seed(seed), output_type="pt"
+    ).frames
+
+
+thresholds, shares, likeness = (0.05, 0.1, 0.2, 0.4), [], []
+plain = clip_tensor()
+changes = measure_changes(pipe, [clip_tensor], solver_steps)
+for threshold in thresholds:
+    schedule = schedule_of(changes, threshold)
+    cached = cache_blocks(pipe, schedule)
+    likeness.append(float(psnr_db(clip_tensor(), plain)))
+    cached.undo()
+    shares.append(share_computed(schedule))
+caching = plot_block_cache(thresholds, shares, likeness)
+stage.picture("block_cache", "Block caching", f"One clip, {solver_steps} steps; labels are thresholds.", caching)
+caching
+
+# %% [markdown]
+# ## What is kept
+#
+# The solver goes into the saved pipeline, the precision into the package that 04_package makes of it.
+# What is computed once a request needs no saving: the engine does it for every packaged model. Block
+# caching is left off, since distillation will leave too few steps to reuse anything between.
+
+# %%
+prepared.undo()
+figures = {r.name: r for r in result.rungs}
+precision = choose(result.trials)["unet"]
+model = stage.path / "model"
+pipe.save_pretrained(model, safe_serialization=True)
+set_precision(pipe, precision)
+optimised = Animator(pipe, describe(pipe, animator.name, {}), animator.name)
+prepare_once(pipe)
+evaluation = evaluate(optimised, evaluation_clips, seed) if evaluation_clips else None
+
+teacher, best = figures.get("teacher"), figures.get("solver")
+if teacher is not None and best is not None and best.speedup is not None:
+    note = f"{best.passes} passes instead of {teacher.passes}, no training"
+    stage.row("Faster than the teacher", best.speedup, "x", note, headline=True)
+for r in result.rungs:
+    if r.skipped is None:
+        ratio = f"{r.speedup:.2f}x the teacher; " if r.speedup is not None and r is not teacher else ""
+        stage.row(r.name, r.median_s, "s", f"{ratio}{r.passes} passes; {r.note}")
+    else:
+        stage.row(r.name, None, "", f"not applied: {r.skipped}")
+context, prepare = figures.get("context"), figures.get("prepare")
+if teacher is not None and prepare is not None and context is not None and teacher.flops and prepare.flops:
+    stage.row("Operations left out by the context", 100 * (1 - context.flops / teacher.flops), "%", "once a clip")
+    stage.row("and by computing it once a request", 100 * (1 - prepare.flops / teacher.flops), "%", "of the teacher's")
+if evaluation is not None:
+    was = (
+        "" if evaluation_before is None else f"; the teacher {100 * float(evaluation_before['motion_accuracy']):.1f} %"
+    )
+    stage.row("Motion as captioned", 100 * evaluation.motion_accuracy, "%", f"{evaluation.clips} held-out clips{was}")
+    stage.row("First frame against the picture", evaluation.first_frame_psnr_db, "dB", "PSNR")
+show_rows(stage.result.rows)
+
+# %%
+summary = f"{animator.name}: {optimised.info.passes} passes a request instead of {animator.info.passes}, same weights."
+done = stage.finish(
+    summary,
+    {
+        "source": str(model),
+        "precision": str(precision).removeprefix("torch."),
+        "bench": result.to_dict(),
+        "convergence": [asdict(p) for p in points],
+        "block_cache": [
+            {"threshold": t, "share_computed": s, "psnr_db": p}
+            for t, s, p in zip(thresholds, shares, likeness, strict=True)
+        ],
+        "evaluation": None if evaluation is None else evaluation.to_dict(),
+        "machine": machine(),
+        "versions": versions(),
+    },
+)
+done.summary

@@ -1,0 +1,214 @@
+"""Ahead-of-time packages: the step module exported and compiled into a file that loads in a blink.
+
+A package holds machine code, made for one kind of device, one release of PyTorch and one set of
+shapes. It holds no weights: it works on those of the loaded pipeline, so that they lie in memory
+once. `programs.json` beside the packages says what each was made for. Loading one executes code, so
+its SHA-256 is compared before it is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from torch import Tensor
+
+from ..errors import ModelError
+from ..machine import processor
+from ..results import write_atomically
+from .base import Change, NotApplicable
+from .prepared import Step
+from .runtimes import Example, install, prepared_denoiser
+
+if TYPE_CHECKING:
+    from ..animation import ImageAnimationPipeline
+
+PROGRAMS_FILE = "programs.json"
+SUFFIX = ".pt2"
+
+
+class Program(BaseModel):
+    """One package.
+
+    Attributes:
+        file, sha256: beside `programs.json`.
+        component: what it computes, "step" so far.
+        device: what it was compiled for, as `device_key` names it.
+        torch: release of PyTorch, build included.
+        dtype: of latents and weights.
+        shapes: of each input.
+        weights: SHA-256 over names, shapes and types of the model's weights, as `weights_key` gives it.
+        build_s: how long compiling took.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    sha256: str
+    component: str
+    device: str
+    torch: str
+    dtype: str
+    shapes: tuple[tuple[int, ...], ...]
+    weights: str
+    build_s: float
+
+    @field_validator("file")
+    @classmethod
+    def _stay_in_the_folder(cls, file: str) -> str:
+        if file in {"", ".", ".."} or "/" in file or "\\" in file:
+            raise ValueError("not the name of a file beside programs.json")
+        return file
+
+
+class Programs(BaseModel):
+    """Content of `programs.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    programs: tuple[Program, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> Programs:
+        """Programs of a folder.
+
+        Raises:
+            ModelError: the file is missing or damaged.
+        """
+        path = folder / PROGRAMS_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValidationError as error:
+            raise ModelError(f"{path}: damaged ({error.error_count()} errors); package the model again") from error
+
+
+def device_key(device: torch.device) -> str:
+    """The kind of device that machine code fits: GPU and compute capability, or processor and vectors, by name."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"cuda {torch.cuda.get_device_name(device)} sm_{major}{minor}"
+    return f"{device.type} {platform.machine()} {processor()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def weights_key(weights: Mapping[str, Tensor]) -> str:
+    """What a package needs of a model's weights: all but their values, as a SHA-256.
+
+    AOTInductor compares names alone, and would read beyond the end of a smaller weight.
+    """
+    lines = [f"{name} {tuple(weight.shape)} {weight.dtype}" for name, weight in sorted(weights.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@torch.no_grad()
+def build(pipe: ImageAnimationPipeline, example: Example, folder: Path) -> Program:
+    """Export and compile the step module for the example's shapes, into `folder`.
+
+    Raises:
+        NotApplicable: it cannot be exported or compiled here (AOTInductor needs a C++ compiler).
+    """
+    import time
+
+    module = prepared_denoiser(pipe).module
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step{SUFFIX}"
+    began = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch's own deprecations
+        try:
+            exported = torch.export.export(module, example.inputs, strict=False)
+            torch._inductor.aoti_compile_and_package(  # noqa: SLF001  # the documented entry point
+                exported,
+                package_path=str(path),
+                inductor_configs={
+                    "aot_inductor.package_constants_in_so": False,
+                },
+            )
+        except Exception as error:  # the compiler raises its own kinds, and the tool chain others
+            path.unlink(missing_ok=True)
+            raise NotApplicable(f"aot: unet: cannot be compiled ahead of time: {_first_line(error)}") from error
+    program = Program(
+        file=path.name,
+        sha256=_sha256(path),
+        component="step",
+        device=device_key(example.inputs[0].device),
+        torch=torch.__version__,
+        dtype=str(example.inputs[0].dtype).removeprefix("torch."),
+        shapes=example.shapes,
+        weights=weights_key(module.state_dict()),
+        build_s=round(time.perf_counter() - began, 2),
+    )
+    write_atomically(folder / PROGRAMS_FILE, Programs(programs=(program,)).model_dump_json(indent=2) + "\n")
+    return program
+
+
+def load(pipe: ImageAnimationPipeline, folder: Path) -> Change:
+    """Run the steps by the package in `folder`.
+
+    Raises:
+        NotApplicable: it was made for another device, release of PyTorch or precision; the text says which.
+        ModelError: a file is missing, or is not the one that was packaged, or was made for another model.
+    """
+    program = next((p for p in Programs.read(folder).programs if p.component == "step"), None)
+    if program is None:
+        raise ModelError(f"{folder / PROGRAMS_FILE}: no program for the U-Net's step")
+    module = prepared_denoiser(pipe).module
+    weight = next(module.parameters())
+    for what, made_for, here in (
+        ("device", program.device, device_key(weight.device)),
+        ("PyTorch", program.torch, torch.__version__),
+        ("precision", program.dtype, str(weight.dtype).removeprefix("torch.")),
+    ):
+        if made_for != here:
+            raise NotApplicable(f"aot: {program.file} was compiled for {what} {made_for}, and this is {here}")
+    path = folder / program.file
+    if program.weights != weights_key(module.state_dict()):
+        raise ModelError(f"{path}: was compiled for a model with other weights than this; package the model again")
+    if not path.is_file():
+        raise ModelError(f"{path}: missing; package the model again")
+    if _sha256(path) != program.sha256:
+        raise ModelError(f"{path}: has been changed or damaged since it was packaged (SHA-256 differs)")
+    run = _open(path, module.state_dict())
+    example = Example(tuple(torch.empty(shape, dtype=weight.dtype, device="meta") for shape in program.shapes))
+    return install(pipe, run, example, "aot", f"{program.file}, compiled ahead of time in {program.build_s:.0f} s")
+
+
+def _open(path: Path, weights: dict[str, Tensor]) -> Step:
+    """Open a package around weights that are in memory already."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            opened: Any = torch._inductor.aoti_load_package(str(path))  # noqa: SLF001  # the documented entry point
+        except (OSError, RuntimeError) as error:
+            raise ModelError(f"{path}: cannot be opened ({_first_line(error)}); package the model again") from error
+    wanted = opened.get_constant_fqns()
+    if missing := sorted(set(wanted) - weights.keys()):
+        raise ModelError(f"{path}: works on weights that the model does not have ({missing[0]})")
+    return _Opened(opened, {name: weights[name].contiguous() for name in wanted})
+
+
+class _Opened:
+    """A package and the weights that it points at, which have to live for as long as it does."""
+
+    def __init__(self, program: Any, weights: dict[str, Tensor]) -> None:
+        self._program, self._weights = program, weights
+        program.load_constants(weights, check_full_update=True, user_managed=True)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return cast(Tensor, self._program(*inputs))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

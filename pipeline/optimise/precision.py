@@ -1,0 +1,157 @@
+"""Half precision where it pays, decided by measurement on the machine at hand.
+
+What stays in float32, and why:
+
+- the latents between steps, the guidance sum and the solver's arithmetic: they are a few thousand
+  numbers, and rounding them at every step adds up (`ImageAnimationPipeline.__call__`);
+- statistics of group and layer norms: PyTorch's kernels keep them in float32 by themselves;
+- the autoencoder where its decoder overflows: float16 ends at 65,504, which some published
+  autoencoders pass (their config says `force_upcast`); bfloat16 has the range of float32.
+
+On a GPU with tensor cores half precision is the largest single gain. Most CPUs have no arithmetic for
+it and emulate it, several times slower: `choose` then keeps float32.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .base import Change
+
+if TYPE_CHECKING:
+    from ..animation import ImageAnimationPipeline
+
+LEAST_PSNR_DB = 30.0
+"""Below this against float32, on one pass from noise or one decoded frame, a difference begins to show."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One component tried in one precision.
+
+    Attributes:
+        component: "unet" or "vae" (its decoder).
+        seconds: median of one call.
+        psnr_db: of its output against float32's, peak being the range of float32's output.
+        finite: whether every number of the output is, and of float32's.
+    """
+
+    component: str
+    dtype: str
+    seconds: float
+    psnr_db: float
+    finite: bool
+
+
+def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: torch.dtype | None = None) -> Change:
+    """Cast U-Net and encoders, and the autoencoder.
+
+    The weights as they were stay in memory for as long as the change can be undone.
+
+    Args:
+        vae_dtype: None: `dtype`, but float32 where that is float16 and the autoencoder's config says
+            that it overflows (`force_upcast`).
+    """
+    if vae_dtype is None:
+        overflows = dtype is torch.float16 and bool(pipe.vae.config.get("force_upcast", False))
+        vae_dtype = torch.float32 if overflows else dtype
+    parts: list[tuple[nn.Module, torch.dtype]] = [(pipe.unet, dtype), (pipe.text_encoder, dtype), (pipe.vae, vae_dtype)]
+    if pipe.image_encoder is not None:
+        parts.append((pipe.image_encoder, dtype))
+    before: list[tuple[Tensor, Tensor]] = []
+    for module, wanted in parts:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if tensor.is_floating_point() and tensor.dtype != wanted:
+                before.append((tensor, tensor.data))
+                tensor.data = tensor.data.to(wanted)
+
+    def undo() -> None:
+        for tensor, data in before:
+            tensor.data = data
+
+    detail = f"U-Net and encoders in {_name(dtype)}, autoencoder in {_name(vae_dtype)}"
+    return Change("precision", detail, undo)
+
+
+@torch.no_grad()
+def try_precisions(
+    pipe: ImageAnimationPipeline,
+    one_pass: Callable[[], Tensor],
+    decode: Callable[[], Tensor],
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16, torch.float16),
+    repeats: int = 3,
+) -> list[Trial]:
+    """Time and compare U-Net and decoder in each precision; the pipeline is left as it was.
+
+    Args:
+        one_pass: one U-Net pass from fixed noise.
+        decode: fixed latents to a frame.
+        dtypes: float32 first: the others are compared with it.
+    """
+    trials: list[Trial] = []
+    for component, call in (("unet", one_pass), ("vae", decode)):
+        reference: Tensor | None = None
+        for dtype in dtypes:
+            change = set_precision(pipe, dtype, dtype)
+            try:
+                output, seconds = _timed(call, repeats)
+            finally:
+                change.undo()
+            output = output.float()
+            reference = output if reference is None else reference
+            finite = bool(output.isfinite().all() and reference.isfinite().all())
+            error = float(((output - reference) ** 2).mean()) if finite else float("inf")
+            peak = float(reference.max() - reference.min())
+            psnr = 100.0 if error == 0 else min(100.0, 10 * float(torch.log10(torch.tensor(peak**2 / error))))
+            trials.append(Trial(component, _name(dtype), round(seconds, 5), round(psnr, 1), finite))
+    return trials
+
+
+def _timed(call: Callable[[], Tensor], repeats: int) -> tuple[Tensor, float]:
+    output = call()
+    took = []
+    for _ in range(repeats):
+        _wait_for(output)
+        began = time.perf_counter()
+        output = call()
+        _wait_for(output)
+        took.append(time.perf_counter() - began)
+    return output, statistics.median(took)
+
+
+def _wait_for(output: Tensor) -> None:
+    if output.is_cuda:
+        torch.cuda.synchronize(output.device)
+
+
+def choose(trials: Sequence[Trial], least_psnr_db: float = LEAST_PSNR_DB) -> dict[str, torch.dtype]:
+    """For each component the fastest precision that is finite and close enough to float32; else float32."""
+    chosen: dict[str, torch.dtype] = {}
+    for component in dict.fromkeys(trial.component for trial in trials):
+        good = [t for t in trials if t.component == component and t.finite and t.psnr_db >= least_psnr_db]
+        fastest = min(good, key=lambda t: t.seconds, default=None)
+        chosen[component] = torch.float32 if fastest is None else getattr(torch, fastest.dtype)
+    return chosen
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """A precision by its name in `animator.json`.
+
+    Raises:
+        ValueError: it is none of those that models run in.
+    """
+    known = {_name(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    if name not in known:
+        raise ValueError(f"precision: {name!r} is not one of {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,185 @@
+"""All that does not change from step to step, computed once a request.
+
+The picture, the text and the frame rate are the same at every step, and so is all that the U-Net
+makes of them before they meet the noisy clip: image latents and their encoder over time, the
+embedding of the frame rate, and the keys and values of every cross-attention. `prepare` computes
+them; `forward` is what is left to do at a step. It takes tensors alone, so that it can be traced,
+compiled and exported, and the exported program holds nothing that runs only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from diffusers import I2VGenXLUNet, UNetMotionModel
+from torch import Tensor, nn
+
+from ..denoiser import PlainDenoiser, Predict
+from ..families import Conditioning
+from .base import Change, NotApplicable
+from .context import ClipAttnProcessor, cross_attentions, fold_context
+
+if TYPE_CHECKING:
+    from ..animation import ImageAnimationPipeline
+
+Prepared = tuple[Tensor, ...]
+Step = Callable[..., Tensor]
+"""`(latents, timestep, *prepared) -> prediction`, with timestep `(1,)` of float32."""
+
+
+class StepModule(nn.Module):
+    """What a family's U-Net computes at one step.
+
+    Args:
+        unet: with folded context (`fold_context`).
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet: Any = unet
+        self.layers = list(cross_attentions(unet).values())
+
+    def prepare(self, conditioning: Conditioning) -> Prepared:
+        """What `forward` takes beside latents and timestep: the family's own tensors, then keys and values.
+
+        All are contiguous: a compiled program reads them by the strides it was built for.
+        """
+        context, own = self._prepare(conditioning)
+        projected: list[Tensor] = []
+        for attn in self.layers:
+            projected += cast(ClipAttnProcessor, attn.processor).project(attn, context)
+        return tuple(tensor.contiguous() for tensor in (*own, *projected))
+
+    def forward(self, latents: Tensor, timestep: Tensor, *prepared: Tensor) -> Tensor:
+        split = len(prepared) - 2 * len(self.layers)
+        with self._context(prepared[split:]):
+            return self._forward(latents, timestep, *prepared[:split])
+
+    @contextmanager
+    def _context(self, projected: tuple[Tensor, ...]) -> Iterator[None]:
+        processors = [cast(ClipAttnProcessor, attn.processor) for attn in self.layers]
+        for k, processor in enumerate(processors):
+            processor.keys_values = projected[2 * k], projected[2 * k + 1]
+        try:
+            yield
+        finally:
+            for processor in processors:
+                processor.keys_values = None
+
+    def _prepare(self, conditioning: Conditioning) -> tuple[Tensor, Prepared]:
+        """The context `(batch, tokens, width)`, and the family's own tensors."""
+        raise NotImplementedError
+
+    def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class I2VGenXLStep(StepModule):
+    """Of `I2VGenXLUNet`; its own tensors are the encoded image latents and the embedding of the frame rate."""
+
+    def _prepare(self, conditioning: Conditioning) -> tuple[Tensor, Prepared]:
+        unet, image = self.unet, conditioning.image
+        assert image.embedding is not None
+        rate = unet.fps_embedding(unet.time_proj(conditioning.fps).to(unet.dtype))  # (batch, width)
+        batch, channels, frames, height, width = image.latents.shape
+        flat = image.latents.transpose(1, 2).flatten(0, 1)  # (batch * frames, 4, h, w)
+        places = unet.image_latents_context_embedding(image.latents[:, :, 0]).flatten(2).transpose(1, 2)
+        tokens = unet.context_embedding(image.embedding).view(-1, channels, unet.config.cross_attention_dim)
+        context = torch.cat([conditioning.text, places, tokens], dim=1)
+        encoded = unet.image_latents_proj_in(flat).unflatten(0, (batch, frames))  # (batch, frames, 4, h, w)
+        encoded = encoded.permute(0, 3, 4, 1, 2).reshape(batch * height * width, frames, channels)
+        encoded = unet.image_latents_temporal_encoder(encoded)
+        encoded = encoded.view(batch, height, width, frames, channels).permute(0, 4, 3, 1, 2).contiguous()
+        return context, (encoded, rate)
+
+    def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
+        unet, (image, rate) = self.unet, own
+        frames = latents.shape[2]
+        time = unet.time_embedding(unet.time_proj(timestep.expand(latents.shape[0])).to(unet.dtype))
+        temb = (time + rate).repeat_interleave(frames, dim=0, output_size=latents.shape[0] * frames)
+        hidden = torch.cat([latents, image], dim=1).transpose(1, 2).flatten(0, 1)  # (batch * frames, 8, h, w)
+        hidden = unet.transformer_in(unet.conv_in(hidden), num_frames=frames, return_dict=False)[0]
+        skips = [hidden]
+        for block in unet.down_blocks:
+            hidden, made = block(hidden_states=hidden, temb=temb, num_frames=frames)
+            skips += made
+        hidden = unet.mid_block(hidden, temb, num_frames=frames)
+        for block in unet.up_blocks:
+            count = len(block.resnets)
+            taken, skips = tuple(skips[-count:]), skips[:-count]
+            size = skips[-1].shape[2:] if skips else None  # of sides that do not halve evenly
+            hidden = block(
+                hidden_states=hidden, temb=temb, res_hidden_states_tuple=taken, upsample_size=size, num_frames=frames
+            )
+        hidden = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+        return cast(Tensor, hidden.unflatten(0, (-1, frames)).transpose(1, 2))
+
+
+class MotionStep(StepModule):
+    """Of `UNetMotionModel` with image channels (PIA); its own tensor is mask and image latents, side by side."""
+
+    def _prepare(self, conditioning: Conditioning) -> tuple[Tensor, Prepared]:
+        image = conditioning.image
+        assert image.mask is not None
+        return conditioning.text, (torch.cat([image.mask, image.latents], dim=1),)
+
+    def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
+        sample = torch.cat([latents, *own], dim=1)  # (batch, 9, frames, h, w)
+        return cast(Tensor, self.unet(sample, timestep, encoder_hidden_states=None, return_dict=False)[0])
+
+
+_STEPS: dict[type[nn.Module], type[StepModule]] = {I2VGenXLUNet: I2VGenXLStep, UNetMotionModel: MotionStep}
+
+
+class PreparedDenoiser:
+    """Computes a request's constants once, and runs the step module.
+
+    Attributes:
+        run: what is called at each step; runtimes put a traced, compiled or packaged program here.
+    """
+
+    def __init__(self, module: StepModule) -> None:
+        self.module = module
+        self.run: Step = module
+
+    def start(self, conditioning: Conditioning) -> Predict:
+        prepared = self.module.prepare(conditioning)
+        return lambda latents, timestep: self.run(latents, as_input(timestep, latents), *prepared)
+
+
+def as_input(timestep: Tensor, latents: Tensor) -> Tensor:
+    """A scalar timestep as the step module takes it: `(1,)`, float32, on the latents' device."""
+    return timestep.reshape(1).to(device=latents.device, dtype=torch.float32)
+
+
+def prepare_once(pipe: ImageAnimationPipeline) -> Change:
+    """Compute what is the same at every step once a request, keys and values of the context above all.
+
+    Raises:
+        NotApplicable: of this U-Net it is not known what stays the same, or another denoiser is in place.
+    """
+    kind = next((step for unet, step in _STEPS.items() if isinstance(pipe.unet, unet)), None)
+    if kind is None:
+        raise NotApplicable(f"prepare: unet: {type(pipe.unet).__name__} is not one of the known U-Nets")
+    if isinstance(pipe.denoiser, PreparedDenoiser):
+        raise NotApplicable("prepare: it is in place already")
+    if not isinstance(pipe.denoiser, PlainDenoiser):
+        raise NotApplicable(f"prepare: denoiser: {type(pipe.denoiser).__name__} is in the plain one's place")
+    folded = any(isinstance(attn.processor, ClipAttnProcessor) for attn in cross_attentions(pipe.unet).values())
+    inner = None if folded else fold_context(pipe.unet)
+    before, modes = pipe.denoiser, {module: module.training for module in pipe.unet.modules()}
+    denoiser = PreparedDenoiser(kind(pipe.unet).eval())
+    pipe.denoiser = denoiser
+
+    def undo() -> None:
+        pipe.denoiser = before
+        for module, training in modes.items():
+            module.training = training
+        if inner is not None:
+            inner.undo()
+
+    detail = f"keys and values of {len(denoiser.module.layers)} layers are computed once a request"
+    return Change("prepare", detail, undo)

@@ -1,0 +1,283 @@
+"""Runtimes: programs give what the plain module gives, and step aside for shapes that they were not built for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import I2VGenXLUNet, UNetMotionModel
+from diffusers.models.resnet import ResnetBlock2D
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline import ImageAnimationPipeline
+from pipeline.optimise.base import Change, NotApplicable
+from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once
+from pipeline.optimise.runtimes import (
+    REPEATED,
+    Example,
+    ShapedProgram,
+    compile_blocks,
+    compile_decoder,
+    compile_whole,
+    example_of,
+    install,
+    prepared_denoiser,
+    shapes_of,
+    trace,
+)
+
+FRAMES = 2  # of the pipelines of these tests
+
+
+@pytest.fixture(autouse=True)
+def _compile_afresh() -> Iterator[None]:
+    """What one test has compiled does not count for the next."""
+    yield
+    torch._dynamo.reset()
+
+
+ONE_LEVEL = {"sample_size": 4, "block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4}
+
+
+def i2vgen_unet() -> I2VGenXLUNet:
+    """Few blocks, since the compiler takes its time with each; the context is looked at in the middle."""
+    return I2VGenXLUNet(
+        **ONE_LEVEL,
+        down_block_types=("DownBlock3D",),
+        up_block_types=("UpBlock3D",),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+    )
+
+
+def motion_unet() -> UNetMotionModel:
+    return UNetMotionModel(
+        **ONE_LEVEL,
+        in_channels=9,
+        down_block_types=("DownBlockMotion",),
+        up_block_types=("UpBlockMotion",),
+        cross_attention_dim=32,
+        num_attention_heads=2,
+        motion_num_attention_heads=2,
+    )
+
+
+@pytest.fixture(params=["i2vgen", "pia"])
+def ready(request, i2vgen_parts, pia_parts) -> ImageAnimationPipeline:
+    """A pipeline of each family with a U-Net of one level and a step module."""
+    torch.manual_seed(0)
+    unet = i2vgen_unet() if request.param == "i2vgen" else motion_unet()
+    for parameter in unet.parameters():
+        if not parameter.any():  # layers that begin at zero would hide what is behind them
+            nn.init.normal_(parameter, std=0.05)
+    parts = {**(i2vgen_parts if request.param == "i2vgen" else pia_parts), "unet": unet.eval()}
+    pipe = ImageAnimationPipeline(**parts, num_frames=FRAMES, guidance_scale=3.0, num_inference_steps=2)
+    pipe.set_progress_bar_config(disable=True)
+    prepare_once(pipe)
+    return pipe
+
+
+@contextmanager
+def undone(change: Change) -> Iterator[Change]:
+    try:
+        yield change
+    finally:
+        change.undo()
+
+
+def animate(pipe: ImageAnimationPipeline, prompt: str = "a red ball", **kwargs: Any) -> Tensor:
+    """Latents of a clip of the default shapes."""
+    torch.manual_seed(0)  # of the posterior of I2VGen-XL
+    picture = Image.linear_gradient("L").resize((24, 20)).convert("RGB")
+    generator = torch.Generator().manual_seed(0)
+    return pipe(picture, prompt, generator=generator, **{"output_type": "latent", **kwargs}).frames
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+class CountingBackend:
+    """A compiler that compiles nothing, and counts what it is given."""
+
+    def __init__(self) -> None:
+        self.programs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., Any]:
+        self.programs += 1
+        return graph.forward
+
+
+# ------------------------------------------------------------------ examples and programs
+
+
+def test_the_example_has_the_inputs_of_a_default_request_and_leaves_the_pipeline_as_it_was(ready):
+    denoiser, seen = ready.denoiser, []
+
+    def watch(*inputs: Tensor) -> Tensor:
+        seen.append(inputs)
+        return denoiser.module(*inputs)
+
+    example = example_of(ready)
+    assert ready.denoiser is denoiser
+    with undone(install(ready, watch, example, "watch", "for this test")):
+        animate(ready)
+        assert denoiser.run.misses == 0
+    assert len(seen) == 2
+    assert shapes_of(seen[0]) == example.shapes
+    assert [t.dtype for t in seen[0]] == [t.dtype for t in example.inputs]
+    assert all(t.is_contiguous() for t in (*example.inputs, *seen[0]))
+
+
+def test_without_a_step_module_nothing_can_run_it(pipe):
+    for attempt in (example_of, prepared_denoiser, compile_blocks):
+        with pytest.raises(
+            NotApplicable, match=r"^runtime: the denoiser is a PlainDenoiser; apply prepare_once first$"
+        ):
+            attempt(pipe)
+
+
+def test_a_program_is_given_contiguous_inputs_of_its_shapes_and_type_and_no_others(caplog):
+    asked, plain = [], []
+    program = ShapedProgram(
+        lambda *inputs: asked.append(inputs), lambda *inputs: plain.append(inputs), Example((torch.ones(2, 3),)), "aot"
+    )
+    with caplog.at_level(logging.WARNING):
+        program(torch.ones(3, 2).T)
+        program(torch.ones(2, 3, dtype=torch.bfloat16))
+        program(torch.ones(2, 4))
+    assert len(asked) == 1
+    assert asked[0][0].is_contiguous()
+    assert len(plain) == program.misses == 2
+    assert len(caplog.records) == 1
+
+
+# ------------------------------------------------------------------ TorchScript
+
+
+def test_a_traced_program_gives_the_same_and_steps_aside_for_other_shapes(ready, caplog):
+    plain, other = animate(ready), animate(ready, "a blue square")
+    longer = animate(ready, num_frames=FRAMES + 1)
+    example = example_of(ready)
+    change = install(ready, trace(ready, example), example, "torchscript", "traced")
+    with undone(change), caplog.at_level(logging.WARNING, logger="pipeline"):
+        for _ in range(2):  # TorchScript specialises a program after its first calls
+            assert difference(animate(ready), plain) < 1e-5
+        assert difference(animate(ready, "a blue square"), other) < 1e-5
+        assert ready.denoiser.run.misses == 0
+        assert not caplog.records
+        for _ in range(2):
+            assert torch.equal(animate(ready, num_frames=FRAMES + 1), longer)
+        assert ready.denoiser.run.misses == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        "the torchscript program was built for latents 2x4x2x4x4; 2x4x3x4x4 runs without it"
+    ]
+    assert ready.denoiser.run is ready.denoiser.module
+    assert torch.equal(animate(ready), plain)
+
+
+def test_a_module_that_cannot_be_traced_is_refused_with_the_reason():
+    class Unruly(StepModule):
+        def forward(self, latents: Tensor, timestep: Tensor, *prepared: Tensor) -> Any:
+            raise ValueError("not today\nnor tomorrow")
+
+    module = Unruly(nn.Linear(1, 1)).eval()
+    pipe = SimpleNamespace(denoiser=PreparedDenoiser(module))
+    with pytest.raises(NotApplicable, match=r"^torchscript: unet: cannot be traced: not today$"):
+        trace(pipe, Example((torch.ones(1), torch.ones(1))))
+
+
+# ------------------------------------------------------------------ torch.compile
+
+
+def compiled(module: nn.Module) -> list[str]:
+    return [name for name, part in module.named_modules() if part._compiled_call_impl is not None]
+
+
+@pytest.mark.parametrize("ready", ["pia"], indirect=True)
+def test_compiled_blocks_give_the_same_and_are_undone(ready):
+    plain, backend = animate(ready), CountingBackend()
+    with undone(compile_blocks(ready, backend=backend)) as change:
+        blocks = [name for name, part in ready.unet.named_modules() if isinstance(part, REPEATED)]
+        assert compiled(ready.unet) == blocks
+        assert change.detail == f"{len(blocks)} repeated blocks compiled"
+        assert difference(animate(ready), plain) < 1e-5
+        built = backend.programs
+        assert 0 < built < len(blocks)  # blocks of one kind and shape share
+        animate(ready, "a blue square")
+        assert backend.programs == built
+    assert not compiled(ready.unet)
+    assert torch.equal(animate(ready), plain)
+
+
+@torch.no_grad()
+def test_every_shape_of_a_block_is_compiled_and_once():
+    """The compiler by itself gives up on a kind of block after eight shapes, and real U-Nets have more."""
+    channels = [2 * k for k in range(1, 11)]
+    nets = [
+        nn.Sequential(*[ResnetBlock2D(in_channels=c, temb_channels=None, groups=2) for c in channels]) for _ in range(2)
+    ]
+    unet = nn.ModuleList(nets)
+    pipe = SimpleNamespace(unet=unet, denoiser=PreparedDenoiser(StepModule(unet)))
+    backend = CountingBackend()
+    with undone(compile_blocks(pipe, backend=backend)):
+        for net in unet:
+            for block, c in zip(net, channels, strict=True):
+                block(torch.ones(1, c, 4, 4), None)
+    assert backend.programs == len(channels)
+
+
+def test_a_unet_without_repeated_blocks_is_refused_by_name():
+    pipe = SimpleNamespace(unet=nn.Linear(1, 1), denoiser=PreparedDenoiser(StepModule(nn.Linear(1, 1))))
+    with pytest.raises(NotApplicable, match=r"^compile: Linear has no repeated blocks$"):
+        compile_blocks(pipe)
+
+
+@pytest.mark.slow
+def test_the_whole_step_compiles_into_one_program(ready):
+    plain, backend = animate(ready), CountingBackend()
+    example = example_of(ready)
+    with undone(compile_whole(ready, example, backend=backend, fullgraph=True)):
+        assert difference(animate(ready), plain) < 1e-5
+        assert difference(animate(ready, "a blue square"), plain) > 1e-3
+        assert backend.programs == 1
+        assert ready.denoiser.run.misses == 0
+    assert ready.denoiser.run is ready.denoiser.module
+    assert torch.equal(animate(ready), plain)
+
+
+@pytest.mark.parametrize("ready", ["pia"], indirect=True)
+def test_a_compiled_decoder_gives_the_same_and_is_undone(ready):
+    plain, backend = animate(ready, output_type="pt"), CountingBackend()
+    with undone(compile_decoder(ready, backend=backend)):
+        assert difference(animate(ready, output_type="pt"), plain) < 1e-5
+        assert backend.programs == 1
+    assert not compiled(ready.vae)
+    assert torch.equal(animate(ready, output_type="pt"), plain)
+
+
+@pytest.mark.parametrize("ready", ["pia"], indirect=True)
+def test_undo_gives_back_what_was_compiled_before(ready):
+    with undone(compile_decoder(ready, backend="eager")):
+        before = ready.vae.decoder._compiled_call_impl
+        with undone(compile_decoder(ready, backend="aot_eager")):
+            assert ready.vae.decoder._compiled_call_impl is not before
+        assert ready.vae.decoder._compiled_call_impl is before
+    assert not compiled(ready.vae)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("ready", ["i2vgen"], indirect=True)
+def test_inductor_gives_the_same(ready):
+    """A minute or two of C++ for the decoder and the blocks of a small model."""
+    plain = animate(ready, output_type="pt")
+    with undone(compile_blocks(ready)), undone(compile_decoder(ready)):
+        assert difference(animate(ready, output_type="pt"), plain) < 1e-4
+    assert torch.equal(animate(ready, output_type="pt"), plain)
