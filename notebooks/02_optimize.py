@@ -33,6 +33,11 @@ evaluation_clips = 16  # held-out generated clips to judge the result on; 0 leav
 seed = 0  # of the clips
 
 # %%
+from pipeline.quiet import quiet_libraries
+
+quiet_libraries()  # before anything imports them
+
+# %%
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,12 +57,10 @@ from pipeline.optimise.precision import choose, set_precision
 from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.solver import compared_samplers, convergence, latent_sampler, reference_latents
 from pipeline.plots import plot_block_cache, plot_convergence, plot_ladder
-from pipeline.quiet import quiet_libraries
 from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
 from pipeline.sources import open_checkpoint
 from pipeline.store import describe
 
-quiet_libraries()
 stage = StageFolder(run_folder, "02_optimize", "The same model, faster")
 evaluation_before = None
 if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():

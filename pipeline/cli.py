@@ -93,9 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--checkpoint", required=True, metavar="FOLDER_OR_ID", help="in diffusers format")
     package.add_argument(
         "--runtime",
-        choices=("eager", "aot"),
+        choices=("eager", "torchscript", "compile", "aot"),
         default="eager",
-        help="aot: compile the U-Net ahead of time for this kind of machine (minutes; default: eager)",
+        help="what a server runs the U-Net on; aot compiles it now, which takes minutes (default: eager)",
     )
 
     bench = add("bench", bench_model, _bench_lines, "measure each optimisation, in one run")
@@ -348,6 +348,8 @@ def _open_model(tag_or_folder: str | None) -> Any:
 
     animator = open_model(tag_or_folder)
     tell(f"model {animator.name}")
+    if animator.fallback is not None:
+        tell(animator.fallback)
     return animator
 
 

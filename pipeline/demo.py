@@ -95,11 +95,12 @@ def demo(
 
 
 @contextlib.contextmanager
-def serving(model: str, port: int, log: Path) -> Iterator[str]:
+def serving(model: str, port: int, log: Path, ready_s: float = _READY_S) -> Iterator[str]:
     """A `bentoml serve` of this checkout while the block runs; gives its address.
 
     Args:
         log: what the server prints goes there.
+        ready_s: longest wait until it is ready.
 
     Raises:
         StillmotionError: it ended or did not become ready; the text has the last line of its log.
@@ -119,15 +120,15 @@ def serving(model: str, port: int, log: Path) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            _wait_until_ready(process, address, log)
+            _wait_until_ready(process, address, log, ready_s)
             yield address
         finally:
             _stop(process)
             tell("server stopped")
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    end = time.monotonic() + _READY_S
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path, ready_s: float) -> None:
+    end = time.monotonic() + ready_s
     while time.monotonic() < end:
         if process.poll() is not None:
             raise StillmotionError(f"the server ended with {process.returncode}: {_last_line(log)} (see {log})")
@@ -137,7 +138,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
         except httpx.TransportError:
             pass  # not listening yet
         time.sleep(0.3)
-    raise StillmotionError(f"the server was not ready after {_READY_S:.0f} s: {_last_line(log)} (see {log})")
+    raise StillmotionError(f"the server was not ready after {ready_s:.0f} s: {_last_line(log)} (see {log})")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -157,16 +157,26 @@ class Animator:
         from .optimise.base import NotApplicable
         from .optimise.precision import dtype_of, set_precision
         from .optimise.prepared import prepare_once
-        from .optimise.runtimes import ShapedProgram, prepared_denoiser
+        from .optimise.runtimes import ShapedProgram, compile_whole, example_of, install, prepared_denoiser, trace
 
         try:
             set_precision(self.pipe, dtype_of(self.info.precision))
             prepare_once(self.pipe)
-            if self.info.runtime == "aot":
-                packages.load(self.pipe, folder / PROGRAMS_FOLDER)
-                program = prepared_denoiser(self.pipe).run
-                assert isinstance(program, ShapedProgram)
-                self.runtime, self._misses = "aot", lambda: program.misses
+            match self.info.runtime:
+                case "eager":
+                    return
+                case "aot":
+                    packages.load(self.pipe, folder / PROGRAMS_FOLDER)
+                case "torchscript":
+                    example = example_of(self.pipe)
+                    install(self.pipe, trace(self.pipe, example), example, "torchscript", "traced when loaded")
+                case "compile":
+                    compile_whole(self.pipe, example_of(self.pipe))  # takes place in the warm-up
+                case other:
+                    raise ValueError(f"runtime: {other!r} is not eager, torchscript, compile or aot")
+            program = prepared_denoiser(self.pipe).run
+            assert isinstance(program, ShapedProgram)
+            self.runtime, self._misses = self.info.runtime, lambda: program.misses
         except ValueError as error:
             raise ModelError(f"{folder}: {error}") from error
         except NotApplicable as error:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,9 @@ from .card import model_card
 from .engine import AnimationRequest, Animator, ModelInfo
 from .errors import ModelError
 from .sources import EMBEDDED_TEACHER, name_of
+
+if TYPE_CHECKING:
+    from .optimise.runtimes import Runtime
 
 # Figures of `pipeline evaluate` that describe the model and not the run.
 _KEPT = (
@@ -55,15 +58,16 @@ class Packaged:
 def package(
     source: Animator,
     metrics: Mapping[str, object],
-    runtime: Literal["eager", "aot"] = "eager",
+    runtime: Runtime = "eager",
     precision: str = "float32",
 ) -> Packaged:
     """Save a loaded checkpoint into the store, load it from there, and compare the two.
 
     Args:
         metrics: of `pipeline evaluate`; they go into `animator.json` and the card.
-        runtime: "aot" compiles the U-Net ahead of time, for this kind of machine and the default shape
-            of a clip, so that a server runs compiled code without compiling.
+        runtime: what a server runs the U-Net on. "torchscript" and "compile" make their program when
+            the server starts; "aot" makes it now, for this kind of machine and the default shape of a
+            clip, so that a server runs compiled code without compiling.
         precision: of U-Net and encoders, as PyTorch names it. The source is cast to it.
 
     Raises:

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from pipeline import ImageAnimationPipeline
+from pipeline.cli import main
 from pipeline.clips import ClipGenerator
 from pipeline.train.checkpoint import Checkpoint, Deadline
 from pipeline.train.linear_start import start_linear
@@ -104,6 +105,31 @@ def test_a_teacher_that_was_stopped_goes_on_from_its_checkpoint(out, caplog):
     assert torch.load(out / "teacher.pt", weights_only=True)["step"] == 4
 
 
+def test_refining_starts_from_the_trained_weights_and_leaves_them_where_they_are(out):
+    settings = replace(TEACHER, refine_steps=1, learning_rate=0.0)
+    before = train_teacher(TEACHER, out)
+    refined = train_teacher(settings, out, start=out / "teacher")
+    assert (out / "refined" / "model_index.json").is_file()
+    for name in ("unet", "text_encoder", "image_encoder"):
+        mine, theirs = getattr(refined, name).state_dict(), getattr(before, name).state_dict()
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
+    moved = train_teacher(replace(settings, refine_steps=2, learning_rate=1e-3), out, start=out / "teacher")
+    assert any(not torch.equal(a, b) for a, b in zip(moved.unet.parameters(), before.unet.parameters(), strict=True))
+
+
+def test_refining_drops_conditions_and_draws_all_timesteps_from_its_first_step(out):
+    train_teacher(TEACHER, out)
+    vae = AutoencoderKL.from_pretrained(out / "vae")
+    assert TeacherTrainer(TEACHER, vae).progress(0) is None
+    trainer = TeacherTrainer(replace(TEACHER, refine_steps=4), vae, out / "teacher")
+    assert [trainer.progress(step) for step in range(4)] == [0, 0.25, 0.5, 0.75]
+
+
+def test_refining_without_a_teacher_says_what_to_train_first(out, capsys):
+    assert main(["train", "refine", "--out", str(out)]) == 1
+    assert "train the teacher first: python -m pipeline train teacher" in capsys.readouterr().err
+
+
 def test_the_clock_stops_training_and_keeps_what_was_learned(out):
     train_teacher(TEACHER, out, minutes=0)
     assert torch.load(out / "teacher.pt", weights_only=True)["step"] == 0
@@ -190,7 +216,7 @@ def test_timesteps_are_drawn_from_the_generator_given():
 def test_what_moves_weighs_more_while_motion_is_bound_and_the_same_at_the_end():
     clip = torch.zeros(1, 4, 3, 2, 2)
     clip[:, :, 2, 0, 0] = 1.0  # one place changes in the last frame
-    weights = [motion_weight(clip, progress) for progress in (None, 0.0, 0.3, 1.0)]
+    weights = [motion_weight(clip, progress) for progress in (None, 0.0, 0.45, 1.0)]
     moving = [float(weight[0, 0, 2, 0, 0]) for weight in weights]
     assert moving == pytest.approx([5.0, 5.0, 3.0, 1.0])
     for weight in weights:
