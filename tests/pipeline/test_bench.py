@@ -14,6 +14,7 @@ from pipeline.cli import main
 from pipeline.machine import PeakMemory
 from pipeline.optimise.base import NotApplicable
 from pipeline.optimise.ladder import Ladder, plan, use_solver
+from pipeline.optimise.precision import choose
 from pipeline.sources import open_checkpoint
 
 FAST = ["diffusers", "teacher", "precision", "context", "prepare", "solver", "block cache", "torchscript", "8 x 1"]
@@ -60,9 +61,9 @@ def test_ratios_are_of_the_same_run(rungs):
 
 def test_each_rung_is_compared_with_the_one_that_it_stands_on(rungs):
     assert rungs["teacher"].psnr_to_previous_db is None
-    assert rungs["context"].psnr_to_previous_db > 80
-    assert rungs["prepare"].psnr_to_teacher_db > 80
-    assert rungs["torchscript"].psnr_to_previous_db > 80  # the solver's frames, and not the teacher's
+    assert rungs["context"].psnr_to_previous_db > 60
+    assert rungs["prepare"].psnr_to_previous_db > 60
+    assert rungs["torchscript"].psnr_to_previous_db > 60  # the solver's frames, and not the teacher's
     assert rungs["torchscript"].psnr_to_teacher_db == pytest.approx(rungs["solver"].psnr_to_teacher_db, abs=0.5)
     assert rungs["8 x 1"].psnr_to_teacher_db is None
 
@@ -73,11 +74,10 @@ def test_operations_fall_from_rung_to_rung_and_a_program_has_those_of_the_rung_b
     assert rungs["block cache"].flops < rungs["solver"].flops
 
 
-def test_a_precision_that_is_slower_here_says_so_and_is_not_kept(rungs):
-    if not torch.cuda.is_available():
-        assert not rungs["precision"].kept
-        assert "slower here" in rungs["precision"].note
-        assert rungs["precision"].partial
+def test_a_precision_that_is_slower_here_says_so_and_is_not_kept(measured, rungs):
+    kept = choose(measured[0].trials)["unet"] is not torch.float32
+    assert rungs["precision"].kept == kept
+    assert rungs["precision"].partial == ("slower here" in rungs["precision"].note) == (not kept)
     assert rungs["precision"].psnr_to_teacher_db > 20
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import ImageAnimationPipeline
-from pipeline.optimise.precision import LEAST_PSNR_DB, Trial, choose, set_precision, try_precisions
+from pipeline.optimise.precision import LEAST_GAIN, LEAST_PSNR_DB, Trial, choose, set_precision, try_precisions
 from pipeline.optimise.prepared import prepare_once
 
 PARTS = ("unet", "text_encoder", "vae", "image_encoder")
@@ -217,11 +217,18 @@ def test_the_choice_is_the_fastest_that_is_good_enough_and_else_float32(trials, 
     assert chosen.keys() == {t.component for t in trials}
     for component, dtype in chosen.items():
         good = [t for t in trials if t.component == component and t.finite and t.psnr_db >= least]
-        if good:
-            fastest = min(t.seconds for t in good)
-            assert str(dtype).removeprefix("torch.") in {t.dtype for t in good if t.seconds == fastest}
-        else:
+        fastest = min((t.seconds for t in good), default=None)
+        plain = next((t.seconds for t in good if t.dtype == "float32"), float("inf"))
+        if fastest is None or plain < LEAST_GAIN * fastest:
             assert dtype is torch.float32
+        else:
+            assert str(dtype).removeprefix("torch.") in {t.dtype for t in good if t.seconds == fastest}
+
+
+def test_a_gain_that_could_be_noise_is_not_taken():
+    plain = Trial("unet", "float32", 1.0, 100, finite=True)
+    assert choose([plain, Trial("unet", "bfloat16", 0.9, 60, finite=True)]) == {"unet": torch.float32}
+    assert choose([plain, Trial("unet", "bfloat16", 0.8, 60, finite=True)]) == {"unet": torch.bfloat16}
 
 
 def test_a_fast_precision_that_shows_is_not_chosen():

@@ -76,6 +76,7 @@ def test_a_package_says_what_it_is(package):
         width=32,
         fps=8,
         controls=(),
+        scheduler="DDIMScheduler",
         metrics=METRICS,
         files=info.files,
     )
