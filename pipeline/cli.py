@@ -305,7 +305,8 @@ def _must_be_there(folder: Path, what_to_do: str) -> None:
 def _training_settings(options: argparse.Namespace, settings: Any, given: dict[str, Any]) -> Any:
     """Settings of a part with those of the given values that it has."""
     known = {field.name: type(getattr(settings, field.name)) for field in fields(settings)}
-    if options.part and (unknown := sorted(given.keys() - known)):
+    own = {"vae": "VaeSettings"}.get(options.part, "TeacherSettings")
+    if options.part and type(settings).__name__ == own and (unknown := sorted(given.keys() - known)):
         options.usage_error(f"-p {unknown[0]}: not a setting of {options.part}; they are {', '.join(sorted(known))}")
     chosen = {name: value for name, value in given.items() if name in known}
     for name, value in chosen.items():

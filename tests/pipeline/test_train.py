@@ -126,7 +126,7 @@ def test_refining_drops_conditions_and_draws_all_timesteps_from_its_first_step(o
 
 
 def test_refining_without_a_teacher_says_what_to_train_first(out, capsys):
-    assert main(["train", "refine", "--out", str(out)]) == 1
+    assert main(["train", "refine", "--out", str(out), "-p", "refine_steps", "1"]) == 1
     assert "train the teacher first: python -m pipeline train teacher" in capsys.readouterr().err
 
 
