@@ -84,6 +84,8 @@ class ClipGenerator:
         variety: now and then paint a sprite without a name, stand a second one beside it, or word
             the caption differently, as training wants it. Without, each clip has one named sprite
             and the plain caption, as judging wants it.
+        plain_share: of clips before one colour or a gradient.
+        often: motions that are drawn three times as often as the others.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class ClipGenerator:
         held_out: bool = False,
         variety: bool = False,
         plain_share: float = 0.0,
+        often: tuple[str, ...] = (),
     ) -> None:
         if size < 16:
             raise ValueError(f"size: {size} is below 16 pixels")
@@ -101,6 +104,7 @@ class ClipGenerator:
             raise ValueError(f"frames: {frames} is below 2")
         self.size, self.frames, self.held_out, self.variety = size, frames, held_out, variety
         self.plain_share = plain_share
+        self._motions = MOTIONS + 2 * often
         self.random = torch.Generator().manual_seed(seed)
 
     def _uniform(self, low: float, high: float) -> float:
@@ -112,7 +116,7 @@ class ClipGenerator:
     def spec(self) -> ClipSpec:
         """Draw what the next clip shows."""
         while True:
-            colour, shape, motion = self._pick(tuple(COLOURS)), self._pick(SHAPES), self._pick(MOTIONS)
+            colour, shape, motion = self._pick(tuple(COLOURS)), self._pick(SHAPES), self._pick(self._motions)
             if is_held_out(colour, shape, motion) == self.held_out:
                 break
         radius, travel, scale = self._uniform(0.11, 0.18), self._uniform(0.26, 0.42), 1.0

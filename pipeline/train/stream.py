@@ -70,7 +70,12 @@ class _Encoded(IterableDataset[EncodedBatch]):
         s = self.settings
         vae = AutoencoderKL.from_pretrained(self.vae).eval()
         source = ClipGenerator(
-            s.size, s.frames, seed=self.seed, variety=not self.plain, plain_share=0.85 if self.plain else 0.2
+            s.size,
+            s.frames,
+            seed=self.seed,
+            variety=not self.plain,
+            plain_share=0.85 if self.plain else 0.2,
+            often=s.often,
         )
         processor = build_feature_extractor(s.size)
         mean = torch.tensor(processor.image_mean)[:, None, None]
