@@ -358,7 +358,7 @@ def _precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
     guidance = Guidance(pipe.config.guidance_scale, pipe.config.image_guidance_scale)
     noise = torch.randn(1, 4, frames, height // factor, width // factor, generator=torch.Generator().manual_seed(1))
     noise = noise.to(pipe.device)
-    skip = pipe._default_clip_skip()  # noqa: SLF001  # as a call without arguments has it
+    skip = pipe.default_clip_skip  # as a call without arguments has it
 
     def predict() -> Predict:
         seen = pipe.family.condition_image(

@@ -43,14 +43,16 @@ def open_preset(preset: str, model: str | None) -> tuple[ImageAnimationPipeline,
     Raises:
         ModelError: the checkpoint is missing or cannot be loaded.
     """
-    from ..engine import default_device
+    import torch
+
     from ..sources import name_of, open_checkpoint
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if preset == "tiny" or model is not None:
-        animator = open_checkpoint(model)
+        animator = open_checkpoint(model, device)
         pipe, name = animator.pipe, animator.name
     else:
-        pipe, name = random_i2vgen_xl(Size()), "random weights of I2VGen-XL's size"
+        pipe, name = random_i2vgen_xl(Size(), device=device), "random weights of I2VGen-XL's size"
     if preset == "i2vgen-xl":
         size = Size()
         factor = pipe.vae_scale_factor
@@ -59,13 +61,19 @@ def open_preset(preset: str, model: str | None) -> tuple[ImageAnimationPipeline,
             num_frames=size.frames, num_inference_steps=32, guidance_scale=9.0, image_guidance_scale=1.5
         )
         name = f"{name_of(model)}" if model else name
-    return pipe.to(default_device()), name
+    return pipe.to(device), name
 
 
-def random_i2vgen_xl(size: Size, seed: int = 0) -> ImageAnimationPipeline:
-    """An I2VGen-XL pipeline with random weights: its speed and memory are those of the published one."""
+def random_i2vgen_xl(size: Size, seed: int = 0, device: str = "cpu") -> ImageAnimationPipeline:
+    """An I2VGen-XL pipeline with random weights: its speed and memory are those of the published one.
+
+    Args:
+        device: where the weights are drawn and stay; a GPU draws three billion numbers in a blink. Other
+            devices draw other numbers for the same seed.
+    """
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
+    from diffusers.models.resnet import TemporalConvLayer
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     from ..animation import ImageAnimationPipeline
@@ -75,50 +83,55 @@ def random_i2vgen_xl(size: Size, seed: int = 0) -> ImageAnimationPipeline:
     tokenizer = build_tokenizer(max_length=77)
     levels = len(size.unet)
     cross = ("CrossAttnDownBlock3D",) * (levels - 1), ("CrossAttnUpBlock3D",) * (levels - 1)
-    unet = I2VGenXLUNet(
-        sample_size=size.side // 2 ** (len(size.vae) - 1),
-        down_block_types=(*cross[0], "DownBlock3D"),
-        up_block_types=("UpBlock3D", *cross[1]),
-        block_out_channels=size.unet,
-        layers_per_block=size.layers,
-        norm_num_groups=size.groups,
-        cross_attention_dim=size.context,
-        attention_head_dim=size.head_dim,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(size.vae),
-        up_block_types=("UpDecoderBlock2D",) * len(size.vae),
-        block_out_channels=size.vae,
-        layers_per_block=2,
-        norm_num_groups=size.groups,
-        latent_channels=4,
-        sample_size=size.side,
-        scaling_factor=0.18215,
-    )
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=size.context,
-            intermediate_size=4 * size.context,
-            num_hidden_layers=size.text_layers,
-            num_attention_heads=max(1, size.context // 64),
-            max_position_embeddings=77,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+    with torch.device(device):
+        unet = I2VGenXLUNet(
+            sample_size=size.side // 2 ** (len(size.vae) - 1),
+            down_block_types=(*cross[0], "DownBlock3D"),
+            up_block_types=("UpBlock3D", *cross[1]),
+            block_out_channels=size.unet,
+            layers_per_block=size.layers,
+            norm_num_groups=size.groups,
+            cross_attention_dim=size.context,
+            attention_head_dim=size.head_dim,
         )
-    )
-    vision = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            image_size=224,
-            patch_size=14,
-            hidden_size=size.vision,
-            intermediate_size=4 * size.vision,
-            num_hidden_layers=size.vision_layers,
-            num_attention_heads=max(1, size.vision // 80),
-            projection_dim=size.context,
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * len(size.vae),
+            up_block_types=("UpDecoderBlock2D",) * len(size.vae),
+            block_out_channels=size.vae,
+            layers_per_block=2,
+            norm_num_groups=size.groups,
+            latent_channels=4,
+            sample_size=size.side,
+            scaling_factor=0.18215,
         )
-    )
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=size.context,
+                intermediate_size=4 * size.context,
+                num_hidden_layers=size.text_layers,
+                num_attention_heads=max(1, size.context // 64),
+                max_position_embeddings=77,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        vision = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                image_size=224,
+                patch_size=14,
+                hidden_size=size.vision,
+                intermediate_size=4 * size.vision,
+                num_hidden_layers=size.vision_layers,
+                num_attention_heads=max(1, size.vision // 80),
+                projection_dim=size.context,
+            )
+        )
+    for layer in unet.modules():
+        if isinstance(layer, TemporalConvLayer):
+            # They begin at zero: what goes wrong before them would not show.
+            torch.nn.init.normal_(layer.conv4[-1].weight, std=0.02)
     pipe = ImageAnimationPipeline(
         vae=vae.eval(),
         text_encoder=text.eval(),
