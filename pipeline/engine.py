@@ -155,17 +155,23 @@ class Animator:
     def _speed_up(self, folder: Path) -> None:
         from .optimise import packages
         from .optimise.base import NotApplicable
+        from .optimise.layout import channels_last
         from .optimise.precision import dtype_of, set_precision
         from .optimise.prepared import prepare_once
         from .optimise.runtimes import ShapedProgram, compile_whole, example_of, install, prepared_denoiser, trace
+        from .optimise.tune import tune
 
         try:
             set_precision(self.pipe, dtype_of(self.info.precision))
             prepare_once(self.pipe)
+            if self.info.runtime != "aot":
+                tune(self.pipe, compiled=self.info.runtime == "compile")
             match self.info.runtime:
                 case "eager":
                     return
                 case "aot":
+                    if self.pipe.device.type == "cuda":
+                        channels_last(self.pipe.unet)  # as it was compiled; attention is part of the program
                     packages.load(self.pipe, folder / PROGRAMS_FOLDER)
                 case "torchscript":
                     example = example_of(self.pipe)

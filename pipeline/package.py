@@ -112,12 +112,15 @@ def _compile(source: Animator, folder: Path) -> None:
     from .optimise import packages
     from .optimise.prepared import prepare_once
     from .optimise.runtimes import example_of
+    from .optimise.tune import tune
 
-    change = prepare_once(source.pipe)
+    changes = [prepare_once(source.pipe)]
     try:
+        changes += tune(source.pipe, compiled=True)
         packages.build(source.pipe, example_of(source.pipe), folder)
     finally:
-        change.undo()
+        for change in reversed(changes):
+            change.undo()
 
 
 def max_difference(one: Animator, other: Animator, seed: int = 7) -> int:

@@ -13,6 +13,7 @@ Diffusion) has nothing to weigh: attention over it is its value.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor, nn
 
 from .base import Change, NotApplicable
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of queries `(batch, heads, queries, head_dim)` to keys and values `(batch, heads, keys, head_dim)`."""
 
 
 class ClipCount(Protocol):
@@ -45,11 +49,13 @@ class ClipAttnProcessor:
     Attributes:
         keys_values: `(batch, heads, tokens, head_dim)` each. Where they are set the context of the
             call is not looked at: they stand for it (`pipeline.optimise.prepared`).
+        attend: what computes attention (`pipeline.optimise.attention` chooses).
     """
 
     def __init__(self, count: ClipCount, plain: Any) -> None:
         self.count, self.plain = count, plain
         self.keys_values: tuple[Tensor, Tensor] | None = None
+        self.attend: Attend = F.scaled_dot_product_attention
 
     def project(self, attn: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, `(batch, heads, tokens, head_dim)` each, of a context `(batch, tokens, width)`."""
@@ -86,7 +92,7 @@ class ClipAttnProcessor:
             query = attn.to_q(hidden_states).view(batch, rows // batch * places, heads, -1).transpose(1, 2)
             if attn.norm_q is not None:
                 query = attn.norm_q(query)
-            attended = F.scaled_dot_product_attention(query, keys, values)  # (batch, heads, frames * places, head_dim)
+            attended = self.attend(query, keys, values)  # (batch, heads, frames * places, head_dim)
             attended = attended.transpose(1, 2).reshape(rows, places, -1)
             hidden = attn.to_out[1](attn.to_out[0](attended))
         if attn.residual_connection:
@@ -135,13 +141,21 @@ def fold_context(unet: nn.Module) -> Change:
 
 
 def _check(name: str, attn: Attention) -> None:
-    """Refuse a layer whose way of working is not the one that is replaced."""
     if isinstance(attn.processor, ClipAttnProcessor):
         raise NotApplicable(f"context: {name} has it already")
+    check_plain("context", name, attn)
+
+
+def check_plain(change: str, name: str, attn: Attention) -> None:
+    """Refuse a layer whose way of working is not the one that is replaced.
+
+    Raises:
+        NotApplicable: the text begins with `change` and names the layer.
+    """
     if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
-        raise NotApplicable(f"context: {name} has a processor of its own ({type(attn.processor).__name__})")
+        raise NotApplicable(f"{change}: {name} has a processor of its own ({type(attn.processor).__name__})")
     for what in ("spatial_norm", "group_norm", "added_kv_proj_dim"):
         if getattr(attn, what, None) is not None:
-            raise NotApplicable(f"context: {name} has {what}, which is not supported")
+            raise NotApplicable(f"{change}: {name} has {what}, which is not supported")
     if not attn.scale_qk:
-        raise NotApplicable(f"context: {name} has queries that are not scaled, which is not supported")
+        raise NotApplicable(f"{change}: {name} has queries that are not scaled, which is not supported")

@@ -16,10 +16,20 @@ from . import packages
 from .base import Change, NotApplicable
 from .block_cache import Schedule, cache_blocks, measure_changes, schedule_of
 from .context import fold_context
+from .layout import channels_last
 from .precision import set_precision
 from .prepared import PreparedDenoiser, Step, prepare_once
-from .runtimes import Example, compile_blocks, compile_decoder, compile_whole, example_of, install, trace
+from .runtimes import (
+    Example,
+    compile_blocks,
+    compile_decoder,
+    compile_whole,
+    example_of,
+    install,
+    trace,
+)
 from .solver import log_snr_solver
+from .tune import attention
 
 if TYPE_CHECKING:
     from ..animation import ImageAnimationPipeline
@@ -78,8 +88,9 @@ class Ladder:
         unet_dtype, vae_dtype: what the precision rung casts to.
         keep_precision: whether later rungs stand on it (it is faster here, and close enough).
         folder: for ahead-of-time packages.
-        whole: compile the U-Net as a whole and the decoder too, as on a GPU; otherwise its repeated
-            blocks, which takes a fraction of the time to build.
+        whole: as on a GPU: compile the U-Net as a whole and the decoder too, where otherwise its repeated
+            blocks are compiled, which takes a fraction of the time to build; and let later rungs stand on
+            layout and attention, which gain nothing on a processor.
     """
 
     pipe: ImageAnimationPipeline
@@ -119,6 +130,9 @@ class Ladder:
         rung("precision", f"U-Net in {dtype}{slower}", self.precision, keep=self.keep_precision, steps=few)
         rung("context", "context projected once a clip, not once a frame", lambda pipe: fold_context(pipe.unet))
         rung("prepare", "keys, values and picture computed once a request, not once a step", prepare_once)
+        gpu = "" if self.whole else "; for GPUs, not kept here"
+        rung("layout", f"convolutions in channels last{gpu}", lambda pipe: channels_last(pipe.unet), keep=self.whole)
+        rung("attention", f"the fastest attention for each shape{gpu}", attention, keep=self.whole)
         rung("solver", f"DPM-Solver++ on log-SNR, {self.steps} steps", self.solver)
         rung("block cache", "layers that hardly change are reused between steps", self.block_cache, keep=False)
         rung("torchscript", "traced and frozen", self.torchscript, keep=False, program=True)

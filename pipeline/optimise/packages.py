@@ -43,7 +43,7 @@ class Program(BaseModel):
         torch: release of PyTorch, build included.
         dtype: of latents and weights.
         shapes: of each input.
-        weights: SHA-256 over names, shapes and types of the model's weights, as `weights_key` gives it.
+        weights: SHA-256 over names, shapes, strides and types of the model's weights, as `weights_key` gives it.
         build_s: how long compiling took.
     """
 
@@ -101,9 +101,12 @@ def device_key(device: torch.device) -> str:
 def weights_key(weights: Mapping[str, Tensor]) -> str:
     """What a package needs of a model's weights: all but their values, as a SHA-256.
 
-    AOTInductor compares names alone, and would read beyond the end of a smaller weight.
+    AOTInductor compares names alone: it would read beyond the end of a smaller weight, and one whose
+    memory is laid out in another way (`layout.channels_last`) in the wrong order.
     """
-    lines = [f"{name} {tuple(weight.shape)} {weight.dtype}" for name, weight in sorted(weights.items())]
+    lines = [
+        f"{name} {tuple(weight.shape)} {weight.stride()} {weight.dtype}" for name, weight in sorted(weights.items())
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -191,7 +194,7 @@ def _open(path: Path, weights: dict[str, Tensor]) -> Step:
     wanted = opened.get_constant_fqns()
     if missing := sorted(set(wanted) - weights.keys()):
         raise ModelError(f"{path}: works on weights that the model does not have ({missing[0]})")
-    return _Opened(opened, {name: weights[name].contiguous() for name in wanted})
+    return _Opened(opened, {name: weights[name] for name in wanted})
 
 
 class _Opened:

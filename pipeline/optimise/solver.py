@@ -54,6 +54,9 @@ class LogSNRDPMSolverScheduler(DPMSolverMultistepScheduler):  # type: ignore[mis
             higher, that one counts.
         timesteps: a grid of its own, descending, in [0, T - 1], fractions allowed. It is used for as
             many steps as it has; other numbers of steps are uniform in lambda.
+        noise_correction: take the sample that sampling starts from for pure noise, though the
+            schedule's first level leaks a little of the clip (Kohler et al. 2024, "Imagine Flash",
+            section 3.3). Of order 1 alone. At zero terminal SNR it changes nothing.
 
     Raises:
         ValueError: an argument is out of its range; the text begins with the argument's name.
@@ -89,7 +92,10 @@ class LogSNRDPMSolverScheduler(DPMSolverMultistepScheduler):  # type: ignore[mis
         rescale_betas_zero_snr: bool = False,
         log_snr_start: float = LOG_SNR_START,
         timesteps: list[float] | None = None,
+        noise_correction: bool = False,
     ) -> None:
+        if noise_correction and solver_order != 1:
+            raise ValueError(f"noise_correction: is of solver_order 1, and this is {solver_order}")
         if solver_order not in {1, 2, 3}:
             raise ValueError(f"solver_order: {solver_order} is not 1, 2 or 3")
         if prediction_type not in PREDICTION_TYPES:
@@ -182,6 +188,15 @@ class LogSNRDPMSolverScheduler(DPMSolverMultistepScheduler):  # type: ignore[mis
         if (np.diff(grid.astype(np.float32)) >= 0).any():
             raise ValueError("timesteps: not descending")
 
+    def dpm_solver_first_order_update(
+        self, model_output: Tensor, *args: Any, sample: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        if self.step_index == 0 and self.config.noise_correction:
+            assert sample is not None
+            alpha, sigma = self._sigma_to_alpha_sigma_t(self.sigmas[1])
+            return alpha * model_output + sigma * sample
+        return cast(Tensor, super().dpm_solver_first_order_update(model_output, *args, sample=sample, **kwargs))
+
     def _sigma_to_alpha_sigma_t(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t of sigma = sigma_t / alpha_t, for sigma from 0 to what counts as infinite."""
         return 1 / (1 + sigma**2).sqrt(), 1 / (1 + sigma**-2).sqrt()
@@ -193,13 +208,14 @@ def log_snr_solver(
     solver_order: int = 2,
     log_snr_start: float = LOG_SNR_START,
     timesteps: Sequence[float] | None = None,
+    noise_correction: bool = False,
 ) -> LogSNRDPMSolverScheduler:
     """The solver for the model that another scheduler was made for.
 
     Args:
         scheduler: of diffusers, with betas (DDIM, DPM-Solver, Euler and their like); its way of laying
             timesteps does not matter.
-        solver_order, log_snr_start, timesteps: see `LogSNRDPMSolverScheduler`.
+        solver_order, log_snr_start, timesteps, noise_correction: see `LogSNRDPMSolverScheduler`.
 
     Raises:
         ValueError: `scheduler` has no betas, as those of flow matching, or an argument is out of range.
@@ -220,6 +236,7 @@ def log_snr_solver(
         solver_order=solver_order,
         log_snr_start=log_snr_start,
         timesteps=None if timesteps is None else [float(t) for t in timesteps],
+        noise_correction=noise_correction,
     )
     return solver
 
