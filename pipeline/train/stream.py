@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..clips import ClipGenerator
 from .text import build_feature_extractor
@@ -61,18 +60,21 @@ class EncodedBatch:
     blank_tokens: Tensor
 
 
-class _Encoded(IterableDataset[EncodedBatch]):
-    def __init__(self, settings: TeacherSettings, vae: Path, tokenizer: CLIPTokenizer, seed: int, plain: bool) -> None:
+class _Clips(IterableDataset[EncodedBatch]):
+    """Batches whose latents are still frames, `(batch, 3, frames, size, size)`, where `vae` is None."""
+
+    def __init__(
+        self, settings: TeacherSettings, vae: AutoencoderKL | None, tokenizer: CLIPTokenizer, seed: int, plain: bool
+    ) -> None:
         self.settings, self.vae, self.tokenizer, self.seed, self.plain = settings, vae, tokenizer, seed, plain
 
     def __iter__(self) -> Iterator[EncodedBatch]:
         torch.set_num_threads(1)
-        s = self.settings
-        vae = AutoencoderKL.from_pretrained(self.vae).eval()
+        s, worker = self.settings, get_worker_info()
         source = ClipGenerator(
             s.size,
             s.frames,
-            seed=self.seed,
+            seed=self.seed + (0 if worker is None else 1_000_003 * worker.id),
             variety=not self.plain,
             plain_share=0.85 if self.plain else 0.2,
             often=s.often,
@@ -82,11 +84,8 @@ class _Encoded(IterableDataset[EncodedBatch]):
         std = torch.tensor(processor.image_std)[:, None, None]
         while True:
             made = source.batch(s.batch)
-            frames = made.clips.transpose(1, 2).flatten(0, 1) * 2 - 1  # (batch * frames, 3, size, size)
-            with torch.no_grad():
-                latents = vae.encode(frames).latent_dist.mode() * vae.config.scaling_factor
             yield EncodedBatch(
-                latents=latents.unflatten(0, (s.batch, s.frames)).transpose(1, 2).contiguous(),
+                latents=made.clips if self.vae is None else encode_clips(self.vae, made.clips),
                 pixels=(made.clips[:, :, 0] - mean) / std,
                 tokens=self._ids(made.captions),
                 blank_tokens=self._ids([""] * s.batch),
@@ -104,16 +103,36 @@ class _Encoded(IterableDataset[EncodedBatch]):
         return ids
 
 
+@torch.no_grad()
+def encode_clips(vae: AutoencoderKL, clips: Tensor) -> Tensor:
+    """Scaled latents `(batch, 4, frames, h, w)` of clips `(batch, 3, frames, size, size)` in [0, 1]."""
+    frames = clips.transpose(1, 2).flatten(0, 1) * 2 - 1  # (batch * frames, 3, size, size)
+    latents = vae.encode(frames).latent_dist.mode() * vae.config.scaling_factor
+    unflattened: Tensor = latents.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2).contiguous()
+    return unflattened
+
+
 class EncodedStream:
-    """Batches of encoded clips.
+    """Batches of encoded clips, on the autoencoder's device.
+
+    On a processor the process that makes the clips encodes them too; a GPU encodes them itself.
 
     Args:
         plain: plain backgrounds and plain captions, to begin with.
     """
 
-    def __init__(self, settings: TeacherSettings, vae: Path, tokenizer: CLIPTokenizer, seed: int, plain: bool) -> None:
-        dataset = _Encoded(settings, vae, tokenizer, seed, plain)
-        self._loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8)
+    def __init__(
+        self, settings: TeacherSettings, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, plain: bool
+    ) -> None:
+        self._vae = vae
+        dataset = _Clips(settings, vae if vae.device.type == "cpu" else None, tokenizer, seed, plain)
+        self._loader = DataLoader(dataset, batch_size=None, num_workers=settings.workers, prefetch_factor=8)
 
     def __iter__(self) -> Iterator[EncodedBatch]:
-        return iter(self._loader)
+        device = self._vae.device
+        for batch in self._loader:
+            if device.type == "cpu":
+                yield batch
+                continue
+            moved = [part.to(device) for part in (batch.latents, batch.pixels, batch.tokens, batch.blank_tokens)]
+            yield EncodedBatch(encode_clips(self._vae, moved[0]), *moved[1:])

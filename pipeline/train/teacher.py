@@ -34,7 +34,7 @@ class TeacherSettings:
     `refine_steps` more follow on a second learning-rate schedule, that starts again at the peak.
     `drop_text`, `drop_image` and `drop_both` are the shares of clips without caption, picture or
     either, from which the guidance branches are learned. Motions in `often` are drawn three times as
-    often as the others.
+    often as the others. `workers` processes make the clips; a GPU is fed by eight or so.
     """
 
     size: int = 32
@@ -51,10 +51,11 @@ class TeacherSettings:
     drop_text: float = 0.10
     drop_image: float = 0.05
     drop_both: float = 0.05
-    guidance_scale: float = 3.0
-    image_guidance_scale: float = 1.2
+    guidance_scale: float = 2.0
+    image_guidance_scale: float = 1.5
     ema_decay: float = 0.999
     often: tuple[str, ...] = ()
+    workers: int = 1
     seed: int = 0
 
 
@@ -147,26 +148,35 @@ class TeacherTrainer:
 
     Args:
         start: folder of a trained pipeline of the same shape whose weights are refined.
+        device: where the model is trained. Random numbers are drawn on the processor, so that a seed
+            draws the same ones everywhere.
     """
 
-    def __init__(self, settings: TeacherSettings, vae: AutoencoderKL, start: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        vae: AutoencoderKL,
+        start: Path | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         torch.manual_seed(settings.seed)
-        self.settings = settings
+        self.settings, self.device = settings, torch.device(device)
         self.refines = start is not None
         self.pipe = build_pipeline(settings, vae)
         if start is not None:
             trained = ImageAnimationPipeline.from_pretrained(start)
             for name in ("unet", "text_encoder", "image_encoder"):
                 getattr(self.pipe, name).load_state_dict(getattr(trained, name).state_dict())
+        self.pipe.to(self.device)
         self.family = I2VGenXLFamily()
         self.modules = nn.ModuleDict(
             {"unet": self.pipe.unet, "text": self.pipe.text_encoder, "image": self.pipe.image_encoder}
         ).requires_grad_()
         self.modules.train()
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=1e-4, betas=(0.9, 0.99))
-        self.ema = EMAModel(self.modules.parameters(), decay=settings.ema_decay, use_ema_warmup=False)
+        self.ema = EMAModel(self.modules.parameters(), decay=settings.ema_decay, use_ema_warmup=False, foreach=True)
         self.random = torch.Generator().manual_seed(settings.seed + 1)
-        self.alphas = self.pipe.scheduler.alphas_cumprod
+        self.alphas = self.pipe.scheduler.alphas_cumprod.to(self.device)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters by how fast they learn; `pace` multiplies the learning rate.
@@ -190,19 +200,20 @@ class TeacherTrainer:
         embedding = self.pipe.image_encoder(batch.pixels).image_embeds[:, None]
         latents = batch.latents[:, :, :1].expand_as(batch.latents)
         drop = torch.rand(count, generator=self.random) if dropping else torch.ones(count)
+        drop = drop.to(self.device)
         no_text = drop < s.drop_text + s.drop_both
         no_image = (drop >= s.drop_text) & (drop < s.drop_text + s.drop_both + s.drop_image)
         text = torch.where(no_text[:, None, None], blank, text)
         keep = (~no_image).float()
         image = ImageConditioning(latents * keep[:, None, None, None, None], embedding * keep[:, None, None])
-        return Conditioning(text, image, torch.full((count,), s.fps))
+        return Conditioning(text, image, torch.full((count,), s.fps, device=self.device))
 
     def loss(self, batch: EncodedBatch, progress: float | None) -> Tensor:
         """Mean squared error of v (Salimans & Ho 2022, section 4): v = sqrt(a) * noise - sqrt(1 - a) * x."""
         clean = batch.latents  # (batch, 4, frames, h, w)
-        timesteps = draw_timesteps(clean.shape[0], progress, len(self.alphas), self.random)
+        timesteps = draw_timesteps(clean.shape[0], progress, len(self.alphas), self.random).to(self.device)
         alpha = self.alphas[timesteps][:, None, None, None, None]
-        noise = torch.randn(clean.shape, generator=self.random)
+        noise = torch.randn(clean.shape, generator=self.random).to(self.device)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         predicted = self.family.predict(
@@ -261,7 +272,7 @@ class TeacherTrainer:
             generator=torch.Generator().manual_seed(1),
             output_type="pt",
             decode_chunk_size=None,
-        ).frames
+        ).frames.cpu()
         self.modules.train()
         self.ema.restore(self.modules.parameters())
         video = video.transpose(1, 2)  # (batch, 3, frames, h, w)
@@ -279,6 +290,7 @@ def train_teacher(
     log_every: int = 50,
     probe_every: int = 200,
     start: Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> ImageAnimationPipeline:
     """Train, or go on from the checkpoint in `out`, and save the pipeline to `out/teacher`.
 
@@ -287,11 +299,12 @@ def train_teacher(
         start: refine the pipeline in this folder, and save to `out/refined` instead.
     """
     vae_folder = (start or out) / "vae"
-    trainer = TeacherTrainer(settings, AutoencoderKL.from_pretrained(vae_folder), start)
+    trainer = TeacherTrainer(settings, AutoencoderKL.from_pretrained(vae_folder), start, device)
     name = "refined" if trainer.refines else "teacher"
     checkpoint = Checkpoint(out / f"{name}.pt", modules=trainer.modules, optimizer=trainer.optimizer, ema=trainer.ema)
     paces = [group["pace"] for group in trainer.optimizer.param_groups]
     step = checkpoint.load()
+    trainer.ema.to(trainer.device)
     for group, pace in zip(trainer.optimizer.param_groups, paces, strict=True):
         group["pace"] = pace  # a setting, not a state
     first_seed = settings.seed + (100_000 if trainer.refines else 1000)
@@ -303,7 +316,7 @@ def train_teacher(
         if stream is None or binding != (step < trainer.bind_steps):
             binding = step < trainer.bind_steps
             seed = first_seed + step
-            stream = iter(EncodedStream(settings, vae_folder, trainer.pipe.tokenizer, seed, plain=binding))
+            stream = iter(EncodedStream(settings, trainer.pipe.vae, trainer.pipe.tokenizer, seed, plain=binding))
         losses.append(trainer.step(next(stream), step))
         step += 1
         if not losses[-1] < float("inf"):

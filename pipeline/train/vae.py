@@ -70,12 +70,18 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, hold: f
 def evaluate_vae(vae: AutoencoderKL, size: int, clips: int = 64, seed: int = 10_001) -> float:
     """Mean PSNR in dB of first frames of held-out clips after one round through the autoencoder."""
     batch = ClipGenerator(size, frames=2, seed=seed, held_out=True).batch(clips)
-    pictures = batch.clips[:, :, 0] * 2 - 1
+    pictures = (batch.clips[:, :, 0] * 2 - 1).to(vae.device)
     decoded = vae.decode(vae.encode(pictures).latent_dist.mode()).sample
     return float(psnr_db((decoded + 1) / 2, (pictures + 1) / 2).mean())
 
 
-def train_vae(settings: VaeSettings, out: Path, minutes: float | None = None, decoder_only: bool = False) -> float:
+def train_vae(
+    settings: VaeSettings,
+    out: Path,
+    minutes: float | None = None,
+    decoder_only: bool = False,
+    device: torch.device | str = "cpu",
+) -> float:
     """Train, or go on from the checkpoint in `out`, and save the autoencoder to `out/vae`.
 
     Args:
@@ -88,6 +94,7 @@ def train_vae(settings: VaeSettings, out: Path, minutes: float | None = None, de
     torch.manual_seed(settings.seed)
     vae = build_vae(settings)
     start_linear(vae, ClipGenerator(settings.size, frames=2, seed=settings.seed + 7).batch(256).clips[:, :, 0] * 2 - 1)
+    vae.to(device)
     trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()] if decoder_only else [*vae.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     checkpoint = Checkpoint(out / ("vae-decoder.pt" if decoder_only else "vae.pt"), vae=vae, optimizer=optimizer)
@@ -97,7 +104,7 @@ def train_vae(settings: VaeSettings, out: Path, minutes: float | None = None, de
     deadline = Deadline(minutes)
     stream = iter(FrameStream(settings.size, settings.batch, seed=settings.seed + 1 + step))
     while step < settings.steps and not deadline.passed():
-        pictures = next(stream) * 2 - 1
+        pictures = next(stream).to(device) * 2 - 1
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings.steps, settings.learning_rate)
         with torch.set_grad_enabled(not decoder_only):
@@ -116,8 +123,9 @@ def train_vae(settings: VaeSettings, out: Path, minutes: float | None = None, de
             logger.info("vae step %d/%d  loss %.5f  held-out PSNR %.2f dB", step, settings.steps, loss.item(), psnr)
             checkpoint.save(step)
     checkpoint.save(step)
+    vae.eval().to("cpu")
     _normalise(vae, settings)
-    vae.eval().save_pretrained(out / "vae")
+    vae.save_pretrained(out / "vae")
     return evaluate_vae(vae, settings.size, clips=256)
 
 

@@ -46,7 +46,8 @@ def out(trained_vae, tmp_path):
 
 def first_batch(out):
     """Clips as the teacher's training sees them."""
-    return next(iter(EncodedStream(TEACHER, out / "vae", build_tokenizer(), seed=0, plain=False)))
+    vae = AutoencoderKL.from_pretrained(out / "vae").eval()
+    return next(iter(EncodedStream(TEACHER, vae, build_tokenizer(), seed=0, plain=False)))
 
 
 def pictures(size=32, count=32):
