@@ -40,11 +40,12 @@ quiet_libraries()
 stage = StageFolder(run_folder, "04_package", "The packaged model")
 evaluation: dict[str, object] = {}
 precision = "float32"
-for earlier in ("02_optimize", "01_teacher"):
-    if not checkpoint and (Path(run_folder) / earlier / RESULT_FILE).is_file():
+for earlier in ("03_distill", "02_optimize", "01_teacher"):  # the last word counts
+    if (Path(run_folder) / earlier / RESULT_FILE).is_file():
         before = read_result(run_folder, earlier).metrics
-        checkpoint, evaluation = str(before["source"]), dict(before["evaluation"] or {})
-        precision = str(before.get("precision", precision))
+        if not checkpoint:
+            checkpoint, evaluation = str(before["source"]), dict(before["evaluation"] or {})
+        precision = str(before.get("precision", precision))  # 02_optimize finds it, whatever is packaged
 source = open_checkpoint(checkpoint)
 print(f"{source.name}: {source.info.passes} passes, {'judged' if evaluation else 'not judged'} in this run")
 

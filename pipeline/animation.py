@@ -37,6 +37,9 @@ StepCallback = Callable[["ImageAnimationPipeline", int, Tensor, dict[str, Tensor
 # Stands for "what checkpoints of this family are published with", since None has a meaning of its own.
 _OF_FAMILY: Any = object()
 
+_DECODED_PIXELS = 512 * 512
+"""Of frames that are decoded together. The decoder's memory grows with them; more gain nothing."""
+
 
 @dataclass
 class ImageAnimationPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped
@@ -69,6 +72,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             which needs no random numbers.
         num_inference_steps, guidance_scale, image_guidance_scale, num_frames, fps: defaults of a
             call that this checkpoint is made for; None leaves the family's.
+        distilled_guidance_scale, distilled_image_guidance_scale: of a student, the scales that its
+            teacher was guided with and that are part of its weights; None for a teacher.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
@@ -92,6 +97,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         image_guidance_scale: float | None = None,
         num_frames: int = 16,
         fps: int = 16,
+        distilled_guidance_scale: float | None = None,
+        distilled_image_guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
         if isinstance(unet, UNet2DConditionModel):
@@ -116,6 +123,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             image_guidance_scale=image_guidance_scale,
             num_frames=num_frames,
             fps=fps,
+            distilled_guidance_scale=distilled_guidance_scale,
+            distilled_image_guidance_scale=distilled_image_guidance_scale,
         )
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.video_processor = VideoProcessor(do_resize=False, vae_scale_factor=self.vae_scale_factor)
@@ -260,7 +269,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         negative_prompt: str | Sequence[str] = "",
         motion_scale: int = 0,
         clip_skip: int | None = _OF_FAMILY,
-        decode_chunk_size: int | None = 1,
+        decode_chunk_size: int | Literal["auto"] | None = "auto",
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -280,7 +289,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             negative_prompt: text of the branches that do not bear the prompt.
             motion_scale: amount and kind of motion, where the family has such a control (PIA).
             clip_skip: layers of the text encoder to leave out; left out: as the family is published.
-            decode_chunk_size: frames decoded at a time.
+            decode_chunk_size: frames decoded at a time; None: all of them. "auto": one, as published, or
+                as many small ones as have the pixels of one of 512 x 512.
             generator: of the noise; one, or one for each clip.
             latents: noise of unit variance to start from, `(batch, 4, frames, height / f, width / f)`.
             callback_on_step_end: called as `(pipe, step, timestep, {"latents": ...})` after each
@@ -302,7 +312,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             self.config.guidance_scale if guidance_scale is None else guidance_scale,
             self.config.image_guidance_scale if image_guidance_scale is _OF_FAMILY else image_guidance_scale,
         )
-        skip = self._default_clip_skip() if clip_skip is _OF_FAMILY else clip_skip
+        skip = self.default_clip_skip if clip_skip is _OF_FAMILY else clip_skip
         self._check(height, width, frames, steps, rate, skip)
 
         noise_shape = (len(prompts), 4, frames, height // self.vae_scale_factor, width // self.vae_scale_factor)
@@ -328,16 +338,17 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
                     sample = returned.get("latents", sample)
                 progress.update()
 
+        chunk = max(1, _DECODED_PIXELS // (height * width)) if decode_chunk_size == "auto" else decode_chunk_size
         if output_type == "latent":
             video: Any = sample
         else:
-            video = self.video_processor.postprocess_video(
-                self.decode_latents(sample, decode_chunk_size), output_type=output_type
-            )
+            video = self.video_processor.postprocess_video(self.decode_latents(sample, chunk), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImageAnimationPipelineOutput(frames=video) if return_dict else (video,)
 
-    def _default_clip_skip(self) -> int | None:
+    @property
+    def default_clip_skip(self) -> int | None:
+        """Layers of the text encoder that a call leaves out where it does not say."""
         # A text encoder of one layer has no layer to leave out; the project's own has one.
         return self.family.clip_skip if self.text_encoder.config.num_hidden_layers > 1 else None
 

@@ -13,12 +13,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from . import distill_command, evaluate_command
+from .command_options import (
+    add_model,
+    add_parameters,
+    open_model,
+    parameters,
+    positive,
+    settings_with_parameters,
+)
 from .console import counter, tell
 from .errors import StillmotionError
 from .settings import UsageError
@@ -32,9 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     options.usage_error = parser.error
+    options.failure = None  # set by a command whose result is printed though it failed
     command: Command = options.command
     # Telemetry is a choice of the person who runs a tool, and the store needs none.
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
+    # Threads of PyTorch that wait in a loop take the cores from other processes: where there are some, a
+    # step takes six times as long. Read when PyTorch is loaded; notebooks and the server inherit it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         # Libraries print to stdout as they like; there it would spoil the document.
         with contextlib.redirect_stdout(sys.stderr):
@@ -50,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     lines = [json.dumps(result, indent=2)] if options.json else options.lines(result)
     sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+    if options.failure is not None:
+        tell(f"error: {options.failure}")
+        return 1
     return 0
 
 
@@ -73,21 +88,22 @@ def build_parser() -> argparse.ArgumentParser:
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)"
     )
     run.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
-    _add_parameters(run, "a parameter of the notebooks; may be repeated")
+    add_parameters(run, "a parameter of the notebooks; may be repeated")
 
     animate = add("animate", animate_picture, lambda r: [r["out"]], "animate one picture")
     animate.add_argument("--image", type=Path, required=True, help="PNG, JPEG or WebP")
     animate.add_argument("--prompt", required=True, help="what moves and how, such as 'a red circle moves right'")
     animate.add_argument("--out", type=Path, required=True, help="file to write: .mp4, .webm, .webp or .gif")
     animate.add_argument("--seed", type=int, help="the same seed gives the same clip (default: drawn)")
-    _add_model(animate)
+    add_model(animate)
 
-    evaluate = add("evaluate", evaluate_model, _evaluate_lines, "judge a model on held-out generated clips")
-    evaluate.add_argument("--clips", type=_positive, default=64, metavar="N", help="how many (default: 64)")
-    evaluate.add_argument("--seed", type=int, default=0, help="of clips and noise (default: 0)")
-    evaluate.add_argument("--batch", type=_positive, default=8, metavar="N", help="clips at a time (default: 8)")
-    evaluate.add_argument("--teacher", metavar="FOLDER_OR_ID", help="compare with this teacher from the same noise")
-    _add_model(evaluate)
+    evaluate = add(
+        "evaluate",
+        evaluate_command.evaluate_model,
+        evaluate_command.lines,
+        "judge a model on held-out generated clips, by itself or beside its teacher",
+    )
+    evaluate_command.add_arguments(evaluate)
 
     package = add("package", package_checkpoint, lambda r: [r["tag"]], "put a checkpoint into the BentoML store")
     package.add_argument("--checkpoint", required=True, metavar="FOLDER_OR_ID", help="in diffusers format")
@@ -104,9 +120,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--model", metavar="FOLDER_OR_ID", help="checkpoint (default: the shipped teacher, or random weights)"
     )
     bench.add_argument("--rungs", metavar="NAMES", help="some of the rungs, separated by commas (default: all)")
-    bench.add_argument("--repeats", type=_positive, default=3, metavar="N", help="timed requests a rung (default: 3)")
+    bench.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed requests a rung (default: 3)")
     bench.add_argument("--strict", action="store_true", help="stop where an optimisation does not apply")
-    bench.add_argument("--out", type=Path, metavar="DIR", help="write bench.json, bench.md and bench.png there")
+    _add_pass(bench)
+    bench.add_argument("--out", type=Path, metavar="DIR", help="write JSON, Markdown and plot or profiles there")
 
     train = add("train", train_embedded, lambda r: [r["out"]], "train the shipped teacher on generated clips")
     train.add_argument(
@@ -114,8 +131,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", type=Path, default=Path("training"), metavar="DIR", help="default: training")
     train.add_argument("--start", type=Path, metavar="DIR", help="what `refine` starts from; default: OUT/teacher")
+    train.add_argument("--device", help="such as cpu or cuda (default: the GPU where there is one)")
     train.add_argument("--minutes", type=float, help="stop each part after this time; a later call goes on")
-    _add_parameters(train, "a training setting; may be repeated")
+    add_parameters(train, "a training setting; may be repeated")
+
+    text = "train a student that needs few steps and one pass a step"
+    distill_command.add_arguments(add("distill", distill_command.distill_model, distill_command.lines, text))
 
     demo = add("demo", show_demo, _demo_lines, "from notebooks to animations served over HTTP")
     demo.add_argument("--image", type=Path, help="a picture of your own; give --prompt too")
@@ -125,37 +146,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--teacher", help="folder in diffusers format or hub id (default: the shipped teacher)")
     demo.add_argument("--port", type=int, default=0, help="of the server while it shows itself (default: a free one)")
-    _add_parameters(demo, "a parameter of the notebooks; may be repeated")
+    add_parameters(demo, "a parameter of the notebooks; may be repeated")
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    text = "default: the newest in the store, else the shipped teacher"
-    parser.add_argument("--model", metavar="TAG_OR_FOLDER", help=text)
-
-
-def _add_parameters(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters", help=text
-    )
-
-
-def _parameters(options: argparse.Namespace) -> dict[str, Any]:
-    """`-p` pairs; values are read as YAML, as papermill reads its own `-p`."""
-    found = {}
-    for name, text in options.parameters:
-        try:
-            found[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            found[name] = text
-    return found
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
+def _add_pass(parser: argparse.ArgumentParser) -> None:
+    parts = ("request", "pass")
+    parser.add_argument("--part", choices=parts, default=parts[0], help="whole requests (default), or one U-Net pass")
+    parser.add_argument("--variants", metavar="NAMES", help="of a pass, separated by commas (default: those that fit)")
+    parser.add_argument("--passes", type=positive, default=10, metavar="N", help="timed passes (default: 10)")
+    parser.add_argument("--branches", type=positive, default=3, metavar="N", help="of a pass (default: 3)")
+    dtypes = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, help="of a pass (default: bfloat16 on a GPU, else float32)")
 
 
 # ------------------------------------------------------------------ commands
@@ -172,7 +174,7 @@ def run_preset(options: argparse.Namespace) -> dict[str, Any]:
             )
         folder = find_run(options.resume, options.runs)
     else:
-        folder = start(options.preset or "tiny", options.teacher or "", options.runs, _parameters(options))
+        folder = start(options.preset or "tiny", options.teacher or "", options.runs, parameters(options))
     run = go_on(folder)
     return {"run": str(run.folder), "report": str(run.report), "model": run.model, "metrics": run.metrics}
 
@@ -195,28 +197,12 @@ def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
     picture = decode(_existing(options.image))
     from .engine import AnimationRequest
 
-    animator = _open_model(options.model)
+    animator = open_model(options.model)
     animation = animator.animate(picture, AnimationRequest(options.prompt, seed=options.seed), on_step=counter("step"))
     _write(options.out, video.encode(animation.clip, animation.fps, suffix))
     tell(f"{animator.name}, seed {animation.seed}, {animation.compute_s:.1f} s")
     about = {key: value for key, value in asdict(animation).items() if key != "clip"}
     return {"out": str(options.out), "model": animator.name, "frames": len(animation.clip), **about}
-
-
-def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
-    """`evaluate`: figures of a model on held-out clips."""
-    animator = _open_model(options.model)
-    from .evaluate import evaluate
-    from .sources import open_checkpoint
-
-    teacher = open_checkpoint(options.teacher) if options.teacher else None
-    return evaluate(
-        animator, options.clips, options.seed, options.batch, teacher, on_progress=counter("clip")
-    ).to_dict()
-
-
-def _evaluate_lines(result: dict[str, Any]) -> list[str]:
-    return [f"{key:26} {value}" for key, value in result.items()]
 
 
 def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
@@ -244,10 +230,21 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
     quiet_libraries()
     import tempfile
 
+    rungs, variants = (
+        None if names is None else [name.strip() for name in names.split(",")]
+        for names in (options.rungs, options.variants)
+    )
+    if options.part == "pass":
+        from .bench.pass_run import run_pass
+
+        given = (variants, options.dtype, options.passes, options.branches, options.out)
+        try:
+            return run_pass(options.preset, options.model, *given, tell=tell).to_dict()
+        except ValueError as error:
+            options.usage_error(f"--{error}")
     from .bench import bench, open_preset, write
 
     pipe, name = open_preset(options.preset, options.model)
-    rungs = None if options.rungs is None else [rung.strip() for rung in options.rungs.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         try:
             result = bench(
@@ -262,6 +259,10 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bench_lines(result: dict[str, Any]) -> list[str]:
+    if "variants" in result:
+        from .bench import pass_report
+
+        return pass_report.table(result["variants"])
     from .bench import table
 
     return table(result["rungs"])
@@ -273,26 +274,26 @@ def train_embedded(options: argparse.Namespace) -> dict[str, Any]:
 
     quiet_libraries()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    from .engine import default_device
     from .train.teacher import TeacherSettings, train_teacher
     from .train.vae import VaeSettings, train_vae
 
-    given = _parameters(options)
-    vae, teacher = (
-        _training_settings(options, VaeSettings(), given),
-        _training_settings(options, TeacherSettings(), given),
-    )
+    is_vae = options.part == "vae"
+    vae = settings_with_parameters(options, VaeSettings(), of="vae" if is_vae else None)
+    teacher = settings_with_parameters(options, TeacherSettings(), of=None if is_vae else options.part)
     parts = (options.part,) if options.part else ("vae", "teacher", "refine")
+    device = options.device or default_device()
     result: dict[str, Any] = {"out": str(options.out)}
     if "vae" in parts:
-        result["vae_psnr_db"] = train_vae(vae, options.out, options.minutes)
+        result["vae_psnr_db"] = train_vae(vae, options.out, options.minutes, device=device)
     if "teacher" in parts:
         _must_be_there(options.out / "vae", "train the autoencoder first: python -m pipeline train vae")
-        train_teacher(teacher, options.out, options.minutes)
+        train_teacher(teacher, options.out, options.minutes, device=device)
         result["teacher"] = str(options.out / "teacher")
     if "refine" in parts:
         start = options.start or options.out / "teacher"
         _must_be_there(start / "unet", "train the teacher first: python -m pipeline train teacher")
-        train_teacher(teacher, options.out, options.minutes, start=start)
+        train_teacher(teacher, options.out, options.minutes, start=start, device=device)
         result["teacher"] = str(options.out / "refined")
     return result
 
@@ -302,23 +303,6 @@ def _must_be_there(folder: Path, what_to_do: str) -> None:
         raise StillmotionError(f"{folder}: missing; {what_to_do}")
 
 
-def _training_settings(options: argparse.Namespace, settings: Any, given: dict[str, Any]) -> Any:
-    """Settings of a part with those of the given values that it has."""
-    known = {field.name: type(getattr(settings, field.name)) for field in fields(settings)}
-    own = {"vae": "VaeSettings"}.get(options.part, "TeacherSettings")
-    if options.part and type(settings).__name__ == own and (unknown := sorted(given.keys() - known)):
-        options.usage_error(f"-p {unknown[0]}: not a setting of {options.part}; they are {', '.join(sorted(known))}")
-    chosen = {name: value for name, value in given.items() if name in known}
-    for name, value in chosen.items():
-        if known[name] is tuple and isinstance(value, list):
-            chosen[name] = tuple(value)
-        elif known[name] is float and type(value) is int:
-            chosen[name] = float(value)
-        elif type(value) is not known[name]:
-            options.usage_error(f"-p {name}: {value!r} is not of type {known[name].__name__}")
-    return replace(settings, **chosen)
-
-
 def show_demo(options: argparse.Namespace) -> dict[str, Any]:
     """`demo`: the whole chain."""
     from .demo import demo
@@ -326,7 +310,7 @@ def show_demo(options: argparse.Namespace) -> dict[str, Any]:
     if (options.image is None) != (options.prompt is None):
         options.usage_error("--image and --prompt go together")
     own = None if options.image is None else (_existing(options.image), options.prompt)
-    return asdict(demo(own, options.runs, options.teacher or "", options.port, _parameters(options)))
+    return asdict(demo(own, options.runs, options.teacher or "", options.port, parameters(options)))
 
 
 def _demo_lines(result: dict[str, Any]) -> list[str]:
@@ -339,19 +323,6 @@ def _demo_lines(result: dict[str, Any]) -> list[str]:
 
 
 # ------------------------------------------------------------------ helpers
-
-
-def _open_model(tag_or_folder: str | None) -> Any:
-    from .quiet import quiet_libraries
-
-    quiet_libraries()
-    from .sources import open_model
-
-    animator = open_model(tag_or_folder)
-    tell(f"model {animator.name}")
-    if animator.fallback is not None:
-        tell(animator.fallback)
-    return animator
 
 
 def _existing(path: Path) -> Path:

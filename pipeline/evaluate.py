@@ -1,25 +1,36 @@
-"""Judges a model on held-out generated clips."""
+"""Judges a model on held-out generated clips, by itself or beside its teacher."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
 
-from .clips import MOTIONS, ClipBatch, ClipGenerator, classify_motion, measure_motion
-from .metrics import psnr_db
+from .clips import MOTIONS, ClipBatch, ClipGenerator
+from .errors import ModelError
+from .guidance import Guidance
+from .judging import Candidate, Judged, Sampling, Trial, first_frame_psnr_db, pictures_of, to_size, vae_psnr_db
+from .perception import Perception, frechet_distance
 
 if TYPE_CHECKING:
     from .animation import ImageAnimationPipeline
     from .engine import Animator
+
+__all__ = [
+    "Comparison",
+    "EvaluationResult",
+    "Sampling",
+    "compare",
+    "evaluate",
+    "first_frame_psnr_db",
+    "pictures_of",
+    "vae_psnr_db",
+    "wilson_interval",
+]
 
 # Motion is read from the picture's geometry, so that more pixels than this tell nothing new.
 _MOST_PIXELS_A_SIDE = 128
@@ -30,10 +41,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Figures of a model on held-out clips. PSNR values are means over clips, in dB.
+    """Figures of a model on held-out clips. All but `fvd` are means over clips; PSNR values are in dB.
 
     Attributes:
-        model: its tag, folder or name.
+        model: its tag, folder or name; steps and branches too where it is not sampled as it was made for.
         clips, seed: of the generated clips.
         motion_accuracy: share of clips that move as captioned.
         motion_accuracy_interval: 95 % confidence interval of it (Wilson 1927).
@@ -43,10 +54,18 @@ class EvaluationResult:
         vae_psnr_db: that picture after one round through the autoencoder; it bounds the line above.
         ground_truth_psnr_db: all frames against the clip that the picture was taken from. A caption
             does not tell the speed, so that a perfect model would not reach the bound either.
-        psnr_to_teacher_db: all frames against the teacher's from the same noise; None for the teacher.
+        psnr_to_teacher_db, ssim_to_teacher: all frames against the teacher's from the same noise; None
+            for the teacher.
         steps: of the solver.
         passes: U-Net calls of an animation: steps times guidance branches.
         seconds_per_clip: wall-clock, clips sampled in batches.
+        flicker, flicker_of_truth: mean absolute second difference over time, in steps of 255, of the
+            model's clips and of the true ones.
+        diversity: mean RMS distance between clips of a picture and caption from different seeds, in steps
+            of 255; None unless asked for.
+        clip_score, clip_consistency: `pipeline.perception` has the formulae; None without a CLIP model.
+        fvd: Fréchet distance to the true clips, at their size, in the features given; None without any, and
+            for a single clip.
     """
 
     model: str
@@ -63,8 +82,35 @@ class EvaluationResult:
     steps: int
     passes: int
     seconds_per_clip: float
+    ssim_to_teacher: float | None
+    flicker: float
+    flicker_of_truth: float
+    diversity: float | None
+    clip_score: float | None
+    clip_consistency: float | None
+    fvd: float | None
 
     def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A student beside its teacher: the same pictures, captions and noise, timed in the same run.
+
+    Attributes:
+        teacher: in full.
+        undistilled_guided: the teacher at the student's steps, with all its guidance branches.
+        undistilled: the teacher with as many passes as the student has, without guidance.
+        student: as it was made for.
+    """
+
+    teacher: EvaluationResult
+    undistilled_guided: EvaluationResult
+    undistilled: EvaluationResult
+    student: EvaluationResult
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
         return asdict(self)
 
 
@@ -75,6 +121,10 @@ def evaluate(
     batch: int = 8,
     teacher: Animator | None = None,
     on_progress: Progress | None = None,
+    *,
+    sampling: Sampling | None = None,
+    seeds_per_clip: int = 1,
+    perception: Perception | None = None,
 ) -> EvaluationResult:
     """Animate the first frames of held-out clips by their captions, and compare.
 
@@ -87,93 +137,102 @@ def evaluate(
             figures do not depend on `batch`.
         batch: clips sampled at a time.
         teacher: what a distilled model is compared with; sampled from the same noise.
+        sampling: other steps or guidance of `model`.
+        seeds_per_clip: from 2 on, `diversity` is measured; sampling takes as many times as long.
+        perception: CLIP model and features, for the figures that need them.
 
     Raises:
-        ValueError: `clips` or `batch` is below 1.
+        ValueError: `clips`, `batch` or `seeds_per_clip` is below 1.
+        ModelError: the teacher makes clips of another length.
     """
-    for name, value in (("clips", clips), ("batch", batch)):
+    _check(model, teacher, clips=clips, batch=batch, seeds_per_clip=seeds_per_clip)
+    side = _side(model.pipe)
+    trial = Trial(Candidate(model, sampling), side, seeds_per_clip, perception or Perception())
+    for held_out, seeds in _batches(model, side, clips, seed, batch):
+        target = None
+        if teacher is not None:
+            target = to_size(Candidate(teacher).animate(held_out, seeds, side), held_out.clips.shape[-1])
+        trial.take(held_out, seeds, target)
+        if on_progress is not None:
+            on_progress(len(trial.judged), clips)
+    return _summarise(trial, seed)
+
+
+def compare(
+    student: Animator,
+    teacher: Animator,
+    clips: int = 32,
+    seed: int = 0,
+    batch: int = 8,
+    on_progress: Progress | None = None,
+    *,
+    seeds_per_clip: int = 1,
+    perception: Perception | None = None,
+) -> Comparison:
+    """A student, its teacher, and the teacher with as few steps and passes as the student.
+
+    The teacher's clips are sampled once and are what the others are measured against. The undistilled ones
+    use the teacher's own solver. Each U-Net takes one batch before anything is timed.
+
+    Args:
+        student: its guidance is part of its weights, so that it has one pass a step.
+        on_progress: counts the clips of all four.
+
+    Other arguments and errors as `evaluate` has them.
+    """
+    _check(student, teacher, clips=clips, batch=batch, seeds_per_clip=seeds_per_clip)
+    side = _side(student.pipe)
+    candidates = {
+        "teacher": Candidate(teacher),
+        "undistilled_guided": Candidate(teacher, Sampling.of(teacher.pipe, steps=student.info.steps)),
+        "undistilled": Candidate(teacher, Sampling(student.info.passes, Guidance(1.0, 1.0))),
+        "student": Candidate(student),
+    }
+    trials = {
+        name: Trial(candidate, side, seeds_per_clip, perception or Perception())
+        for name, candidate in candidates.items()
+    }
+    for number, (held_out, seeds) in enumerate(_batches(student, side, clips, seed, batch)):
+        if number == 0:
+            # Memory pools, kernels and threads are set up by the first call; the teacher comes first
+            # and would look slower than it is.
+            for name in ("undistilled_guided", "student"):
+                candidates[name].animate(held_out, seeds, side)
+        target = None
+        for trial in trials.values():
+            video = trial.take(held_out, seeds, target)
+            target = video if target is None else target
+            if on_progress is not None:
+                on_progress(sum(len(t.judged) for t in trials.values()), clips * len(trials))
+    return Comparison(**{name: _summarise(trial, seed) for name, trial in trials.items()})
+
+
+def _batches(model: Animator, side: int, clips: int, seed: int, batch: int) -> Iterator[tuple[ClipBatch, list[int]]]:
+    """Held-out clips, each with the seed of its noise."""
+    generator = ClipGenerator(min(side, _MOST_PIXELS_A_SIDE), model.info.frames, seed=seed, held_out=True)
+    for first in range(0, clips, batch):
+        held_out = generator.batch(min(batch, clips - first))
+        yield held_out, [seed + first + k for k in range(len(held_out.captions))]
+
+
+def _check(model: Animator, teacher: Animator | None, **counts: int) -> None:
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name}: {value} is below 1")
-    side = _side(model.pipe)
-    generator = ClipGenerator(min(side, _MOST_PIXELS_A_SIDE), model.info.frames, seed=seed, held_out=True)
-    judged: list[_Judged] = []
-    spent_on_model = 0.0
-    while len(judged) < clips:
-        held_out = generator.batch(min(batch, clips - len(judged)))
-        seeds = [seed + len(judged) + k for k in range(len(held_out.captions))]
-        began = time.perf_counter()
-        video = _animate(model.pipe, held_out, seeds, side)
-        spent_on_model += time.perf_counter() - began
-        target = None if teacher is None else _animate(teacher.pipe, held_out, seeds, side)
-        judged += _judge(model.pipe, video, held_out, target, side)
-        if on_progress is not None:
-            on_progress(len(judged), clips)
-    return _summarise(model, judged, seed, spent_on_model / clips)
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """Figures of one clip."""
-
-    asked: str
-    seen: str
-    first_frame_psnr_db: float
-    vae_psnr_db: float
-    ground_truth_psnr_db: float
-    psnr_to_teacher_db: float | None
+    if teacher is not None and teacher.info.frames != model.info.frames:
+        raise ModelError(
+            f"{teacher.name}: makes clips of {teacher.info.frames} frames, and {model.name} of "
+            f"{model.info.frames}; they cannot be compared frame by frame"
+        )
 
 
 def _side(pipe: ImageAnimationPipeline) -> int:
     return int(min(pipe.default_size))
 
 
-def _animate(pipe: ImageAnimationPipeline, batch: ClipBatch, seeds: list[int], side: int) -> Tensor:
-    """Clips from the batch's pictures, `(batch, 3, frames, size, size)`, float in [0, 1], of the batch's size."""
-    # Published I2VGen-XL checkpoints draw their picture latents from torch's global generator.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds[0])
-        video = pipe(
-            pictures_of(batch),
-            batch.captions,
-            height=side,
-            width=side,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="pt",
-        ).frames
-    video = video.float().cpu().transpose(1, 2)  # (batch, 3, frames, side, side)
-    return _to_size(video, batch.clips.shape[-1])
-
-
-def _to_size(video: Tensor, size: int) -> Tensor:
-    if video.shape[-1] == size:
-        return video
-    frames = video.shape[2]
-    flat = F.interpolate(video.transpose(1, 2).flatten(0, 1), size=(size, size), mode="area")
-    return cast(Tensor, flat.unflatten(0, (-1, frames))).transpose(1, 2)
-
-
-def _judge(
-    pipe: ImageAnimationPipeline, video: Tensor, batch: ClipBatch, target: Tensor | None, side: int
-) -> list[_Judged]:
-    first, bound = first_frame_psnr_db(video, batch), vae_psnr_db(pipe, batch, side)
-    truth = psnr_db(video, batch.clips)
-    to_teacher = None if target is None else psnr_db(video, target)
-    return [
-        _Judged(
-            asked=spec.motion,
-            seen=classify_motion(measure_motion(video[k], batch.backgrounds[k], batch.colours[k])),
-            first_frame_psnr_db=float(first[k]),
-            vae_psnr_db=float(bound[k]),
-            ground_truth_psnr_db=float(truth[k]),
-            psnr_to_teacher_db=None if to_teacher is None else float(to_teacher[k]),
-        )
-        for k, spec in enumerate(batch.specs)
-    ]
-
-
-def _summarise(model: Animator, judged: list[_Judged], seed: int, seconds_per_clip: float) -> EvaluationResult:
+def _summarise(trial: Trial, seed: int) -> EvaluationResult:
+    judged, candidate = trial.judged, trial.candidate
     right = sum(j.asked == j.seen for j in judged)
-    to_teacher = [j.psnr_to_teacher_db for j in judged if j.psnr_to_teacher_db is not None]
     by_motion = {}
     for motion in MOTIONS:
         of_motion = [j for j in judged if j.asked == motion]
@@ -181,7 +240,7 @@ def _summarise(model: Animator, judged: list[_Judged], seed: int, seconds_per_cl
             by_motion[motion] = round(sum(j.seen == motion for j in of_motion) / len(of_motion), 4)
     low, high = wilson_interval(right, len(judged))
     return EvaluationResult(
-        model=model.name,
+        model=candidate.name,
         clips=len(judged),
         seed=seed,
         motion_accuracy=round(right / len(judged), 4),
@@ -191,15 +250,33 @@ def _summarise(model: Animator, judged: list[_Judged], seed: int, seconds_per_cl
         first_frame_psnr_db=_mean(j.first_frame_psnr_db for j in judged),
         vae_psnr_db=_mean(j.vae_psnr_db for j in judged),
         ground_truth_psnr_db=_mean(j.ground_truth_psnr_db for j in judged),
-        psnr_to_teacher_db=_mean(to_teacher) if to_teacher else None,
-        steps=model.info.steps,
-        passes=model.info.passes,
-        seconds_per_clip=round(seconds_per_clip, 3),
+        psnr_to_teacher_db=_mean_where_known(judged, "psnr_to_teacher_db"),
+        steps=candidate.steps,
+        passes=candidate.passes,
+        seconds_per_clip=round(trial.seconds / len(judged), 4),
+        ssim_to_teacher=_mean_where_known(judged, "ssim_to_teacher", digits=4),
+        flicker=_mean(j.flicker for j in judged),
+        flicker_of_truth=_mean(j.flicker_of_truth for j in judged),
+        diversity=_mean_where_known(judged, "diversity"),
+        clip_score=_mean_where_known(judged, "clip_score"),
+        clip_consistency=_mean_where_known(judged, "clip_consistency"),
+        fvd=_fvd(trial),
     )
 
 
-def _mean(values: Iterable[float]) -> float:
-    return round(float(np.mean(list(values))), 3)
+def _fvd(trial: Trial) -> float | None:
+    if len(trial.judged) < 2 or not trial.features:
+        return None
+    return round(frechet_distance(torch.cat(trial.features), torch.cat(trial.features_of_truth)), 3)
+
+
+def _mean(values: Iterable[float], digits: int = 3) -> float:
+    return round(float(np.mean(list(values))), digits)
+
+
+def _mean_where_known(judged: list[Judged], name: str, digits: int = 3) -> float | None:
+    known = [value for j in judged if (value := getattr(j, name)) is not None]
+    return _mean(known, digits) if known else None
 
 
 def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -212,37 +289,3 @@ def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, flo
     spread = z * math.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def pictures_of(batch: ClipBatch) -> list[Image.Image]:
-    """First frames of generated clips, as the pictures that a person would send."""
-    frames = (batch.clips[:, :, 0].permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
-    return [Image.fromarray(frame) for frame in frames]
-
-
-def first_frame_psnr_db(video: Tensor, batch: ClipBatch) -> Tensor:
-    """PSNR of each clip's first frame against the picture it was made from, `(batch,)`, in dB.
-
-    Args:
-        video: `(batch, 3, frames, size, size)`, float in [0, 1].
-    """
-    return psnr_db(video[:, :, 0], batch.clips[:, :, 0])
-
-
-@torch.no_grad()
-def vae_psnr_db(pipe: ImageAnimationPipeline, batch: ClipBatch, side: int) -> Tensor:
-    """PSNR of each clip's picture after one round through the autoencoder, `(batch,)`, in dB.
-
-    Args:
-        side: of the pictures that the autoencoder sees, in pixels.
-    """
-    pictures = batch.clips[:, :, 0]  # (batch, 3, size, size)
-    if pictures.shape[-1] != side:
-        enlarged = F.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
-    else:
-        enlarged = pictures
-    pixels = (enlarged * 2 - 1).to(pipe.device)
-    posterior = pipe.vae.encode(pixels.to(pipe.vae.dtype)).latent_dist
-    latents = (posterior.mode() * pipe.vae.config.scaling_factor)[:, :, None]
-    decoded = (pipe.decode_latents(latents, chunk=1).cpu() + 1) / 2  # (batch, 3, 1, side, side)
-    return psnr_db(_to_size(decoded, pictures.shape[-1])[:, :, 0], pictures)

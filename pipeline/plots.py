@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from .bench import RungResult
+    from .evaluate import EvaluationResult
     from .optimise.solver import ConvergencePoint
 
 _INK, _SOFT, _ACCENT, _GOOD = "#1d1f24", "#9aa0aa", "#c2412d", "#2f7d4f"
@@ -88,4 +89,42 @@ def plot_block_cache(thresholds: Sequence[float], shares: Sequence[float], psnr_
         axes.set_xlabel("layer calls computed, % (labels: threshold)")
         axes.set_ylabel("PSNR to no caching, dB")
         axes.grid(alpha=0.25)
+    return _finished(canvas)
+
+
+def plot_losses(losses: Mapping[str, Sequence[float]]) -> Image.Image:
+    """Losses of students by update: points, and a line of their running mean over a tenth of the run."""
+    with _canvas(7.5, 3.8) as canvas:
+        axes = canvas.axes
+        for k, (name, values) in enumerate(losses.items()):
+            colour = (_ACCENT, _INK, _GOOD, _SOFT)[k % 4]
+            updates = range(1, len(values) + 1)
+            window = max(1, len(values) // 10)
+            means = [sum(values[max(0, n - window) : n]) / min(n, window) for n in updates]
+            if len(losses) == 1:
+                axes.plot(updates, values, ".", color=_SOFT, markersize=3)
+            axes.plot(updates, means, "-", color=colour, label=name)
+        axes.set_yscale("log")
+        axes.set_xlabel("updates")
+        axes.set_ylabel("loss")
+        axes.grid(alpha=0.25)
+        if len(losses) > 1:
+            axes.legend(frameon=False)
+    return _finished(canvas)
+
+
+def plot_students(students: Mapping[str, tuple[EvaluationResult, EvaluationResult]]) -> Image.Image:
+    """PSNR to the teacher of each student, and in grey of the undistilled teacher with as many passes."""
+    with _canvas(7.5, 0.9 + 0.5 * len(students)) as canvas:
+        axes = canvas.axes
+        for k, (student, undistilled) in enumerate(students.values()):
+            for offset, one, colour in ((-0.17, student, _ACCENT), (0.17, undistilled, _SOFT)):
+                value = one.psnr_to_teacher_db or 0.0
+                axes.barh(k + offset, value, height=0.3, color=colour)
+                words = f" {value:.1f} dB, motion {100 * one.motion_accuracy:.0f} %"
+                axes.text(value, k + offset, words, va="center", color=_INK, fontsize=9)
+        axes.set_yticks(range(len(students)), list(students))
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.35 * max(s.psnr_to_teacher_db or 1.0 for pair in students.values() for s in pair))
+        axes.set_xlabel("PSNR to the teacher in full, dB (grey: the teacher with as few passes)")
     return _finished(canvas)

@@ -55,7 +55,7 @@ class Preset(BaseModel):
 
 def preset_names() -> list[str]:
     """Presets that ship with the project."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "gates")  # which are no run
 
 
 def load_preset(name_or_file: str) -> Preset:

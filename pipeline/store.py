@@ -32,14 +32,15 @@ def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, f
     config = pipe.config
     guidance = Guidance(config.guidance_scale, config.image_guidance_scale)
     height, width = pipe.default_size
+    distilled = config.distilled_guidance_scale is not None
     return ModelInfo(
         teacher=teacher,
         family=pipe.family.name,
         steps=config.num_inference_steps,
         passes=config.num_inference_steps * guidance.passes,
-        guidance_scale=config.guidance_scale,
-        image_guidance_scale=config.image_guidance_scale,
-        guidance_distilled=False,
+        guidance_scale=config.distilled_guidance_scale if distilled else config.guidance_scale,
+        image_guidance_scale=config.distilled_image_guidance_scale if distilled else config.image_guidance_scale,
+        guidance_distilled=distilled,
         runtime="eager",
         precision=str(pipe.unet.dtype).removeprefix("torch."),
         frames=config.num_frames,

@@ -66,6 +66,24 @@ class Conditioning:
         )
         return Conditioning(torch.cat([b.text for b in branches]), image, torch.cat([b.fps for b in branches]))
 
+    def of_rows(self, rows: Tensor) -> Conditioning:
+        """Those of some clips of the batch, by number."""
+
+        def pick(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[rows]
+
+        image = ImageConditioning(self.image.latents[rows], pick(self.image.embedding), pick(self.image.mask))
+        return Conditioning(self.text[rows], image, self.fps[rows])
+
+    def to(self, dtype: torch.dtype) -> Conditioning:
+        """The same in another precision; the frame rate stays a whole number."""
+
+        def cast(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(dtype)
+
+        image = ImageConditioning(self.image.latents.to(dtype), cast(self.image.embedding), cast(self.image.mask))
+        return Conditioning(self.text.to(dtype), image, self.fps)
+
     def with_image(self, image: ImageConditioning) -> Conditioning:
         return replace(self, image=image)
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from PIL import Image
 
 from pipeline import video
 from pipeline.cli import main
+from pipeline.distill.student import build_student, teacher_grid
+from pipeline.engine import load_pipeline
 
 DESIGNED_KEYS = {
     "model",
@@ -65,6 +68,86 @@ def test_evaluate_prints_one_document_and_nothing_of_the_libraries(teacher_folde
     assert [line.split()[0] for line in done.stderr.splitlines()] == ["model", "clip"]
 
 
+@pytest.fixture(scope="module")
+def student_folder(teacher_folder, tmp_path_factory) -> Path:
+    """An untrained student of the random teacher: one step, one pass."""
+    teacher = load_pipeline(teacher_folder)
+    folder = tmp_path_factory.mktemp("student") / "small"
+    grid = teacher_grid(teacher, student_steps=1)
+    build_student(teacher, copy.deepcopy(teacher.unet), grid).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def compare(teacher_folder, student_folder):
+    """`evaluate` of the student beside its teacher."""
+    given = ["--model", str(student_folder), "--teacher", str(teacher_folder), "--clips", "2", "--compare"]
+    return lambda *more: main(["evaluate", *given, *more])
+
+
+def gates_file(folder: Path, limit: float, steps: int = 1) -> str:
+    path = folder / "own.yaml"
+    path.write_text(f"steps: {{{steps}: {{ground_truth_loss_db: {limit}, psnr_to_teacher_db: {-limit}}}}}\n")
+    return str(path)
+
+
+def test_a_model_is_judged_with_other_steps_and_guidance(teacher_folder, capsys):
+    given = ["evaluate", "--model", str(teacher_folder), "--clips", "1", "--json"]
+    assert main([*given, "--steps", "3", "--guidance-scale", "1", "--image-guidance-scale", "1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["model"], result["steps"], result["passes"]) == ("tiny, 3 x 1", 3, 3)
+    with pytest.raises(SystemExit) as caught:
+        main([*given, "--guidance-scale", "101"])
+    assert caught.value.code == 2
+    assert "--guidance-scale: 101.0 is outside 0 to 100" in capsys.readouterr().err
+
+
+def test_a_comparison_stands_beside_the_figures_of_the_student(compare, tmp_path, capsys):
+    assert compare("--gates", gates_file(tmp_path, limit=99), "--diversity", "2", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    gates, comparison = result.pop("gates"), result.pop("comparison")
+    assert list(comparison) == ["teacher", "undistilled_guided", "undistilled", "student"]
+    assert [column["model"] for column in comparison.values()] == ["tiny", "tiny, 1 x 3", "tiny, 1 x 1", "small"]
+    assert comparison["student"] == result
+    assert result["diversity"] > 0
+    assert result.keys() >= DESIGNED_KEYS
+    assert [(gate["name"], gate["limit"], gate["passed"]) for gate in gates] == [
+        ("psnr_to_teacher_db", -99, True),
+        ("ground_truth_loss_db", 99, True),
+    ]
+
+
+def test_a_failed_gate_exits_with_1_after_the_figures(compare, tmp_path, capsys):
+    gates = gates_file(tmp_path, limit=-99)
+    assert compare("--gates", gates, "--json") == 1
+    said = capsys.readouterr()
+    assert [gate["passed"] for gate in json.loads(said.out)["gates"]] == [False, False]
+    assert "error: small: 2 of 2 gates failed, judged on 2 clips against tiny:" in said.err
+    assert "  ground_truth_loss_db: " in said.err
+    assert said.err.count("at most -99") == said.err.count("at least 99") == 1
+    # For people: a table with a column for each, and a line for each gate.
+    assert compare("--gates", gates) == 1
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["teacher", "tiny"]
+    assert len(next(line for line in table if line.startswith("psnr_to_teacher_db")).split()) == 5
+    assert sum(line.startswith("FAILED") for line in table) == 2
+
+
+def test_gates_are_read_before_anything_is_sampled(compare, tmp_path, capsys):
+    assert compare("--gates", str(tmp_path / "none.yaml")) == 1
+    assert "no such file of gates" in capsys.readouterr().err
+    assert compare("--gates", gates_file(tmp_path, limit=1, steps=8)) == 1
+    said = capsys.readouterr().err
+    assert "steps.1: missing, and the student has 1 steps; there are 8" in said
+    assert "clip " not in said
+
+
+@pytest.mark.parametrize(("option", "text"), [("--clip", "no CLIP model there"), ("--i3d", "not a TorchScript file")])
+def test_weights_that_are_not_there_are_named(teacher_folder, tmp_path, option, text, capsys):
+    assert main(["evaluate", "--model", str(teacher_folder), "--clips", "1", option, str(tmp_path / "none")]) == 1
+    assert f"{tmp_path / 'none'}: {text}" in capsys.readouterr().err
+
+
 def test_animate_writes_a_clip_of_the_suffix(animate, tmp_path, capsys):
     for suffix in video.FORMATS:
         out = tmp_path / f"clip.{suffix}"
@@ -91,6 +174,9 @@ def test_the_same_seed_gives_the_same_file(animate, tmp_path):
         ["animate"],
         ["evaluate", "--clips", "0"],
         ["evaluate", "--clips", "many"],
+        ["evaluate", "--diversity", "0"],
+        ["evaluate", "--compare", "--steps", "8"],
+        ["evaluate", "--gates", "default", "--guidance-scale", "1"],
         ["run", "--resume", "x", "--preset", "tiny"],
         ["train", "unet"],
         ["train", "vae", "-p", "frames", "8"],
@@ -163,6 +249,7 @@ def test_a_large_picture_is_animated_too(animate, tmp_path):
 def test_train_goes_from_nothing_to_a_teacher_that_animates(animate, tmp_path, capsys):
     out = tmp_path / "training"
     small = ["-p", "size", "16", "-p", "steps", "1", "-p", "batch", "2", "-p", "frames", "2"]
+    small += ["-p", "refine_steps", "1"]
     assert main(["train", "--out", str(out), "--json", *small]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["vae_psnr_db"] > 0

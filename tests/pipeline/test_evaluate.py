@@ -1,11 +1,19 @@
+import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.clips import ClipGenerator
-from pipeline.evaluate import evaluate, wilson_interval
+from pipeline.distill.student import build_student, teacher_grid
+from pipeline.engine import Animator
+from pipeline.errors import ModelError
+from pipeline.evaluate import Sampling, compare, evaluate, wilson_interval
+from pipeline.guidance import Guidance
+from pipeline.perception import Perception
 from pipeline.sources import open_checkpoint
+from pipeline.store import describe
 
 SIZE, FRAMES = 32, 8
 
@@ -74,10 +82,24 @@ def test_a_lost_sprite_is_counted_as_unclear():
 
 
 def test_a_student_is_compared_with_its_teacher():
-    assert evaluate(oracle(), clips=2, seed=3, teacher=oracle()).psnr_to_teacher_db == 100
+    result = evaluate(oracle(), clips=2, seed=3, teacher=oracle())
+    assert (result.psnr_to_teacher_db, result.ssim_to_teacher) == (100, 1)
+    other = evaluate(oracle(spoil=lambda video: 1 - video), clips=2, seed=3, teacher=oracle())
+    assert other.psnr_to_teacher_db < 20
+    assert other.ssim_to_teacher < 0.5
 
 
-@pytest.mark.parametrize("option", ["clips", "batch"])
+def test_flicker_stands_beside_that_of_the_true_clips():
+    plain = evaluate(oracle(), clips=3, seed=3)
+    assert plain.flicker == plain.flicker_of_truth > 0
+    # Every other frame a little brighter: 2 x 0.1 x 255 in what stands still.
+    alternating = 0.1 * (torch.arange(FRAMES) % 2).view(1, 1, -1, 1, 1)
+    shaken = evaluate(oracle(spoil=lambda video: video + alternating), clips=3, seed=3)
+    assert shaken.flicker_of_truth == plain.flicker_of_truth
+    assert shaken.flicker - plain.flicker == pytest.approx(51, rel=0.2)
+
+
+@pytest.mark.parametrize("option", ["clips", "batch", "seeds_per_clip"])
 def test_a_count_below_one_is_named(option):
     with pytest.raises(ValueError, match=f"{option}: 0 is below 1"):
         evaluate(oracle(), **{"clips": 4, option: 0})
@@ -99,6 +121,127 @@ def test_a_model_of_oblong_clips_is_judged_on_squares(teacher_folder):
     animator.pipe.unet.register_to_config(sample_size=(8, 12))
     assert animator.pipe.default_size == (32, 48)
     assert evaluate(animator, clips=1).clips == 1
+
+
+# ------------------------------------------------------------------ other sampling, diversity, perception
+
+
+def test_a_model_can_be_judged_with_other_steps_and_guidance(teacher_folder):
+    animator = open_checkpoint(teacher_folder)
+    own = Sampling.of(animator.pipe)
+    assert own == Sampling(2, Guidance(2.0, 1.5))
+    result = evaluate(animator, clips=1, sampling=Sampling.of(animator.pipe, 3, 1.0, 1.0))
+    assert (result.model, result.steps, result.passes) == ("tiny, 3 x 1", 3, 3)
+    spelled_out, plain = evaluate(animator, clips=1, sampling=own), evaluate(animator, clips=1)
+    assert (spelled_out.model, spelled_out.passes) == ("tiny, 2 x 3", plain.passes)
+    assert spelled_out.ground_truth_psnr_db == plain.ground_truth_psnr_db != result.ground_truth_psnr_db
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [({"steps": 0}, "steps: 0"), ({"guidance_scale": -1}, "guidance_scale: -1")]
+)
+def test_sampling_out_of_range_is_named(given, name):
+    with pytest.raises(ValueError, match=name):
+        Sampling.of(SimpleNamespace(config=SimpleNamespace(**PLAN)), **given)
+
+
+def test_diversity_is_measured_where_asked_and_changes_no_other_figure(teacher_folder):
+    animator = open_checkpoint(teacher_folder)
+    plain = evaluate(animator, clips=3, batch=2).to_dict()
+    diverse = evaluate(animator, clips=3, batch=2, seeds_per_clip=2).to_dict()
+    assert plain.pop("diversity") is None
+    assert diverse.pop("diversity") > 0
+    assert {**plain, "seconds_per_clip": 0} == {**diverse, "seconds_per_clip": 0}
+
+
+def test_features_give_a_distance_to_the_true_clips():
+    def colours(videos):
+        return videos.mean(dim=(2, 3, 4))
+
+    perception = Perception(features=colours)
+    assert evaluate(oracle(), clips=6, seed=3, batch=4).fvd is None
+    assert evaluate(oracle(), clips=6, seed=3, batch=4, perception=perception).fvd == pytest.approx(0, abs=1e-3)
+    dark = evaluate(oracle(spoil=lambda video: video / 2), clips=6, seed=3, perception=perception)
+    assert dark.fvd > 0.01
+    assert evaluate(oracle(), clips=1, seed=3, perception=perception).fvd is None
+
+
+# ------------------------------------------------------------------ student beside teacher
+
+PLAN = {"num_inference_steps": 32, "guidance_scale": 4.0, "image_guidance_scale": 1.5}
+
+
+class Stills(Oracle):
+    """Stands for a pipeline that repeats its picture, darker by `error(steps, text guidance)`."""
+
+    def __init__(self, plan, error):
+        super().__init__(seed=0)
+        self.config, self.error, self.calls = SimpleNamespace(**plan), error, []
+
+    def __call__(self, images, prompts, **options):
+        steps = options.get("num_inference_steps", self.config.num_inference_steps)
+        text = options.get("guidance_scale", self.config.guidance_scale)
+        image = options.get("image_guidance_scale", self.config.image_guidance_scale)
+        self.calls.append((steps, text, image, [generator.initial_seed() for generator in options["generator"]]))
+        pictures = torch.stack([torch.from_numpy(np.asarray(image) / 255) for image in images]).float()
+        video = (pictures.permute(0, 3, 1, 2) - self.error(steps, text)).clamp(0, 1)
+        return SimpleNamespace(frames=video[:, None].repeat(1, FRAMES, 1, 1, 1))
+
+
+def stills(name, plan, error, frames=FRAMES):
+    passes = plan["num_inference_steps"] * Guidance(plan["guidance_scale"], plan["image_guidance_scale"]).passes
+    info = SimpleNamespace(frames=frames, steps=plan["num_inference_steps"], passes=passes)
+    return SimpleNamespace(pipe=Stills(plan, error), info=info, name=name)
+
+
+def test_a_student_is_judged_beside_three_samplings_of_its_teacher():
+    # The teacher's error grows with fewer steps, and more so without guidance.
+    teacher = stills("embedded teacher", PLAN, lambda steps, text: {(32, 4): 0, (8, 4): 0.02, (8, 1): 0.1}[steps, text])
+    plan = {"num_inference_steps": 8, "guidance_scale": 1.0, "image_guidance_scale": 1.0}
+    student = stills("student", plan, lambda _steps, _text: 0.01)
+    told = []
+    comparison = compare(student, teacher, clips=5, seed=7, batch=4, on_progress=lambda *count: told.append(count))
+    results = comparison.to_dict()
+    assert {name: (r["model"], r["steps"], r["passes"]) for name, r in results.items()} == {
+        "teacher": ("embedded teacher", 32, 96),
+        "undistilled_guided": ("embedded teacher, 8 x 3", 8, 24),
+        "undistilled": ("embedded teacher, 8 x 1", 8, 8),
+        "student": ("student", 8, 8),
+    }
+    assert all((r["clips"], r["seed"]) == (5, 7) for r in results.values())
+    # A constant error of 0.01 is 40 dB; clamping at black makes it a little less.
+    to_teacher = {name: r["psnr_to_teacher_db"] for name, r in results.items()}
+    assert to_teacher["teacher"] is None
+    assert to_teacher["student"] == pytest.approx(40, abs=1)
+    assert to_teacher["undistilled_guided"] == pytest.approx(34, abs=1)
+    assert to_teacher["undistilled"] == pytest.approx(20, abs=1)
+    assert told[-1] == (20, 20)
+    # The same noise for all, and the teacher in full once a batch.
+    by_plan = {}
+    for steps, text, image, seeds in teacher.pipe.calls:
+        by_plan.setdefault((steps, text, image), []).append(seeds)
+    batches = [[7, 8, 9, 10], [11]]
+    assert by_plan == {(32, 4.0, 1.5): batches, (8, 4.0, 1.5): [batches[0], *batches], (8, 1.0, 1.0): batches}
+
+
+def test_a_student_of_a_pipeline_is_compared_in_one_run(teacher_folder):
+    teacher = open_checkpoint(teacher_folder)
+    grid = teacher_grid(teacher.pipe, student_steps=1)
+    pipe = build_student(teacher.pipe, copy.deepcopy(teacher.pipe.unet), grid)
+    student = Animator(pipe, describe(pipe, "tiny", {}), "student")
+    comparison = compare(student, teacher, clips=2, seeds_per_clip=2)
+    assert [r["passes"] for r in comparison.to_dict().values()] == [6, 3, 1, 1]
+    assert comparison.teacher.ssim_to_teacher is None
+    assert all(r["diversity"] > 0 and r["seconds_per_clip"] > 0 for r in comparison.to_dict().values())
+    alone = evaluate(student, clips=2, teacher=teacher)
+    assert alone.psnr_to_teacher_db == comparison.student.psnr_to_teacher_db
+
+
+def test_a_teacher_of_longer_clips_is_refused():
+    student, teacher = (stills(name, PLAN, lambda *_: 0, frames) for name, frames in (("student", 8), ("teacher", 16)))
+    for judge in (lambda: evaluate(student, clips=1, teacher=teacher), lambda: compare(student, teacher, clips=1)):
+        with pytest.raises(ModelError, match="teacher: makes clips of 16 frames, and student of 8"):
+            judge()
 
 
 def test_the_interval_is_wilsons():

@@ -26,7 +26,8 @@ def finished(teacher_folder, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     command = ["run", "--preset", "tiny", "--teacher", str(teacher_folder), "--runs", str(runs), "--json"]
     small = ["-p", "pictures", "2", "-p", "evaluation_clips", "2", "-p", "convergence_clips", "1"]
-    small += ["-p", "reference_steps", "20"]
+    small += ["-p", "reference_steps", "20", "-p", "student_steps", "1", "-p", "updates", "2", "-p", "batch", "2"]
+    small += ["-p", "gates", "", "-p", "ablations", "forward,shifted,noise"]  # nothing is learned: nothing is asked
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", *command, *small], capture_output=True, text=True, timeout=580, check=False
     )
@@ -48,12 +49,20 @@ def test_the_preset_goes_from_a_checkpoint_to_a_model_in_the_store(finished):
     rungs = {rung["name"]: rung for rung in optimised["bench"]["rungs"]}
     assert all(rungs[name]["median_s"] > 0 for name in ("diffusers", "teacher", "context", "prepare", "solver"))
     assert rungs["teacher"]["flops"] > rungs["context"]["flops"] > rungs["prepare"]["flops"]
+    assert optimised["source"].endswith("02_optimize/model")
+    distilled = result["metrics"]["stages"]["03_distill"]
+    assert distilled["passes"] == {"teacher": 6, "student": 1}
+    assert len(distilled["losses"]) == 2
+    assert distilled["comparison"]["undistilled_guided"]["passes"] == 3
+    assert list(distilled["students"]) == ["1 x 1, forward", "1 x 1, shifted", "1 x 1, noise"]
     assert packaged["animator"]["scheduler"] == "LogSNRDPMSolverScheduler"
-    assert packaged["animator"]["passes"] == 15 * 3
+    assert packaged["animator"]["passes"] == 1
+    assert packaged["animator"]["guidance_distilled"] is True
+    assert packaged["animator"]["guidance_scale"] == 2.0
     name, path = resolve(result["model"])
     info = verify(path)
     assert name == result["model"]
-    assert info.metrics["motion_accuracy"] == optimised["evaluation"]["motion_accuracy"]
+    assert info.metrics["motion_accuracy"] == distilled["evaluation"]["motion_accuracy"]
     assert "held-out clips, seed 0" in (path / "README.md").read_text()
 
 
@@ -77,13 +86,26 @@ def test_what_libraries_say_to_developers_is_in_no_notebook(finished):
 def test_a_resume_has_nothing_to_do_until_the_model_is_gone(finished, capsys):
     result, folder, _ = finished
     assert go_on(folder).model == result["model"]
-    assert capsys.readouterr().err.count("done before") == 3
+    assert capsys.readouterr().err.count("done before") == 4
     import bentoml
 
     bentoml.models.delete(result["model"])
     again = go_on(folder)
-    assert capsys.readouterr().err.count("done before") == 2
+    assert capsys.readouterr().err.count("done before") == 3
     assert again.model != result["model"]
+
+
+def test_a_student_below_its_gates_is_not_packaged(finished, tmp_path):
+    _, folder, _ = finished
+    out = tmp_path / "out.ipynb"
+    strict = tmp_path / "gates.yaml"
+    strict.write_text("steps: {1: {psnr_to_teacher_db: 99}}")
+    given = {"checkpoint": str(folder / "02_optimize" / "model"), "run_folder": str(tmp_path), "gates": str(strict)}
+    given |= {"student_steps": 1, "updates": 1, "batch": 1, "pictures": 1, "evaluation_clips": 1}
+    with pytest.raises(papermill.PapermillExecutionError, match=r"GateFailed[\s\S]*psnr_to_teacher_db"):
+        papermill.execute_notebook(NOTEBOOKS / "03_distill.ipynb", out, given, progress_bar=False)
+    assert (tmp_path / "03_distill" / "model").is_dir()
+    assert not (tmp_path / "03_distill" / "result.json").exists()
 
 
 def test_the_package_notebook_runs_by_itself(teacher_folder, tmp_path):

@@ -1,0 +1,260 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3. Distil
+#
+# The teacher needs many steps, and up to three guided passes in each. A student starts from its weights
+# and learns to land, in one step of one pass, where the teacher lands after several guided ones
+# (`pipeline/distill/algorithm.py` derives the target). It is trained along its own path, from pure
+# noise, on what it will meet when it is served. Then it is judged: a student that falls short of its
+# gates is not packaged.
+
+# %% tags=["parameters"]
+checkpoint = ""  # the teacher, folder or hub id; empty: the one of this run's 01_teacher, else the shipped one
+run_folder = "runs/notebook"  # results go to its folder 03_distill
+student_steps = 8  # of one pass each; the teacher's steps must be a multiple
+updates = 120  # of the student's weights
+batch = 4  # clips an update
+learning_rate = 5e-4  # its peak
+trajectory = "backward"  # the student's own path, or "forward": training clips with noise added
+shifted_reconstruction = False  # Imagine Flash's loss instead of the landing
+noise_correction = False  # Imagine Flash's first step
+fewer_steps = ""  # further students, such as "4,2,1", trained and judged the same way
+ablations = ""  # further students of `student_steps`, such as "forward,shifted,noise", to compare
+data = ""  # folder of videos or pictures with captions; empty: generated clips
+mixed_precision = "no"  # bf16 or fp16 on a GPU
+lora_rank = 0  # train additions of this rank instead of all weights
+pictures = 6  # of the project's samples, animated by teacher and student
+evaluation_clips = 16  # held-out generated clips to judge on
+gates = "default"  # file of limits; empty: judge without them
+seed = 0  # of training, clips and noise
+
+# %%
+from pipeline.quiet import quiet_libraries
+
+quiet_libraries()  # before anything imports them
+
+# %%
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.baseline import timed_animation
+from pipeline.display import sheet, show_clips, show_rows
+from pipeline.distill.data import GeneratedSource
+from pipeline.distill.folders import open_folder
+from pipeline.distill.trainer import Distiller, DistillSettings, Trajectory
+from pipeline.engine import AnimationRequest, Animator
+from pipeline.evaluate import EvaluationResult, compare
+from pipeline.gates import check, load_gates, require
+from pipeline.images import decode
+from pipeline.machine import machine, versions
+from pipeline.plots import plot_losses, plot_students
+from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
+from pipeline.samples import read_samples
+from pipeline.sources import embedded_teacher, open_checkpoint
+from pipeline.store import describe
+
+stage = StageFolder(run_folder, "03_distill", "The student")
+if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():
+    checkpoint = str(read_result(run_folder, "01_teacher").metrics["source"])
+teacher = open_checkpoint(checkpoint)
+limits = load_gates(gates).of(student_steps) if gates else None  # refused now, not after the training
+passes = f"{teacher.info.steps} steps x {teacher.info.passes // teacher.info.steps} branches = {teacher.info.passes}"
+print(f"{teacher.name}: {passes} passes; the student: {student_steps}")
+
+# %% [markdown]
+# ## Training
+#
+# Nothing is stored: pictures and captions are drawn, the student samples from noise to a step of its
+# own, the teacher takes its guided steps from there, and the student's prediction is moved towards
+# where they land. Interrupted, the notebook goes on from the last checkpoint when it is run again.
+
+# %%
+frames, (height, width) = teacher.info.frames, teacher.pipe.default_size
+if data:
+    source = open_folder(data, frames=frames, height=height, width=width, batch=batch, seed=seed)
+else:
+    source = GeneratedSource(min(height, width, 128), frames, batch, seed=seed + 1)
+base = DistillSettings(
+    student_steps=student_steps,
+    updates=updates,
+    learning_rate=learning_rate,
+    trajectory=Trajectory(trajectory),
+    shifted_reconstruction=shifted_reconstruction,
+    noise_correction=noise_correction,
+    mixed_precision=mixed_precision,
+    lora_rank=lora_rank,
+    seed=seed,
+)
+
+
+def train(name: str, settings: DistillSettings) -> tuple[Animator, list[float]]:
+    """A student, and its losses."""
+
+    def tell(done: int, total: int, loss: float) -> None:
+        if done == total or done * 10 // total > (done - 1) * 10 // total:
+            print(f"{name}: update {done} of {total}, loss {loss:.4f}")
+
+    distiller = Distiller(teacher.pipe, source, settings, stage.path / "training" / name.replace(" ", "-"))
+    made = distiller.train(tell)
+    return Animator(made, describe(made, teacher.name, {}), f"student, {name}"), distiller.losses
+
+
+student, losses = train(f"{student_steps} x 1", base)
+curve = plot_losses({f"{student_steps} x 1": losses})
+stage.picture("losses", "Loss", "Mean squared error of v, a point an update; the line is a running mean.", curve)
+curve
+
+# %% [markdown]
+# ## Side by side
+#
+# The same pictures, prompts and noise; on the left the teacher, on the right the student.
+
+# %%
+chosen = read_samples("", pictures)
+timed_animation(student, decode(chosen[0].path), AnimationRequest(chosen[0].prompt, seed=0))  # warms up
+seconds: dict[str, list[float]] = {"teacher": [], "student": []}
+shown, rows = [], []
+for sample in chosen:
+    picture, request = decode(sample.path), AnimationRequest(sample.prompt, seed=sample.seed)
+    takes = {name: timed_animation(one, picture, request) for name, one in (("teacher", teacher), ("student", student))}
+    for name, take in takes.items():
+        seconds[name].append(take.animation.compute_s)
+    pair = [take.animation.clip for take in takes.values()]
+    rows += pair
+    together = np.concatenate(pair, axis=2)  # (frames, height, 2 * width, 3)
+    path = stage.clip(sample.name, sample.name, f"{sample.prompt}: teacher, student", together, student.info.fps)
+    shown.append((sample.prompt, path))
+show_clips(shown, width=384)
+
+# %%
+contact = sheet(rows, frame_height=72)
+stage.picture("side_by_side", "Teacher and student", "Two rows a clip: first the teacher, then the student.", contact)
+contact
+
+# %% [markdown]
+# ## Is it as good?
+#
+# All on the same held-out clips, from the same noise: the teacher in full, the teacher with as few
+# steps and all its branches, the teacher with as few passes as the student, and the student.
+
+# %%
+comparison = compare(student, teacher, evaluation_clips, seed)
+judged = {
+    "teacher": comparison.teacher,
+    "few steps": comparison.undistilled_guided,
+    "few passes": comparison.undistilled,
+    "student": comparison.student,
+}
+
+
+def row_of(name: str, e: EvaluationResult) -> Row:
+    """One line of the table."""
+    like = "" if e.psnr_to_teacher_db is None else f"{e.psnr_to_teacher_db:.1f} dB to the teacher, "
+    words = f"{e.passes} passes, {like}{e.ground_truth_psnr_db:.1f} dB to the true clip"
+    return Row(name=f"{name}: motion as captioned", value=100 * e.motion_accuracy, unit="%", note=words)
+
+
+show_rows([row_of(name, evaluation) for name, evaluation in judged.items()])
+
+# %% [markdown]
+# ## Fewer steps still, and what each part does
+#
+# Students of fewer steps, and students trained without one of the parts or with another loss, if asked
+# for. The noise correction changes nothing where the schedule ends in pure noise, as the shipped
+# teacher's does.
+
+# %%
+others: dict[str, object] = {}
+curves = {f"{student_steps} x 1": losses}
+changes = {
+    "forward": {"trajectory": Trajectory.FORWARD},
+    "shifted": {"shifted_reconstruction": True},
+    "noise": {"noise_correction": True},
+}
+wanted = {f"{int(steps)} x 1": {"student_steps": int(steps)} for steps in fewer_steps.split(",") if steps}
+wanted |= {f"{student_steps} x 1, {name.strip()}": changes[name.strip()] for name in ablations.split(",") if name}
+for name, change in wanted.items():
+    other, curves[name] = train(name, replace(base, **change))
+    others[name] = compare(other, teacher, evaluation_clips, seed)
+    other.pipe.save_pretrained(stage.path / "students" / name.replace(" x 1", "").replace(", ", "-"))
+if others:
+    every = {f"{student_steps} x 1": comparison, **others}
+    picture = plot_students({name: (c.student, c.undistilled) for name, c in every.items()})
+    stage.picture("students", "Students", "PSNR to the teacher in full; grey: the teacher with as few passes.", picture)
+    stage.picture("all_losses", "Losses", "Of all students.", plot_losses(curves))
+show_rows([row_of(name, c.student) for name, c in others.items()])
+
+# %% [markdown]
+# ## Gates
+#
+# The student is saved before it is judged, so that one that fails can be looked at; but a failed gate
+# ends the run here, and nothing is packaged.
+
+# %%
+model = stage.path / "model"
+student.pipe.save_pretrained(model, safe_serialization=True)
+figures = comparison.student
+request_s = {name: float(np.median(taken)) for name, taken in seconds.items()}
+stage.row("U-Net passes", f"{teacher.info.passes} to {student.info.passes}", "", passes, headline=True)
+note = f"{request_s['teacher']:.2f} to {request_s['student']:.2f} s, median of {len(chosen)}"
+stage.row("Whole request, faster", request_s["teacher"] / request_s["student"], "x", note, headline=True)
+stage.row(
+    "Student to the teacher",
+    figures.psnr_to_teacher_db,
+    "dB",
+    f"PSNR, {figures.clips} held-out clips; undistilled {comparison.undistilled.psnr_to_teacher_db:.1f} dB",
+    headline=True,
+)
+stage.row("The same, SSIM", figures.ssim_to_teacher)
+for name, evaluation in judged.items():
+    stage.result.rows.append(row_of(name, evaluation))
+stage.row("First frame against the picture", figures.first_frame_psnr_db, "dB", "PSNR")
+stage.row("Flicker", figures.flicker, "of 255", f"the teacher {comparison.teacher.flicker:.2f}")
+for name, c in others.items():
+    stage.result.rows.append(row_of(name, c.student))
+results = check(comparison, load_gates(gates)) if gates else []
+for gate in results:
+    stage.row(f"Gate: {gate.name}", round(gate.value, 3), "", f"{'passed' if gate.passed else 'FAILED'}: {gate.limit}")
+show_rows([Row(name=g.name, value=round(g.value, 3), note=f"limit {g.limit}: {g.passed}") for g in results])
+
+# %%
+if gates:
+    require(comparison, load_gates(gates))
+summary = (
+    f"{student.info.passes} passes instead of {teacher.info.passes}, "
+    f"{request_s['teacher'] / request_s['student']:.1f}x faster; "
+    f"trained from the teacher in this run, {updates} updates of {batch} clips."
+)
+done = stage.finish(
+    summary,
+    {
+        "source": str(model),
+        "teacher": checkpoint or str(embedded_teacher()),
+        "passes": {"teacher": teacher.info.passes, "student": student.info.passes},
+        "request_s": request_s,
+        "losses": losses,
+        "evaluation": figures.to_dict(),
+        "comparison": comparison.to_dict(),
+        "students": {name: c.to_dict() for name, c in others.items()},
+        "gates": [{"name": g.name, "value": g.value, "limit": g.limit, "passed": g.passed} for g in results],
+        "machine": machine(),
+        "versions": versions(),
+    },
+)
+done.summary

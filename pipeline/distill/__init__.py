@@ -1,0 +1,9 @@
+"""Distillation: many guided steps of a teacher into few unguided ones of a student.
+
+- `algorithm`: the mathematics, apart from any model and any loop.
+- `data`: pictures, captions and clips to train on.
+- `student`: what a student consists of.
+- `settings`: how it is trained.
+- `trainer`: the loop, on accelerate.
+- `checkpoint`: what a run goes on from, and how it is replaced.
+"""

@@ -1,0 +1,277 @@
+"""Guidance and step distillation combined, apart from any model and any training loop.
+
+A noisy sample at time t is z_t = a_t * x + s_t * e, with clean sample x, noise e and a_t^2 + s_t^2 = 1.
+A DDIM step (Song et al. 2021, eq. 12, with eta = 0) from t to an earlier u keeps x and e::
+
+    z_u = a_u * x + s_u * e,    e = (z_t - a_t * x) / s_t
+
+**Step distillation** (Salimans & Ho 2022, section 3). The teacher takes n steps from t and lands at
+z_u. One DDIM step lands at the same z_u if its x is (solve the two lines above for x)::
+
+    x* = (z_u - (s_u / s_t) * z_t) / (a_u - (s_u / s_t) * a_t)
+
+and this x* is what the student has to predict at (z_t, t). It is finite everywhere: at the start, of pure
+noise, a_t = 0 and s_t = 1; at the end s_u = 0, a_u = 1 and x* = z_u.
+
+**Guidance distillation** (Meng et al. 2023, section 3.2). Each of the teacher's n steps combines the
+passes of all its guidance branches with their scales; the student predicts the result in one pass. Both
+papers' targets are one here: 4 steps of 3 passes become 1 step of 1 pass.
+
+**Parametrisation and weight.** With v = a_t * e - s_t * x (Salimans & Ho 2022, section 4 and appendix D),
+v* = (a_t * z_t - x*) / s_t, and the loss is the mean of |v - v*|^2 = |x - x*|^2 / s_t^2, whatever the
+model predicts: an x-loss with the paper's weight "SNR + 1".
+
+**Where z_t comes from.** `Trajectory.FORWARD`: a training clip with noise added, as both papers have it.
+`Trajectory.BACKWARD`: the student's own sampling from pure noise, stopped at t (Kohler et al. 2024,
+"Imagine Flash", section 3.1). There no clip leaks into the student's input that it will not see when it
+is used, and none is needed: pictures and captions are enough.
+
+**Noise correction** (Kohler et al. 2024, section 3.3). Sampling starts from pure noise, also where the
+schedule's first level leaks a little of the clip. There the noise is known and need not be worked out
+from the prediction: the student's first step moves along z itself, as if a were 0 and s were 1. At zero
+terminal SNR it is so anyway, and the correction changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import StillmotionError
+
+Predict = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""`(z, timesteps, rows) -> prediction`: z `(n, ...)`, timesteps `(n,)`, and the rows of the batch that z
+stands for, `(n,)`, or None for all in order. The prediction is of z's shape and of the model's own kind."""
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+
+
+class NotSplittable(StillmotionError):
+    """The teacher's schedule cannot be divided into the student's steps; the text says why."""
+
+
+class Trajectory(StrEnum):
+    """Where the noisy clips come from that the student is trained on."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The teacher's time grid, of which the student takes every `ratio`-th step.
+
+    Attributes:
+        timesteps: `(n,)`, of the teacher's steps, falling.
+        alphas, sigmas: `(n + 1,)`, of the same times and of the end, where they are 1 and 0.
+        ratio: teacher steps in a student step.
+        prediction_type: of teacher and student.
+        noise_correction: whether the student's first step is corrected.
+    """
+
+    timesteps: Tensor
+    alphas: Tensor
+    sigmas: Tensor
+    ratio: int
+    prediction_type: PredictionType
+    noise_correction: bool = False
+
+    @classmethod
+    def of(cls, scheduler: Any, teacher_steps: int, student_steps: int, noise_correction: bool = False) -> Grid:
+        """The grid of a diffusers scheduler with betas.
+
+        Raises:
+            NotSplittable: the steps do not divide, the scheduler has no betas (flow matching), or the
+                teacher predicts noise where its schedule begins with nothing but noise.
+        """
+        betas = getattr(scheduler, "betas", None)
+        if betas is None:
+            raise NotSplittable(f"scheduler: {type(scheduler).__name__} has no betas to take a grid from")
+        if student_steps < 1 or teacher_steps % student_steps:
+            raise NotSplittable(
+                f"steps: {teacher_steps} steps of the teacher cannot be divided into {student_steps} of the student"
+            )
+        kind = scheduler.config.prediction_type
+        scheduler.set_timesteps(teacher_steps)
+        timesteps = scheduler.timesteps.to(torch.long).cpu()
+        if len(timesteps) != teacher_steps or (timesteps.diff() >= 0).any():
+            raise NotSplittable(f"steps: the teacher's grid of {teacher_steps} steps is not one of falling timesteps")
+        squares = scheduler.alphas_cumprod.cpu().double()[timesteps]
+        if kind == "epsilon" and squares[0] < 1e-6:
+            raise NotSplittable("scheduler: a prediction of noise says nothing of the clip at zero terminal SNR")
+        end = torch.ones(1, dtype=squares.dtype)
+        squares = torch.cat([squares, end])
+        alphas, sigmas = squares.sqrt().float(), (1 - squares).sqrt().float()
+        return cls(timesteps, alphas, sigmas, teacher_steps // student_steps, kind, noise_correction)
+
+    def to(self, device: torch.device) -> Grid:
+        return replace(
+            self,
+            timesteps=self.timesteps.to(device),
+            alphas=self.alphas.to(device),
+            sigmas=self.sigmas.to(device),
+        )
+
+    @property
+    def teacher_steps(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def student_steps(self) -> int:
+        return self.teacher_steps // self.ratio
+
+    @property
+    def student_timesteps(self) -> list[int]:
+        """What the student is served with."""
+        return [int(t) for t in self.timesteps[:: self.ratio]]
+
+    def levels(self, at: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """A and s at places `at` of the grid, `(n,)`, shaped so that they multiply `like`, `(n, ...)`."""
+        shape = (-1, *[1] * (like.dim() - 1))
+        return self.alphas[at].view(shape), self.sigmas[at].view(shape)
+
+    def student_levels(self, at: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the start of a student's step, with the noise correction where it is wanted."""
+        a, s = self.levels(at, like)
+        if not self.noise_correction:
+            return a, s
+        first = (at == 0).view(a.shape)
+        return torch.where(first, torch.zeros_like(a), a), torch.where(first, torch.ones_like(s), s)
+
+
+def clean_of(z: Tensor, prediction: Tensor, a: Tensor, s: Tensor, kind: PredictionType) -> Tensor:
+    """The clean sample x that a prediction stands for."""
+    match kind:
+        case "v_prediction":
+            return a * z - s * prediction
+        case "epsilon":
+            return (z - s * prediction) / a
+        case "sample":
+            return prediction
+
+
+def velocity_of(z: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    """V of a clean sample: (a * z - x) / s."""
+    return (a * z - x) / s
+
+
+def move(z: Tensor, x: Tensor, start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> Tensor:
+    """One DDIM step from `start` to `end`, each (a, s)."""
+    (a, s), (a_end, s_end) = start, end
+    return a_end * x + s_end / s * (z - a * x)
+
+
+def landing_target(z: Tensor, landed: Tensor, start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> Tensor:
+    """x* with which one step from `start` lands at `landed`; the inverse of `move`."""
+    (a, s), (a_end, s_end) = start, end
+    return (landed - s_end / s * z) / (a_end - s_end / s * a)
+
+
+def teacher_landing(grid: Grid, teacher: Predict, z: Tensor, at: Tensor) -> Tensor:
+    """Where the teacher lands after the steps that one of the student's stands for, from places `at`, `(n,)`."""
+    for k in range(grid.ratio):
+        start, end = grid.levels(at + k, z), grid.levels(at + k + 1, z)
+        prediction = teacher(z, grid.timesteps[at + k], None).float()
+        z = move(z, clean_of(z, prediction, *start, grid.prediction_type), start, end)
+    return z
+
+
+def student_step(grid: Grid, student: Predict, z: Tensor, at: Tensor, rows: Tensor | None = None) -> Tensor:
+    """One step of the student from places `at` of the grid, `(n,)`.
+
+    Args:
+        rows: which of the batch z is, for `student`.
+    """
+    prediction = student(z, grid.timesteps[at], rows).float()
+    x = clean_of(z, prediction, *grid.levels(at, z), grid.prediction_type)
+    return move(z, x, grid.student_levels(at, z), grid.levels(at + grid.ratio, z))
+
+
+@torch.no_grad()
+def student_states(grid: Grid, student: Predict, noise: Tensor, steps: Tensor) -> Tensor:
+    """Where the student is after as many of its own steps from pure noise as `steps` says, clip by clip.
+
+    Args:
+        noise: `(batch, ...)`, of unit variance.
+        steps: `(batch,)`, 0 to `student_steps - 1`.
+    """
+    # The grid's first level need not be pure noise (most published schedules leak a little): sampling
+    # starts from noise all the same, and so does this.
+    z = noise.clone()
+    for k in range(int(steps.max())):
+        rows = (steps > k).nonzero().squeeze(1)
+        at = torch.full_like(rows, k * grid.ratio)
+        z[rows] = student_step(grid, student, z[rows], at, rows)
+    return z
+
+
+def forward_states(grid: Grid, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+    """Training clips with the noise of the times at which the student's `steps` begin."""
+    a, s = grid.levels(steps * grid.ratio, clean)
+    return a * clean + s * noise
+
+
+def distillation_loss(
+    grid: Grid, student: Predict, teacher: Predict, z: Tensor, steps: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Mean of |v - v*|^2: the student's step against as many of the teacher's as it stands for.
+
+    Args:
+        teacher: with all its guidance branches combined.
+        z: `(batch, ...)`, where the student's steps begin.
+        steps: `(batch,)`, which of the student's steps.
+        weights: `(batch,)` of the clips in the mean; None: all alike.
+    """
+    at = steps * grid.ratio
+    end = grid.levels(at + grid.ratio, z)
+    with torch.no_grad():
+        landed = teacher_landing(grid, teacher, z, at)
+        x = landing_target(z, landed, grid.student_levels(at, z), end)
+        target = velocity_of(z, x, *grid.levels(at, z))
+    return _weighted(_velocity(grid, student, z, at) - target, weights)
+
+
+def shifted_reconstruction_loss(
+    grid: Grid, student: Predict, teacher: Predict, z: Tensor, steps: Tensor, noise: Tensor, shift: float
+) -> Tensor:
+    """Imagine Flash's loss (section 3.2): the teacher corrects the student's clean sample.
+
+    The student's x at t is noised again, to a time shifted towards the end, and the teacher denoises it
+    from there for as long as one step of the student lasts. Early steps are corrected in what the clip
+    shows, late ones in its detail. The paper leaves its shift open; here the place on the grid is
+    multiplied: `shift` 1 is no shift, and smaller is later.
+
+    Args:
+        noise: `(batch, ...)`, fresh.
+    """
+    at = steps * grid.ratio
+    start = grid.levels(at, z)
+    velocity = _velocity(grid, student, z, at)
+    with torch.no_grad():
+        a, s = start
+        x = a * z - s * velocity.detach()
+        left = grid.teacher_steps - at
+        shifted = (grid.teacher_steps - left * shift).round().long().clamp(max=grid.teacher_steps - grid.ratio)
+        begin, end = grid.levels(shifted, z), grid.levels(shifted + grid.ratio, z)
+        renoised = begin[0] * x + begin[1] * noise
+        landed = teacher_landing(grid, teacher, renoised, shifted)
+        target = velocity_of(z, landing_target(renoised, landed, begin, end), *start)
+    return _weighted(velocity - target, None)
+
+
+def _velocity(grid: Grid, student: Predict, z: Tensor, at: Tensor) -> Tensor:
+    a, s = grid.levels(at, z)
+    prediction = student(z, grid.timesteps[at], None).float()
+    if grid.prediction_type == "v_prediction":
+        return prediction
+    return velocity_of(z, clean_of(z, prediction, a, s, grid.prediction_type), a, s)
+
+
+def _weighted(error: Tensor, weights: Tensor | None) -> Tensor:
+    each = error.square().flatten(1).mean(dim=1)
+    return each.mean() if weights is None else (weights * each).sum() / weights.sum()

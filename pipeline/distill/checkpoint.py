@@ -1,0 +1,208 @@
+"""Checkpoints of a training run: what they hold, and how they are replaced without ever being lost."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..errors import StillmotionError
+
+_SETTINGS = "settings.json"
+# What torch, safetensors and the system raise of a full disk; the first two have no kind of their own for it.
+_NOT_WRITTEN = (OSError, RuntimeError, SafetensorError)
+_NOT_READ = (*_NOT_WRITTEN, ValueError, KeyError, EOFError, pickle.UnpicklingError)
+
+
+class DistillationError(StillmotionError):
+    """Training cannot go on; the text says at which update, and what is kept."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds beside weights.
+
+    Attributes:
+        updates: done so far.
+        losses: one for each update.
+    """
+
+    updates: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    def add(self, loss: float) -> None:
+        self.updates += 1
+        self.losses.append(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "losses": self.losses}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates, self.losses = state["updates"], list(state["losses"])
+
+
+class Averaged(EMAModel):  # type: ignore[misc]  # diffusers is untyped
+    """Exponential moving average of weights. FSDP spreads it over the processes; in a checkpoint it is whole.
+
+    Args:
+        parameters: averaged.
+        decay: the most; it rises to it as (1 + n) / (10 + n).
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        self.shadow_params: list[Tensor]
+        super().__init__(parameters, decay=decay, min_decay=0.0, foreach=True)
+
+    def whole(self) -> Iterator[Tensor]:
+        """Averaged weights in the order of the parameters. All processes have to ask."""
+        for shadow in self.shadow_params:
+            yield whole(shadow)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "shadow_params": list(self.whole())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        mine = self.shadow_params
+        super().load_state_dict(state)
+        self.shadow_params = [_laid_out_as(m, loaded) for m, loaded in zip(mine, self.shadow_params, strict=True)]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP may have spread over processes; all of them have to ask."""
+    if isinstance(tensor, DTensor):
+        full: Tensor = tensor.full_tensor()
+        return full
+    return tensor
+
+
+def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+
+
+class CheckpointFolder:
+    """One checkpoint, in `folder/checkpoint`; a new one is whole before the last one goes.
+
+    Args:
+        run: what has to be the same when a run goes on; values that JSON has.
+
+    Attributes:
+        saved: update of the checkpoint that is there; 0 for none.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, run: dict[str, Any]) -> None:
+        self.accelerator, self.folder = accelerator, folder
+        self.run = json.loads(json.dumps(run))
+        self.saved = 0
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "checkpoint"
+
+    @property
+    def kept(self) -> str:
+        """What there is to go on from, in words."""
+        kept = f"the checkpoint of update {self.saved}" if self.saved else "no checkpoint"
+        return f"{kept} is kept in {self.folder}"
+
+    def save(self, updates: int) -> None:
+        """Write a checkpoint beside the last one, and put it in its place once it is whole.
+
+        Raises:
+            DistillationError: it cannot be written, for example since the disk is full.
+        """
+        partial, old = self.folder / "checkpoint.partial", self.folder / "checkpoint.old"
+        main = self.accelerator.is_main_process
+
+        def clear() -> None:
+            if main:
+                shutil.rmtree(partial, ignore_errors=True)
+
+        def write() -> None:
+            partial.mkdir(parents=True, exist_ok=True)
+            self.accelerator.save_state(str(partial))
+            if main:
+                (partial / _SETTINGS).write_text(json.dumps(self.run, indent=2) + "\n", encoding="utf-8")
+
+        def replace() -> None:
+            if not main:
+                return
+            shutil.rmtree(old, ignore_errors=True)
+            if self.path.exists():
+                self.path.rename(old)
+            partial.rename(self.path)
+            shutil.rmtree(old, ignore_errors=True)
+
+        clear()
+        self.accelerator.wait_for_everyone()
+        try:
+            self._together(write)
+            self._together(replace)
+        except DistillationError as error:
+            clear()
+            raise DistillationError(
+                f"{self.folder}: the checkpoint of update {updates} cannot be written ({error}); {self.kept}"
+            ) from error
+        self.saved = updates
+
+    def load(self) -> bool:
+        """Go back to the checkpoint; whether there is one.
+
+        Raises:
+            DistillationError: it cannot be read, or was made with other settings.
+        """
+        old = self.folder / "checkpoint.old"
+        if self.accelerator.is_main_process and old.exists() and not self.path.exists():
+            old.rename(self.path)  # killed between two renames
+        self.accelerator.wait_for_everyone()
+        if not self.path.exists():
+            return False
+        try:
+            self._check(json.loads((self.path / _SETTINGS).read_text(encoding="utf-8")))
+            self.accelerator.load_state(str(self.path))
+        except _NOT_READ as error:
+            raise DistillationError(
+                f"{self.path}: cannot be read ({_reason(error)}); remove it to begin again"
+            ) from error
+        self.accelerator.step = 0  # of accumulation, which a checkpoint is never in the middle of
+        return True
+
+    def _check(self, made: dict[str, Any]) -> None:
+        for name in sorted(self.run.keys() | made.keys()):
+            before, now = made.get(name), self.run.get(name)
+            if before != now:
+                raise DistillationError(
+                    f"{self.path}: was made with other settings ({name}: {before}, now {now}); use them again, or "
+                    "another folder"
+                )
+
+    def _together(self, action: Callable[[], None]) -> None:
+        """Act on all processes, and fail on all where one fails: none may wait for one that has given up."""
+        failed: Exception | None = None
+        try:
+            action()
+        except _NOT_WRITTEN as error:
+            failed = error
+        mine = torch.tensor(float(failed is not None), device=self.accelerator.device)
+        if float(self.accelerator.reduce(mine, reduction="sum")):
+            if failed is None:
+                raise DistillationError("on another process")
+            doubt = "" if isinstance(failed, OSError) else "is the disk full? "
+            raise DistillationError(doubt + _reason(failed)) from failed
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,67 @@
+"""What a student is trained on: pictures with captions, and clips where there are some.
+
+A source is asked by number, and the same number always gives the same examples: a run that was broken
+off goes on exactly where it stopped, and each process of a group takes numbers of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..clips import ClipGenerator
+
+
+@dataclass
+class Examples:
+    """Pictures with captions.
+
+    Attributes:
+        pictures: RGB, of any size.
+        captions: one for each picture.
+        clips: `(batch, 3, frames, height, width)` in [0, 1], that begin with the pictures; None where
+            there are pictures alone.
+    """
+
+    pictures: list[Image]
+    captions: list[str]
+    clips: Tensor | None = None
+
+
+class Source(Protocol):
+    """Examples by number."""
+
+    has_clips: bool
+    """Whether there are clips beside the pictures, which `Trajectory.FORWARD` needs."""
+
+    def __getitem__(self, index: int) -> Examples:
+        """The examples of number `index`; there is no last one."""
+        ...
+
+
+class GeneratedSource(Dataset[Examples]):
+    """Generated clips (`pipeline.clips`) of the combinations that training may see.
+
+    Args:
+        size: height and width in pixels.
+        frames: of a clip.
+        batch: examples a number.
+        seed: sources of different seeds share no clip but by chance.
+    """
+
+    has_clips = True
+
+    def __init__(self, size: int, frames: int, batch: int, seed: int = 0) -> None:
+        self.size, self.frames, self.batch, self.seed = size, frames, batch, seed
+
+    def __getitem__(self, index: int) -> Examples:
+        from ..evaluate import pictures_of
+
+        # Seeds of neighbouring numbers lie far apart, so that no two sources run into each other.
+        seed = (self.seed * 1_000_003 + index) * 7_919 % 2**62
+        made = ClipGenerator(self.size, self.frames, seed=seed, variety=True, plain_share=0.2).batch(self.batch)
+        return Examples(pictures_of(made), made.captions, made.clips)

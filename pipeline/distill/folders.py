@@ -1,0 +1,517 @@
+"""Pictures or videos with captions of one's own: a folder, or a dataset in Hugging Face's formats.
+
+A folder is laid out as `datasets` has it: a `metadata.csv` or `metadata.jsonl`, at the top or in any folder
+below, names each file (`file_name`, relative to the metadata) and its caption (`text`, `caption` or
+`prompt`); files that it does not name are left out. Where there is no metadata, a text file beside each
+picture or video holds its caption: `cat.mp4`, `cat.txt`.
+
+Metadata of folders is read here and not by `load_dataset`: that takes a `cat-test.mp4` for a split of its own
+and drops the rest, reads a caption "none" as missing, and reports no line. Videos are decoded with PyAV,
+since those of `datasets` need torchcodec.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .. import images
+from ..errors import InputError, StillmotionError
+from .data import Examples, Source
+
+if TYPE_CHECKING:
+    import datasets
+
+PICTURES = (".jpeg", ".jpg", ".png", ".webp")
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".webm")
+CAPTIONS = ("text", "caption", "prompt")
+MAX_CAPTION_CHARS = 1000
+
+# Pictures of one's own may be larger than what a server takes from anybody.
+_LIMITS = images.PictureLimits(max_bytes=2**28)
+
+# Of a second: times of frames are whole numbers of a time base, and often rounded.
+_TOLERANCE_S = 1e-3
+
+
+class DataError(StillmotionError):
+    """Examples that cannot be used; the text begins with the file, or with the dataset and its row."""
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """What becomes of a video or a picture.
+
+    Attributes:
+        frames: of a clip.
+        height, width: in pixels, of the centre that is cut out.
+        fps: at which frames are taken; None takes consecutive ones, whatever their rate.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: int | None = None
+
+
+def open_folder(
+    folder: Path | str,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    batch: int,
+    seed: int = 0,
+    fps: int | None = None,
+    check: bool = False,
+) -> Source:
+    """Pictures or videos of a folder; nothing is written into it.
+
+    Args:
+        folder: laid out as the module says, with pictures or with videos; both together are refused.
+        batch: examples a number; there may be fewer in the folder.
+        seed: of the order, and of the places in the videos.
+        fps: see `ClipShape`.
+        check: look at the header of each picture and walk through the packets of each video now, without
+            decoding them; otherwise a damaged file is found when its turn comes.
+
+    Raises:
+        DataError: nothing there, a file is missing or outside the folder, or a caption is not usable.
+    """
+    from datasets import Dataset as Rows
+    from datasets import Features, Value, Video
+    from datasets import Image as Picture
+
+    folder = Path(folder)
+    listed = list(_listed(folder))
+    kinds = {is_video: path for path, _ in listed if (is_video := _is_video(path)) is not None}
+    if len(kinds) == 2:
+        raise DataError(
+            f"{folder}: holds pictures and videos ({kinds[False].name}, {kinds[True].name}); give each a folder of "
+            "its own"
+        )
+    features = {"media": (Video if True in kinds else Picture)(decode=False), "text": Value("string")}
+    columns = {"media": [str(path) for path, _ in listed], "text": [caption for _, caption in listed]}
+    source = CaptionedSource(
+        Rows.from_dict(columns, features=Features(features)),
+        str(folder),
+        ClipShape(frames, height, width, fps),
+        batch,
+        seed,
+    )
+    if check:
+        source.check()
+    return source
+
+
+def open_dataset(
+    name_or_path: str,
+    split: str,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    batch: int,
+    seed: int = 0,
+    fps: int | None = None,
+) -> Source:
+    """Pictures or videos of a dataset from the hub, or of one on disk in any format of `datasets`.
+
+    It is downloaded as a whole into the cache of Hugging Face. The first column of pictures or videos is
+    taken, and the first of `text`, `caption` and `prompt`.
+
+    Raises:
+        DataError: it cannot be loaded, has no such columns, or a caption is not usable.
+    """
+    import datasets
+
+    # It would report each use to a counter, which takes seconds where there is no network.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        rows = datasets.load_dataset(name_or_path, split=split, streaming=False)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise DataError(
+            f"{name_or_path}: split {split!r} cannot be loaded ({reason}); check both names, or download it where "
+            "there is a network and give its folder"
+        ) from error
+    kinds = (datasets.Image, datasets.Video)
+    media = next((name for name, kind in rows.features.items() if isinstance(kind, kinds)), None)
+    text = next((name for name in CAPTIONS if name in rows.features), None)
+    if media is None or text is None:
+        lacks = "pictures or videos" if media is None else "captions, which are named " + " or ".join(CAPTIONS)
+        raise DataError(f"{name_or_path}: has no column of {lacks}; there are {', '.join(rows.features)}")
+    if not len(rows):
+        raise DataError(f"{name_or_path}: split {split!r} is empty")
+    for row, caption in enumerate(rows[text]):
+        _checked_caption(caption, f"{name_or_path}, row {row}")
+    rows = rows.select_columns([media, text]).rename_columns({media: "media", text: "text"})
+    rows = rows.cast_column("media", type(rows.features["media"])(decode=False))
+    return CaptionedSource(rows, name_or_path, ClipShape(frames, height, width, fps), batch, seed)
+
+
+class CaptionedSource(Dataset[Examples]):
+    """Examples from rows of `media` and `text`, each once in an epoch, in an order of its own for each epoch.
+
+    Args:
+        rows: `media` is a picture or a video that `datasets` does not decode.
+        name: of the whole, for errors.
+        shape: of what is given.
+        batch: examples a number; a batch may begin in one epoch and end in the next.
+        seed: of the order, and of the places in the videos.
+    """
+
+    def __init__(self, rows: datasets.Dataset, name: str, shape: ClipShape, batch: int, seed: int = 0) -> None:
+        self.rows, self.name, self.shape, self.batch, self.seed = rows, name, shape, batch, seed
+        self.has_clips = type(rows.features["media"]).__name__ == "Video"
+
+    def __getitem__(self, index: int) -> Examples:
+        """The examples of number `index`, the same each time.
+
+        Pictures are cut to the height and width; clips are `(batch, 3, frames, height, width)` in [0, 1].
+
+        Raises:
+            DataError: a picture or video is damaged, or has too few frames.
+        """
+        pictures, captions, clips = [], [], []
+        for number in range(index * self.batch, (index + 1) * self.batch):
+            row = self.row(number)
+            captions.append(self.rows[row]["text"].strip())
+            if self.has_clips:
+                clip = self._clip(row, number)
+                pictures.append(clip[0])
+                clips.append(_to_clip(clip))
+            else:
+                pictures.append(self._picture(row))
+        return Examples(pictures, captions, torch.stack(clips) if clips else None)
+
+    def row(self, number: int) -> int:
+        """Row of the example of that number, counted from 0 over all batches."""
+        epoch, place = divmod(number, len(self.rows))
+        return int(_order(self.seed, epoch, len(self.rows))[place])
+
+    def check(self) -> None:
+        """Look at each file, without decoding it.
+
+        Raises:
+            DataError: the first that cannot be used.
+        """
+        for row in range(len(self.rows)):
+            if self.has_clips:
+                with _Video(*self._media(row)) as video:
+                    video.choices(self.shape)
+            else:
+                where, data = self._media(row)
+                try:
+                    images.check_header(data, _LIMITS)
+                except (InputError, OSError) as error:
+                    raise _unreadable(where, error) from error
+
+    def _media(self, row: int) -> tuple[str, Path | bytes]:
+        """What to call it in an error, and where it is."""
+        media = self.rows[row]["media"]
+        if media is None:
+            raise DataError(f"{self.name}, row {row}: has no picture or video")
+        if media["bytes"] is None:
+            return media["path"], Path(media["path"])
+        return f"{self.name}, row {row}", media["bytes"]
+
+    def _picture(self, row: int) -> Image:
+        where, data = self._media(row)
+        try:
+            picture = images.decode(data, _LIMITS)
+        except (InputError, OSError) as error:
+            raise _unreadable(where, error) from error
+        return images.centre_crop(picture, self.shape.width, self.shape.height)
+
+    def _clip(self, row: int, number: int) -> list[Image]:
+        """A clip from a place in the video that `number` decides."""
+        with _Video(*self._media(row)) as video:
+            choices = video.choices(self.shape)
+            # A stream of random numbers apart from those of the order.
+            drawn = np.random.default_rng([self.seed % 2**63, 1, number]).integers(len(choices))
+            return [
+                images.centre_crop(picture, self.shape.width, self.shape.height)
+                for picture in video.pictures(choices[int(drawn)])
+            ]
+
+
+@functools.lru_cache(maxsize=2)  # a batch may lie in two epochs
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Which row comes when in an epoch."""
+    return np.random.default_rng([seed % 2**63, 0, epoch]).permutation(count)
+
+
+def _to_clip(pictures: list[Image]) -> Tensor:
+    """`(3, frames, height, width)`, float in [0, 1]."""
+    values = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))  # (frames, height, width, 3)
+    return values.permute(3, 0, 1, 2).float() / 255
+
+
+# ---------------------------------------------------------------------- what a folder lists
+
+
+def _listed(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Files and their captions, in an order that is the same on each machine."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {'is no folder' if folder.exists() else 'there is no such folder'}")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    metadata = [path for path in files if path.name in ("metadata.csv", "metadata.jsonl")]
+    for one, other in pairwise(metadata):
+        if one.parent == other.parent:
+            raise DataError(f"{other}: there is {one.name} beside it; keep one of them")
+    media = [path for path in files if _is_video(path) is not None]
+    rows = (row for path in metadata for row in _rows(path)) if metadata else map(_beside, media)
+    empty = True
+    for path, caption in rows:
+        empty = False
+        yield path, caption
+    if empty and metadata:
+        raise DataError(f"{metadata[0]}: lists no file")
+    if empty:
+        raise DataError(f"{folder}: has no pictures ({', '.join(PICTURES)}) and no videos ({', '.join(VIDEOS)}) in it")
+
+
+def _is_video(path: Path) -> bool | None:
+    """None where it is neither a picture nor a video."""
+    suffix = path.suffix.lower()
+    return suffix in VIDEOS if suffix in PICTURES + VIDEOS else None
+
+
+def _beside(path: Path) -> tuple[Path, str]:
+    """A picture or video, and the text in the file beside it."""
+    beside = path.with_suffix(".txt")
+    if not beside.is_file():
+        raise DataError(f"{path}: has no caption; write it to {beside.name}, or list all files in a metadata.csv")
+    return _checked_name(path, str(path)), _checked_caption(_text(beside, 16 * MAX_CAPTION_CHARS), str(beside))
+
+
+def _rows(metadata: Path) -> Iterator[tuple[Path, str]]:
+    read = _csv_rows if metadata.suffix == ".csv" else _json_rows
+    for line, row in read(metadata):
+        where = f"{metadata}, line {line}"
+        name = row.get("file_name")
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{where}: has no file_name; the columns are file_name and {' or '.join(CAPTIONS)}")
+        inside = Path(os.path.normpath(name))
+        if inside.is_absolute() or inside.parts[:1] == (os.pardir,):
+            raise DataError(f"{where}: {name} is outside the folder of the metadata")
+        path = metadata.parent / inside
+        if not path.is_file():
+            raise DataError(f"{where}: {name} is not there")
+        if _is_video(path) is None:
+            raise DataError(
+                f"{where}: {name} is neither a picture ({', '.join(PICTURES)}) nor a video ({', '.join(VIDEOS)})"
+            )
+        caption = next((row[column] for column in CAPTIONS if column in row), None)
+        yield _checked_name(path, where), _checked_caption(caption, f"{where}: {name}")
+
+
+def _csv_rows(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(_text(metadata), newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                raise DataError(
+                    f"{metadata}, line {reader.line_num}: has more fields than columns; put a caption with commas in "
+                    'double quotes: "a cat, asleep"'
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{metadata}, line {reader.reader.line_num}: is not CSV ({error})") from error
+
+
+def _json_rows(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(_text(metadata).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{metadata}, line {number}: is not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f'{metadata}, line {number}: is not an object such as {{"file_name": ..., "text": ...}}')
+        yield number, row
+
+
+def _text(path: Path, limit: int = -1) -> str:
+    """At most `limit` characters of a text file."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return file.read(limit)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not text in UTF-8 ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+
+
+def _checked_caption(caption: object, where: str) -> str:
+    if caption is None:
+        raise DataError(f"{where}: has no caption; give one as {' or '.join(CAPTIONS)}")
+    if not isinstance(caption, str):
+        raise DataError(f"{where}: the caption is no text but {type(caption).__name__} ({caption!r:.40})")
+    caption = caption.strip()
+    if not caption:
+        raise DataError(f"{where}: the caption is empty")
+    if len(caption) > MAX_CAPTION_CHARS:
+        raise DataError(f"{where}: the caption is longer than {MAX_CAPTION_CHARS} characters")
+    if not _is_unicode(caption):
+        raise DataError(f"{where}: the caption holds half a character (a lone surrogate)")
+    return caption
+
+
+def _checked_name(path: Path, where: str) -> Path:
+    if not _is_unicode(str(path)):
+        raise DataError(f"{where!a}: the file's name is not UTF-8; rename it")
+    return path
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unreadable(where: str, error: Exception) -> DataError:
+    if isinstance(error, InputError):
+        return DataError(f"{where}: {error.message}")
+    return DataError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})")
+
+
+# ---------------------------------------------------------------------- videos
+
+
+class _Video:
+    """An open video: where its frames are, and those that are asked for.
+
+    Raises:
+        DataError: not a video, or one that was cut short; from each method.
+    """
+
+    def __init__(self, where: str, data: Path | bytes) -> None:
+        self.where = where
+        try:
+            self.container = av.open(str(data) if isinstance(data, Path) else io.BytesIO(data), "r")
+        except (av.FFmpegError, OSError) as error:
+            raise self._damaged(error) from error
+        if not self.container.streams.video:
+            self.container.close()
+            raise DataError(f"{where}: holds no video")
+        self.stream = self.container.streams.video[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    def choices(self, shape: ClipShape) -> list[list[int]]:
+        """Each clip that can be taken, as the times of its frames in the stream's unit."""
+        times = self._times
+        if shape.fps is None:
+            places = [list(range(k, k + shape.frames)) for k in range(len(times) - shape.frames + 1)]
+            wanted = f"{shape.frames}"
+        else:
+            places = self._places_at(shape.frames, shape.fps)
+            wanted = f"{shape.frames} at {shape.fps} frames a second"
+        if not places:
+            rate = self.stream.average_rate
+            rated = f" at {float(rate):g} frames a second" if rate and shape.fps is not None else ""
+            raise DataError(f"{self.where}: has {len(times)} frames{rated}, and a clip takes {wanted}")
+        return [[times[k] for k in place] for place in places]
+
+    def _places_at(self, frames: int, fps: int) -> list[list[int]]:
+        """As numbers of frames: at each time the one that a player shows."""
+        base = float(self.stream.time_base or 1)
+        seconds = [(time - self._times[0]) * base for time in self._times]
+        # The last frame is shown as long as the others are on average.
+        ends = seconds[-1] + seconds[-1] / max(1, len(seconds) - 1)
+        span = (frames - 1) / fps
+        return [
+            [bisect_right(seconds, start + k / fps + _TOLERANCE_S) - 1 for k in range(frames)]
+            for start in seconds
+            if start + span < ends - _TOLERANCE_S or frames == 1
+        ]
+
+    @functools.cached_property
+    def _packets(self) -> list[tuple[int, int, bool]]:
+        """When it is shown, when it is decoded, and whether decoding can begin there; nothing is decoded."""
+        try:
+            packets = [packet for packet in self.container.demux(self.stream) if packet.size]
+        except (av.FFmpegError, OSError) as error:
+            raise self._damaged(error) from error
+        if any(packet.is_corrupt for packet in packets):
+            raise DataError(f"{self.where}: the video is damaged or cut short")
+        found = []
+        for packet in packets:
+            shown = packet.dts if packet.pts is None else packet.pts
+            if shown is not None and not packet.is_discard:
+                found.append((shown, shown if packet.dts is None else packet.dts, bool(packet.is_keyframe)))
+        if not found:
+            raise DataError(f"{self.where}: the video has no frames")
+        return found
+
+    @functools.cached_property
+    def _times(self) -> list[int]:
+        return sorted({shown for shown, _, _ in self._packets})
+
+    def pictures(self, times: list[int]) -> list[Image]:
+        """The frames that a player shows at these times, which ascend; RGB, upright."""
+        before = [decoded for shown, decoded, is_key in self._packets if is_key and shown <= times[0]]
+        try:
+            self.container.seek(max(before, default=self._packets[0][1]), stream=self.stream)
+            found = list(_shown(self.container.decode(self.stream), times))
+        except (av.FFmpegError, OSError) as error:
+            raise self._damaged(error) from error
+        if len(found) < len(times):
+            raise DataError(f"{self.where}: the video is damaged; {len(found)} of {len(times)} frames can be decoded")
+        return found
+
+    def _damaged(self, error: Exception) -> DataError:
+        if isinstance(error, av.FFmpegError) and not isinstance(error, OSError):
+            return DataError(f"{self.where}: not a readable video, or damaged ({error.strerror})")
+        return _unreadable(self.where, error)
+
+
+def _shown(frames: Iterable[av.VideoFrame], times: list[int]) -> Iterator[Image]:
+    """For each time the last frame that begins no later; ends early where the frames do."""
+    given, shown = 0, None
+    for frame in frames:
+        if frame.pts is None:
+            continue
+        while given < len(times) and times[given] < frame.pts:
+            yield _upright(shown or frame)
+            given += 1
+        shown = frame
+        if frame.pts >= times[-1]:
+            yield from [_upright(frame)] * (len(times) - given)
+            return
+
+
+def _upright(frame: av.VideoFrame) -> Image:
+    """Telephones store how they were held instead of turning the pixels."""
+    picture: Image = frame.to_image()  # type: ignore[no-untyped-call]
+    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture

@@ -1,0 +1,69 @@
+"""How a student is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .algorithm import Trajectory
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """How a student is trained.
+
+    Attributes:
+        student_steps: of the student; the teacher's own number must be a multiple.
+        updates: of the weights.
+        accumulate: batches an update.
+        learning_rate: peak; after `warmup` updates it falls along a half cosine to a hundredth.
+        ema_decay: of the averaged weights, which are the student.
+        trajectory: where noisy clips come from, see `pipeline.distill.algorithm`.
+        shifted_reconstruction: Imagine Flash's loss instead of the landing of the teacher's steps.
+        shift: of that loss.
+        noise_correction: Imagine Flash's first step.
+        mixed_precision: "no", "bf16" or "fp16", of the student's passes; the teacher keeps its own.
+        lora_rank: train additions of this rank to the attention layers, merged at the end; 0: all weights.
+        gradient_checkpointing: compute activations again instead of keeping them.
+        workers: processes that read examples; 0: the one that trains does.
+        checkpoint_every: updates between checkpoints.
+        seed: of all random numbers.
+
+    Raises:
+        ValueError: a setting does not fit; the text begins with its name.
+    """
+
+    student_steps: int = 8
+    updates: int = 400
+    accumulate: int = 1
+    learning_rate: float = 5e-4
+    warmup: int = 10
+    weight_decay: float = 0.0
+    ema_decay: float = 0.98
+    trajectory: Trajectory = Trajectory.BACKWARD
+    shifted_reconstruction: bool = False
+    shift: float = 0.9
+    noise_correction: bool = False
+    mixed_precision: str = "no"
+    lora_rank: int = 0
+    gradient_checkpointing: bool = False
+    workers: int = 0
+    checkpoint_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trajectory", Trajectory(self.trajectory))
+        for name in ("updates", "accumulate", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is below 1")
+        for name in ("warmup", "weight_decay", "lora_rank", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is below 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: {self.learning_rate} is not above 0")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: {self.ema_decay} is outside 0 to 1")
+        if not 0 < self.shift <= 1:
+            raise ValueError(f"shift: {self.shift} is outside 0 to 1")
+        if self.mixed_precision not in {"no", "bf16", "fp16"}:
+            raise ValueError(f"mixed_precision: {self.mixed_precision!r} is not one of no, bf16, fp16")

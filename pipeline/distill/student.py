@@ -1,0 +1,67 @@
+"""What a student is: the teacher's components, with a U-Net, a sampler and a plan of its own."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ..guidance import Guidance
+from ..optimise.solver import log_snr_solver
+from .algorithm import Grid
+
+if TYPE_CHECKING:
+    from ..animation import ImageAnimationPipeline
+
+
+def teacher_grid(teacher: ImageAnimationPipeline, student_steps: int, noise_correction: bool = False) -> Grid:
+    """The grid of a teacher as it is sampled by default, divided into the student's steps.
+
+    Raises:
+        NotSplittable: the teacher's steps cannot be divided so.
+    """
+    scheduler = copy.deepcopy(teacher.scheduler)
+    return Grid.of(scheduler, teacher.config.num_inference_steps, student_steps, noise_correction)
+
+
+def guidance_of(teacher: ImageAnimationPipeline) -> Guidance:
+    """The guidance that a checkpoint is sampled with by default."""
+    return Guidance(teacher.config.guidance_scale, teacher.config.image_guidance_scale)
+
+
+def build_student(teacher: ImageAnimationPipeline, unet: nn.Module, grid: Grid) -> ImageAnimationPipeline:
+    """A pipeline around a student's U-Net; the other components are the teacher's.
+
+    It samples with DDIM (DPM-Solver++ of order 1) on the student's own grid, which is kept in the
+    scheduler's config, and in one pass a step: guidance is part of the weights.
+    """
+    from ..animation import ImageAnimationPipeline
+
+    config = teacher.config
+    names = ("vae", "text_encoder", "tokenizer", "image_encoder", "feature_extractor")
+    student = ImageAnimationPipeline(
+        **{name: getattr(teacher, name) for name in names},
+        unet=unet,
+        scheduler=log_snr_solver(
+            teacher.scheduler,
+            solver_order=1,
+            timesteps=[float(t) for t in grid.student_timesteps],
+            noise_correction=grid.noise_correction,
+        ),
+        image_latents_fill=config.image_latents_fill,
+        image_latents_mode=config.image_latents_mode,
+        num_inference_steps=grid.student_steps,
+        guidance_scale=1.0,
+        image_guidance_scale=1.0,
+        # Of a student of a student, the scales are still those of the first teacher.
+        distilled_guidance_scale=config.distilled_guidance_scale or config.guidance_scale,
+        distilled_image_guidance_scale=config.distilled_image_guidance_scale
+        if config.distilled_guidance_scale
+        else config.image_guidance_scale,
+        num_frames=config.num_frames,
+        fps=config.fps,
+    )
+    student.set_progress_bar_config(disable=True)
+    student.to(teacher.device)
+    return student

@@ -1,0 +1,398 @@
+"""The training loop of distillation, on accelerate: one process on a laptop, DDP or FSDP on many GPUs."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..engine import default_device
+from ..errors import StillmotionError
+from ..families import Conditioning
+from ..guidance import Guidance
+from .algorithm import (
+    Grid,
+    Predict,
+    Trajectory,
+    distillation_loss,
+    forward_states,
+    shifted_reconstruction_loss,
+    student_states,
+)
+from .checkpoint import Averaged, CheckpointFolder, DistillationError, Progress, whole
+from .data import Examples, Source
+from .interrupts import Interrupts
+from .memory import add_lora, checkpoint_blocks, merge_lora
+from .settings import DistillSettings
+from .student import build_student, guidance_of, teacher_grid
+
+if TYPE_CHECKING:
+    from ..animation import ImageAnimationPipeline
+
+__all__ = ["DistillSettings", "DistillationError", "Distiller", "Listener"]
+
+Listener = Callable[[int, int, float], None]
+"""Called with (updates done, updates in all, loss) after each update."""
+
+
+class Distiller:
+    """Trains a student of a teacher.
+
+    Args:
+        teacher: as it is sampled by default: its steps and guidance scales are distilled.
+        source: examples; each process of a group takes other numbers of it.
+        folder: for checkpoints.
+        accelerator: None makes one.
+
+    Attributes:
+        trained: the parameters that are.
+
+    Raises:
+        NotSplittable: the teacher's steps cannot be divided into the student's.
+        ValueError: a setting does not fit; the text begins with its name.
+    """
+
+    def __init__(
+        self,
+        teacher: ImageAnimationPipeline,
+        source: Source,
+        settings: DistillSettings,
+        folder: Path,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        if settings.trajectory is Trajectory.FORWARD and not source.has_clips:
+            raise ValueError("trajectory: 'forward' needs clips, and there are pictures alone; use 'backward'")
+        self.settings, self.source = settings, source
+        self.grid: Grid = teacher_grid(teacher, settings.student_steps, settings.noise_correction)
+        self.accelerator = accelerator or _accelerator(settings)
+        self.accelerator.gradient_accumulation_steps = settings.accumulate
+        self._sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if self._sharded and not self.accelerator.is_fsdp2:
+            raise ValueError("fsdp_version: 1 joins weights that are trained with weights that are not; use 2")
+        self.teacher: ImageAnimationPipeline = teacher.to(self.accelerator.device)
+        self.guidance: Guidance = guidance_of(teacher)
+        self.grid = self.grid.to(self.accelerator.device)
+        # Dropout would be noise, on a target that has none.
+        for component in (teacher.unet, teacher.vae, teacher.text_encoder, teacher.image_encoder):
+            if component is not None:
+                component.eval()
+        unet = self._teachers_unet()
+        if settings.gradient_checkpointing:
+            checkpoint_blocks(unet)
+        optimizer = torch.optim.AdamW(
+            [p for p in unet.parameters() if p.requires_grad],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=settings.weight_decay,
+        )
+        # The student is called as `prepare` gives it, without gradients too: under FSDP that call is what
+        # gathers the weights, and DDP does nothing where no gradient is recorded.
+        self.student, self.optimizer = self.accelerator.prepare(unet, optimizer)
+        named = [(n, p) for n, p in self.accelerator.unwrap_model(self.student).named_parameters() if p.requires_grad]
+        self._names, self.trained = [name for name, _ in named], [parameter for _, parameter in named]
+        self.averaged = Averaged(self.trained, settings.ema_decay)
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.progress, self.averaged)
+        self.checkpoints = CheckpointFolder(self.accelerator, folder, self._run())
+        self._losses: list[float] = []  # of the update that is being made
+
+    @property
+    def updates(self) -> int:
+        """Done so far."""
+        return self.progress.updates
+
+    @property
+    def losses(self) -> list[float]:
+        """One for each update: the mean over its batches, on all processes."""
+        return self.progress.losses
+
+    # ------------------------------------------------------------------ the loop
+
+    def train(self, on_update: Listener | None = None, minutes: float | None = None) -> ImageAnimationPipeline:
+        """Train to the end, or for `minutes`, from the checkpoint in the folder where there is one.
+
+        Raises:
+            DistillationError: loss or gradient are not finite, or a checkpoint cannot be written or read;
+                the last one is kept.
+            KeyboardInterrupt: after an interrupt or SIGTERM; the update is finished and saved before.
+        """
+        self.resume()
+        ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        with Interrupts() as interrupts:
+            for number, examples in self._batches():
+                if isinstance(examples, StillmotionError):
+                    raise examples
+                if not self.update(examples, number):
+                    continue
+                if on_update is not None:
+                    on_update(self.updates, self.settings.updates, self.losses[-1])
+                interrupted, late = self._on_any(interrupts.asked, time.monotonic() >= ends)
+                if interrupted or late or self.updates % self.settings.checkpoint_every == 0:
+                    self.save()
+                if interrupted:
+                    raise KeyboardInterrupt
+                if late:
+                    break
+        if self.checkpoints.saved != self.updates:
+            self.save()
+        return self.finished()
+
+    def update(self, examples: Examples, number: int) -> bool:
+        """Learn from one batch; whether the weights have changed (with `accumulate`, not every time).
+
+        Raises:
+            DistillationError: loss or gradient are not finite; the weights are left as they were.
+        """
+        accelerator = self.accelerator
+        with accelerator.accumulate(self.student):
+            loss = self.loss(examples, number)
+            mean = accelerator.reduce(loss.detach(), reduction="mean")
+            self._losses.append(self._finite(mean, "loss"))
+            accelerator.backward(loss)
+            if not accelerator.sync_gradients:
+                return False
+            norm = accelerator.clip_grad_norm_(self.student.parameters(), 1.0)
+            if accelerator.scaler is None:  # which leaves such an update out, and scales less
+                self._finite(whole(norm), "gradient")
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._learning_rate(self.updates)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.averaged.step(self.trained)
+        self.progress.add(sum(self._losses) / len(self._losses))
+        self._losses.clear()
+        return True
+
+    def close(self) -> None:
+        """Let go of what accelerate holds on to."""
+        self.accelerator.free_memory()
+
+    def _batches(self) -> DataLoader[tuple[int, Examples | StillmotionError]]:
+        """What is left of the run: numbers are dealt to the processes in turn."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        first, last = (n * self.settings.accumulate for n in (self.updates, self.settings.updates))
+        numbers = [number * world + rank for number in range(first, last)]
+        loader: DataLoader[tuple[int, Examples | StillmotionError]] = DataLoader(
+            _Numbered(self.source),  # type: ignore[arg-type]  # a dataset without a length
+            sampler=numbers,
+            batch_size=None,
+            num_workers=self.settings.workers,
+            prefetch_factor=4 if self.settings.workers else None,
+            worker_init_fn=_ignore_interrupts,
+        )
+        return loader
+
+    def _finite(self, value: Tensor, name: str) -> float:
+        number = float(value)
+        if not math.isfinite(number):
+            raise DistillationError(f"the {name} is {number} at update {self.updates + 1}; {self.checkpoints.kept}")
+        return number
+
+    def _on_any(self, *flags: bool) -> list[bool]:
+        """Flags that are set on any process: clocks and signals differ, and all have to do the same."""
+        mine = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
+        return [bool(total) for total in self.accelerator.reduce(mine, reduction="sum").tolist()]
+
+    def _learning_rate(self, update: int) -> float:
+        s = self.settings
+        if update < s.warmup:
+            return s.learning_rate * (update + 1) / s.warmup
+        share = (update - s.warmup) / max(1, s.updates - s.warmup)
+        return s.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+    # ------------------------------------------------------------------ one batch
+
+    def loss(self, examples: Examples, number: int) -> Tensor:
+        """Loss of a batch; its random numbers depend on the seed and `number` alone."""
+        s, device = self.settings, self.accelerator.device
+        random = torch.Generator().manual_seed((s.seed * 1_000_003 + number) % 2**63)
+        teacher_told, student_told = self._conditions(examples, random)
+        count = len(examples.captions)
+        height, width = self.teacher.default_size
+        factor, frames = self.teacher.vae_scale_factor, self.teacher.config.num_frames
+        shape = (count, 4, frames, height // factor, width // factor)
+        noise, fresh = (torch.randn(shape, generator=random).to(device) for _ in range(2))
+        # Each step of the student is drawn as often as every other, in the batch too where it is large enough.
+        first = int(torch.randint(s.student_steps, (), generator=random))
+        order = torch.randperm(count, generator=random)
+        steps = ((first + order) % s.student_steps).to(device)
+        teacher, student = self._teacher(teacher_told), self._student(student_told)
+        if s.trajectory is Trajectory.FORWARD:
+            assert examples.clips is not None
+            z = forward_states(self.grid, self._encode(examples.clips), noise, steps)
+        else:
+            z = self._backward_states(student, noise, steps)
+        if s.shifted_reconstruction:
+            return shifted_reconstruction_loss(self.grid, student, teacher, z, steps, fresh, s.shift)
+        return distillation_loss(self.grid, student, teacher, z, steps)
+
+    @torch.no_grad()
+    def _backward_states(self, student: Predict, noise: Tensor, steps: Tensor) -> Tensor:
+        if not self._sharded:
+            return student_states(self.grid, student, noise, steps)
+        # FSDP's processes gather weights together: each makes as many calls as the one that needs most.
+        most, row = int(self.accelerator.gather(steps.max()[None]).max()), steps.new_zeros(1)
+        z = student_states(self.grid, student, noise, steps)
+        for _ in range(most - int(steps.max())):
+            student(noise[:1], self.grid.timesteps[row], row)
+        return z
+
+    @torch.no_grad()
+    def _conditions(self, examples: Examples, random: torch.Generator) -> tuple[Conditioning, Conditioning]:
+        """What teacher (all branches) and student (the full one) are told."""
+        pipe = self.teacher
+        height, width = pipe.default_size
+        # I2VGen-XL as published draws from its posterior with torch's global generator.
+        with _seeded(int(torch.randint(2**62, (), generator=random)), pipe.device):
+            seen = pipe.family.condition_image(
+                pipe, examples.pictures, pipe.config.num_frames, height, width, random, motion_scale=0
+            )
+        empty = [""] * len(examples.captions)
+        clip_skip = pipe.default_clip_skip
+        told = [
+            pipe.conditions(examples.captions, empty, seen, guidance, pipe.config.fps, clip_skip)
+            for guidance in (self.guidance, Guidance(1.0, 1.0))
+        ]
+        return told[0], told[1]
+
+    def _teacher(self, told: Conditioning) -> Predict:
+        family, unet, guidance = self.teacher.family, self.teacher.unet, self.guidance
+
+        def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
+            assert rows is None
+            stacked, times = torch.cat([z] * guidance.passes), timesteps.repeat(guidance.passes)
+            return guidance.combine(family.predict(unet, stacked.to(unet.dtype), times, told).float())
+
+        return predict
+
+    def _student(self, told: Conditioning) -> Predict:
+        told = told.to(torch.float32)
+
+        def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
+            return self.teacher.family.predict(self.student, z, timesteps, told if rows is None else told.of_rows(rows))
+
+        return predict
+
+    @torch.no_grad()
+    def _encode(self, clips: Tensor) -> Tensor:
+        """Scaled latents of clips, `(batch, 4, frames, h, w)`."""
+        from ..train.stream import encode_clips
+
+        vae = self.teacher.vae
+        return encode_clips(vae, clips.to(device=vae.device, dtype=vae.dtype)).float()
+
+    # ------------------------------------------------------------------ checkpoints and the result
+
+    def save(self) -> None:
+        """Write a checkpoint; the last one stays until the new one is whole.
+
+        Raises:
+            DistillationError: it cannot be written.
+        """
+        self.checkpoints.save(self.updates)
+
+    def resume(self) -> bool:
+        """Go back to the last whole checkpoint, where there is one.
+
+        Raises:
+            DistillationError: it cannot be read, or was made with other settings.
+        """
+        found = self.checkpoints.load()
+        self.checkpoints.saved = self.updates if found else 0
+        # What is left of an update that was broken off.
+        self.student.zero_grad()
+        self._losses.clear()
+        self.accelerator.step = 0
+        return found
+
+    def finished(self) -> ImageAnimationPipeline:
+        """The student with the averaged weights. All processes have to ask."""
+        unet = self._teachers_unet()
+        parameters = dict(unet.named_parameters())
+        with torch.no_grad():
+            for name, averaged in zip(self._names, self.averaged.whole(), strict=True):
+                parameters[name].copy_(averaged)
+        if self.settings.lora_rank:
+            unet = merge_lora(unet)
+        return build_student(self.teacher, unet.requires_grad_(requires_grad=False).eval(), self.grid)
+
+    def _teachers_unet(self) -> nn.Module:
+        """A copy in float32, with LoRA where it is wanted: what the student begins as."""
+        unet: nn.Module = copy.deepcopy(self.teacher.unet).float().requires_grad_().eval()
+        if not self.settings.lora_rank:
+            return unet
+        with _seeded(self.settings.seed, torch.device("cpu")):
+            return add_lora(unet, self.settings.lora_rank)
+
+    def _run(self) -> dict[str, Any]:
+        """What decides what is learned; a run may go on with other settings of the rest."""
+        free = {"workers", "checkpoint_every", "gradient_checkpointing"}
+        teacher = self.teacher.unet
+        some = [next(iter(teacher.parameters())), next(reversed(list(teacher.parameters())))]
+        digest = hashlib.sha256()
+        for weights in some:
+            digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return {
+            **{name: value for name, value in asdict(self.settings).items() if name not in free},
+            "trajectory": self.settings.trajectory.value,
+            "processes": self.accelerator.num_processes,
+            "batch": getattr(self.source, "batch", None),
+            "data": getattr(self.source, "name", type(self.source).__name__),
+            "teacher": f"{type(teacher).__name__} {digest.hexdigest()[:16]}",
+            "teacher_steps": self.grid.teacher_steps,
+            "guidance_scale": self.guidance.text,
+            "image_guidance_scale": self.guidance.image,
+        }
+
+
+def _accelerator(settings: DistillSettings) -> Accelerator:
+    # accelerate keeps one state a process, and refuses a second run in another precision.
+    AcceleratorState._reset_state()  # noqa: SLF001  # its own tests and those of transformers do the same
+    return Accelerator(
+        # Without this it starts no group of processes where there is no GPU.
+        cpu=default_device() == "cpu",
+        mixed_precision=settings.mixed_precision,
+    )
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generator begins at `seed` inside, and is left as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the one that trains decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Numbered:
+    """Examples together with their number, or with what is wrong with them.
+
+    An error that is raised in a worker arrives as another one, with the worker's traceback for a text.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, number: int) -> tuple[int, Examples | StillmotionError]:
+        try:
+            return number, self.source[number]
+        except StillmotionError as error:
+            return number, error

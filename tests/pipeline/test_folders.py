@@ -1,0 +1,506 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from pipeline.distill.folders import CaptionedSource, ClipShape, DataError, open_dataset, open_folder
+from pipeline.video import encode
+
+FRAMES, SIZE = 4, 16
+GREYS = 20  # between two frames of a video, so that a frame can be told by its brightness
+
+
+def picture(path, shade=100, size=(24, 20)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (shade, shade, shade)).save(path)
+    return path
+
+
+def video(path, frames=8, fps=8, first=20):
+    """Frame k is of the grey `first + GREYS * k`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clip = np.stack([np.full((32, 32, 3), first + GREYS * k, np.uint8) for k in range(frames)])
+    path.write_bytes(encode(clip, fps, path.suffix.removeprefix(".")))
+    return path
+
+
+def frame_numbers(clip, first=20):
+    """Which frames of `video` a clip `(3, frames, height, width)` consists of."""
+    return [round((float(frame.mean()) * 255 - first) / GREYS) for frame in clip.unbind(dim=1)]
+
+
+def opened(folder, batch=2, **more):
+    return open_folder(folder, frames=FRAMES, height=SIZE, width=SIZE, batch=batch, **more)
+
+
+def refused(folder, *words, **more):
+    with pytest.raises(DataError) as caught:
+        opened(folder, **more)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert str(word) in str(caught.value)
+
+
+def state(folder):
+    """Every file and what is in it."""
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+def lines(folder, *rows, name="metadata.jsonl"):
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize("column", ["text", "caption", "prompt"])
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".webp"])
+def test_pictures_are_captioned_by_a_csv(tmp_path, column, suffix):
+    picture(tmp_path / f"a{suffix}", 50)
+    picture(tmp_path / f"deep/b-test{suffix}", 200)
+    (tmp_path / "metadata.csv").write_text(
+        f'file_name,{column}\na{suffix},"one, dark"\ndeep/b-test{suffix},NA\n', encoding="utf-8-sig"
+    )
+    source = opened(tmp_path, check=True)
+    assert not source.has_clips
+    examples = source[0]
+    assert examples.clips is None
+    assert sorted(examples.captions) == ["NA", "one, dark"]
+    for seen, caption in zip(examples.pictures, examples.captions, strict=True):
+        assert seen.size == (SIZE, SIZE)
+        assert abs(seen.getpixel((8, 8))[0] - (200 if caption == "NA" else 50)) <= 2
+
+
+def test_videos_are_captioned_by_json_lines_in_each_folder(tmp_path):
+    for name in ("one", "two"):
+        video(tmp_path / name / "clip.mp4")
+        lines(tmp_path / name, {"file_name": "clip.mp4", "text": f"of {name}", "views": 3})
+    source = opened(tmp_path, check=True)
+    assert source.has_clips
+    examples = source[0]
+    assert sorted(examples.captions) == ["of one", "of two"]
+    assert examples.clips.shape == (2, 3, FRAMES, SIZE, SIZE)
+    assert examples.clips.dtype == torch.float32
+    assert 0 <= examples.clips.min() < examples.clips.max() <= 1
+    for seen, clip in zip(examples.pictures, examples.clips, strict=True):
+        assert np.array_equal(np.asarray(seen), (clip[:, 0] * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_text_files_beside_videos_are_captions(tmp_path, suffix):
+    video(tmp_path / f"cat{suffix}")
+    (tmp_path / "cat.txt").write_text("a cat, asleep\n")
+    (tmp_path / "README.txt").write_text("says nothing of any video")
+    picture(tmp_path / ".thumbnails" / "cat.png")
+    assert opened(tmp_path, check=True)[0].captions == ["a cat, asleep"] * 2
+
+
+def test_files_that_metadata_does_not_name_are_left_out(tmp_path):
+    picture(tmp_path / "a.png")
+    video(tmp_path / "b.mp4")
+    lines(tmp_path, {"file_name": "a.png", "text": "a"})
+    assert opened(tmp_path)[0].captions == ["a", "a"]
+
+
+def test_nothing_is_written_and_nothing_is_sent(tmp_path, monkeypatch):
+    video(tmp_path / "data" / "a.mp4")
+    (tmp_path / "data" / "a.txt").write_text("a")
+    before = state(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
+    assert opened(tmp_path / "data", check=True)[3].captions == ["a", "a"]
+    assert state(tmp_path) == before
+
+
+# ---------------------------------------------------------------------- order
+
+
+class Rows:
+    """As much of a dataset as the order depends on."""
+
+    features = {"media": None}  # noqa: RUF012  # never changed
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+
+@given(count=st.integers(1, 40), batch=st.integers(1, 7), epochs=st.integers(1, 4), seed=st.integers(-(2**63), 2**64))
+def test_each_epoch_shows_each_row_once(count, batch, epochs, seed):
+    source = CaptionedSource(Rows(count), "rows", ClipShape(1, 8, 8), batch, seed)
+    batches = math.ceil(epochs * count / batch)
+    rows = [source.row(index * batch + k) for index in range(batches) for k in range(batch)]
+    for epoch in range(epochs):
+        assert sorted(rows[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_epochs_and_seeds_differ_in_their_order():
+    def order(seed, epoch):
+        source = CaptionedSource(Rows(30), "rows", ClipShape(1, 8, 8), 1, seed)
+        return tuple(source.row(epoch * 30 + k) for k in range(30))
+
+    assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
+
+
+@pytest.fixture
+def three_videos(tmp_path):
+    for k in range(3):
+        video(tmp_path / f"{k}.mp4", frames=10)
+        (tmp_path / f"{k}.txt").write_text(f"video {k}")
+    return tmp_path
+
+
+def test_a_number_always_gives_the_same_examples(three_videos):
+    one, other = opened(three_videos, seed=5), opened(three_videos, seed=5)
+    other[7]
+    for index in (2, 0, 1):
+        assert one[index].captions == other[index].captions
+        assert torch.equal(one[index].clips, other[index].clips)
+    assert any(not torch.equal(one[k].clips, opened(three_videos, seed=6)[k].clips) for k in range(3))
+
+
+def test_a_batch_goes_from_one_epoch_into_the_next_and_may_hold_several(three_videos):
+    captions = [caption for k in range(3) for caption in opened(three_videos, batch=5)[k].captions]
+    for epoch in range(5):
+        assert sorted(captions[3 * epoch : 3 * epoch + 3]) == ["video 0", "video 1", "video 2"]
+
+
+def test_workers_give_what_the_process_itself_gives(three_videos):
+    source = opened(three_videos)
+    copied = pickle.loads(pickle.dumps(source))  # noqa: S301  # as a worker that is spawned gets it
+    assert torch.equal(copied[1].clips, source[1].clips)
+    loader = DataLoader(source, sampler=[0, 1, 2], batch_size=None, num_workers=1)
+    for index, examples in enumerate(loader):
+        assert examples.captions == source[index].captions
+        assert torch.equal(examples.clips, source[index].clips)
+
+
+# ---------------------------------------------------------------------- frames
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_clips_are_consecutive_frames_from_every_place(tmp_path, suffix):
+    video(tmp_path / f"a{suffix}", frames=8)
+    (tmp_path / "a.txt").write_text("a")
+    source = opened(tmp_path, batch=8)
+    seen = {tuple(frame_numbers(clip)) for k in range(8) for clip in source[k].clips}
+    assert seen == {tuple(range(k, k + FRAMES)) for k in range(8 - FRAMES + 1)}
+
+
+def test_frames_are_right_behind_the_first_keyframe(tmp_path):
+    """x264 sets a keyframe every 250 frames at the latest; here every 5, with frames that refer to later ones."""
+    path = tmp_path / "long.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"g": "5", "bf": "2", "crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for k in range(40):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 + 5 * k, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (tmp_path / "long.txt").write_text("brighter")
+    clips = torch.cat([opened(tmp_path, batch=8)[k].clips for k in range(4)])
+    shades = (clips.mean(dim=(1, 3, 4)) * 255 - 20) / 5  # (clips, frames), number of the frame
+    starts = shades[:, :1].round()
+    assert len(starts.unique()) > 10
+    assert torch.allclose(shades, starts + torch.arange(FRAMES), atol=0.4)
+
+
+@pytest.mark.parametrize(
+    ("fps", "starts", "steps"),
+    [
+        (8, 5, [0, 1, 2, 3]),
+        (4, 2, [0, 2, 4, 6]),
+        (3, 1, [0, 2, 5, 8]),  # at 0, 1/3, 2/3 and 1 second of 8 frames a second
+        (16, 7, [0, 0, 1, 1]),
+    ],
+)
+def test_frames_are_taken_at_the_target_rate(tmp_path, fps, starts, steps):
+    frames = 9 if fps == 3 else 8
+    video(tmp_path / "a.mp4", frames=frames, fps=8)
+    (tmp_path / "a.txt").write_text("a")
+    source = opened(tmp_path, batch=8, fps=fps)
+    seen = {tuple(frame_numbers(clip)) for k in range(8) for clip in source[k].clips}
+    assert seen == {tuple(start + step for step in steps) for start in range(starts)}
+
+
+def test_a_video_held_upright_is_shown_upright(tmp_path):
+    path = tmp_path / "telephone.mp4"
+    stored = np.zeros((32, 64, 3), np.uint8)
+    stored[:, 48:] = 255  # bright on the right as stored: on top once it is turned by a quarter to the left
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.set_display_rotation(90)
+        for _ in range(FRAMES):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")))
+        container.mux(stream.encode(None))
+    (tmp_path / "telephone.txt").write_text("a bright sky")
+    source = open_folder(tmp_path, frames=FRAMES, height=64, width=32, batch=1)
+    first = source[0].clips[0, :, 0]
+    assert first[:, :12].mean() > 0.9
+    assert first[:, 20:].mean() < 0.1
+
+
+def test_the_centre_is_kept(tmp_path):
+    wide = Image.new("RGB", (60, 20), "red")
+    wide.paste("blue", (20, 0, 40, 20))
+    wide.save(tmp_path / "wide.png")
+    (tmp_path / "wide.txt").write_text("wide")
+    seen = np.asarray(opened(tmp_path, batch=1)[0].pictures[0])
+    assert (seen == (0, 0, 255)).all()
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def test_a_folder_without_examples_is_named(tmp_path):
+    refused(tmp_path / "missing", tmp_path / "missing", "no such folder")
+    refused(tmp_path, tmp_path, "has no pictures", ".mp4")
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    refused(tmp_path, tmp_path, "has no pictures")
+    refused(tmp_path / "notes.txt", "notes.txt", "is no folder")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n")
+    refused(tmp_path, "metadata.csv", "lists no file")
+
+
+def test_two_kinds_of_metadata_in_one_folder_are_refused(tmp_path):
+    picture(tmp_path / "a.png")
+    lines(tmp_path, {"file_name": "a.png", "text": "a"})
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,b\n")
+    refused(tmp_path, "metadata.jsonl: there is metadata.csv beside it")
+
+
+def test_pictures_and_videos_do_not_mix(tmp_path):
+    picture(tmp_path / "a.png")
+    video(tmp_path / "b.mp4")
+    lines(tmp_path, {"file_name": "a.png", "text": "a"}, {"file_name": "b.mp4", "text": "b"})
+    refused(tmp_path, tmp_path, "a.png", "b.mp4", "folder of its own")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"file_name": "a.png"}, ["line 2", "a.png", "no caption"]),
+        ({"file_name": "a.png", "text": None}, ["line 2", "no caption"]),
+        ({"file_name": "a.png", "text": " \n"}, ["line 2", "the caption is empty"]),
+        ({"file_name": "a.png", "text": 7}, ["line 2", "no text but int"]),
+        ({"file_name": "a.png", "text": ["a"]}, ["line 2", "no text but list"]),
+        ({"file_name": "a.png", "text": "x" * 1001}, ["line 2", "longer than 1000"]),
+        ({"file_name": "a.png", "text": "\ud800"}, ["line 2", "half a character"]),
+        ({"text": "a"}, ["line 2", "no file_name"]),
+        ({"file_name": "", "text": "a"}, ["line 2", "no file_name"]),
+        ({"file_name": 3, "text": "a"}, ["line 2", "no file_name"]),
+        ({"file_name": "b.png", "text": "a"}, ["line 2", "b.png is not there"]),
+        ({"file_name": "a\0.png", "text": "a"}, ["line 2", "is not there"]),
+        ({"file_name": ".", "text": "a"}, ["line 2", "is not there"]),
+        ({"file_name": "../a.png", "text": "a"}, ["line 2", "../a.png is outside"]),
+        ({"file_name": "x/../../a.png", "text": "a"}, ["line 2", "is outside"]),
+        ({"file_name": "/etc/passwd", "text": "a"}, ["line 2", "/etc/passwd is outside"]),
+        ({"file_name": "notes.md", "text": "a"}, ["line 2", "notes.md is neither a picture"]),
+        (["a.png", "a"], ["line 2", "is not an object"]),
+    ],
+    ids=str,
+)
+def test_a_bad_row_of_json_lines_is_named(tmp_path, row, words):
+    picture(tmp_path.parent / "a.png")
+    picture(tmp_path / "a.png")
+    (tmp_path / "notes.md").write_text("notes")
+    lines(tmp_path, {"file_name": "a.png", "text": "a"}, row)
+    refused(tmp_path, tmp_path / "metadata.jsonl", *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("metadata.jsonl", b'{"file_name": "a.png", "text": "a"}\n{"file', ["line 2", "is not JSON"]),
+        ("metadata.jsonl", b"[" * 100_000, ["line 1", "is not JSON"]),
+        ("metadata.jsonl", b'{"text": "\xff"}', ["is not text in UTF-8"]),
+        ("metadata.csv", b'file_name,text\na.png,"open', ["line 2", "is not CSV"]),
+        ("metadata.csv", b"file_name,text\na.png,a cat, asleep\n", ["line 2", "more fields", "double quotes"]),
+        ("metadata.csv", b"file_name,text\na.png\n", ["line 2", "no caption"]),
+        ("metadata.csv", b"file_name,text\na.png,\n", ["line 2", "the caption is empty"]),
+        ("metadata.csv", b"name,text\na.png,a\n", ["line 2", "no file_name"]),
+        ("metadata.csv", b"", ["lists no file"]),
+    ],
+)
+def test_damaged_metadata_is_named(tmp_path, name, text, words):
+    picture(tmp_path / "a.png")
+    (tmp_path / name).write_bytes(text)
+    refused(tmp_path, tmp_path / name, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ["a.png", "has no caption; write it to a.txt"]),
+        (b"", ["a.txt", "the caption is empty"]),
+        (b"x" * 1001, ["a.txt", "longer than 1000"]),
+        (b"\x89PNG\xff", ["a.txt", "is not text in UTF-8"]),
+    ],
+)
+def test_a_bad_caption_file_is_named(tmp_path, text, words):
+    picture(tmp_path / "a.png")
+    if text is not None:
+        (tmp_path / "a.txt").write_bytes(text)
+    refused(tmp_path, *words)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    raw = os.fsencode(tmp_path) + b"/a\xff.png"
+    try:
+        os.link(picture(tmp_path / "b.png"), raw)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (tmp_path / "b.txt").write_text("b")
+    with open(os.fsencode(tmp_path) + b"/a\xff.txt", "w", encoding="utf-8") as file:  # noqa: PTH123  # of bytes
+        file.write("a")
+    refused(tmp_path, "not UTF-8", r"a\udcff.png")
+
+
+def broken(path):
+    """Ways in which a file can be damaged, by name."""
+    whole = path.read_bytes()
+    return {"empty": b"", "other": b"not what the name says" * 20, "cut": whole[: len(whole) // 2]}
+
+
+@pytest.mark.parametrize("damage", ["empty", "other", "cut"])
+def test_a_damaged_picture_is_named_when_it_is_read(tmp_path, damage):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(broken(path)[damage])
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))}: "):
+        opened(tmp_path)[0]
+    if damage != "cut":  # a header alone does not show that
+        refused(tmp_path, path, check=True)
+
+
+@pytest.mark.parametrize("damage", ["empty", "other", "cut"])
+def test_a_damaged_video_is_named_when_it_is_read_or_checked(tmp_path, damage):
+    path = video(tmp_path / "a.mp4")
+    path.write_bytes(broken(path)[damage])
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))}: .*(video|damaged|read)"):
+        opened(tmp_path)[0]
+    refused(tmp_path, path, check=True)
+
+
+def test_a_video_damaged_inside_is_named(tmp_path):
+    path = video(tmp_path / "a.mp4", frames=FRAMES)
+    data = path.read_bytes()
+    start = data.index(b"mdat") + 4
+    path.write_bytes(data[:start] + bytes(len(data) - start))
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))}: .*damaged"):
+        opened(tmp_path)[0]
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    path = picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a")
+    source = opened(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"a\.png: cannot be read \(No such file"):
+        source[0]
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (tmp_path / "a.txt").write_text("a")
+    refused(tmp_path, "a.mp4", "holds no video", check=True)
+
+
+def test_a_video_that_is_too_short_is_named(tmp_path):
+    video(tmp_path / "a.mp4", frames=FRAMES - 1)
+    (tmp_path / "a.txt").write_text("a")
+    refused(tmp_path, "a.mp4", "has 3 frames", "a clip takes 4", check=True)
+    refused(tmp_path, "has 3 frames at 8 frames a second", "takes 4 at 4 frames", check=True, fps=4)
+    with pytest.raises(DataError, match="has 3 frames"):
+        opened(tmp_path)[0]
+
+
+# ---------------------------------------------------------------------- datasets
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """Writes a dataset with the pictures or videos inside, as the hub has them."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def write(media, texts, kind="image", text="text"):
+        column = [{"path": path.name, "bytes": path.read_bytes()} for path in media]
+        features = {
+            kind: {"image": datasets.Image, "video": datasets.Video}[kind](decode=False),
+            text: datasets.Value("string"),
+        }
+        rows = datasets.Dataset.from_dict({kind: column, text: texts}, features=datasets.Features(features))
+        (tmp_path / "stored").mkdir()
+        rows.to_parquet(tmp_path / "stored" / "train.parquet")
+        return str(tmp_path / "stored")
+
+    return write
+
+
+def dataset(name, split="train"):
+    return open_dataset(name, split, frames=FRAMES, height=SIZE, width=SIZE, batch=2)
+
+
+def test_a_dataset_gives_its_pictures(tmp_path, stored):
+    source = dataset(stored([picture(tmp_path / "a.png"), picture(tmp_path / "b.png")], ["a", "b"], text="prompt"))
+    assert not source.has_clips
+    assert sorted(source[0].captions) == ["a", "b"]
+
+
+def test_a_dataset_gives_its_videos(tmp_path, stored):
+    source = dataset(stored([video(tmp_path / "a.mp4")], ["a"], kind="video"))
+    assert source.has_clips
+    assert source[0].clips.shape == (2, 3, FRAMES, SIZE, SIZE)
+
+
+def test_the_row_of_a_dataset_is_named(tmp_path, stored):
+    paths = [picture(tmp_path / "a.png"), picture(tmp_path / "b.png")]
+    name = stored(paths, ["a", ""])
+    with pytest.raises(DataError, match="stored, row 1: the caption is empty"):
+        dataset(name)
+
+
+def test_a_damaged_row_of_a_dataset_is_named(tmp_path, stored):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    name = stored([tmp_path / "a.png"], ["a"])
+    with pytest.raises(DataError, match="stored, row 0: not a readable picture"):
+        dataset(name)[0]
+
+
+def test_a_dataset_without_captions_names_its_columns(tmp_path, stored):
+    name = stored([picture(tmp_path / "a.png")], ["a"], text="title")
+    with pytest.raises(DataError, match=r"no column of captions.*text or caption or prompt; there are image, title"):
+        dataset(name)
+
+
+def test_a_dataset_that_cannot_be_had_is_named_in_one_line(tmp_path, stored):
+    with pytest.raises(DataError, match=r"^nobody/nothing: split 'train' cannot be loaded .*give its folder$"):
+        dataset("nobody/nothing")
+    with pytest.raises(DataError, match=r"split 'test' cannot be loaded"):
+        dataset(stored([picture(tmp_path / "a.png")], ["a"]), split="test")
