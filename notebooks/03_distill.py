@@ -26,9 +26,9 @@
 checkpoint = ""  # the teacher, folder or hub id; empty: the one of this run's 01_teacher, else the shipped one
 run_folder = "runs/notebook"  # results go to its folder 03_distill
 student_steps = 8  # of one pass each; the teacher's steps must be a multiple
-updates = 120  # of the student's weights
+updates = 170  # of the student's weights
 batch = 4  # clips an update
-learning_rate = 5e-4  # its peak
+learning_rate = 4e-4  # its peak
 trajectory = "backward"  # the student's own path, or "forward": training clips with noise added
 shifted_reconstruction = False  # Imagine Flash's loss instead of the landing
 noise_correction = False  # Imagine Flash's first step

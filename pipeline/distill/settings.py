@@ -36,7 +36,7 @@ class DistillSettings:
     student_steps: int = 8
     updates: int = 400
     accumulate: int = 1
-    learning_rate: float = 5e-4
+    learning_rate: float = 4e-4
     warmup: int = 10
     weight_decay: float = 0.0
     ema_decay: float = 0.98
