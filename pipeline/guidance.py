@@ -12,6 +12,7 @@ Without one there are the two of classifier-free guidance (Ho & Salimans 2022, e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -50,6 +51,11 @@ class Guidance:
         return tuple((name, weight) for name, weight in every if weight != 0)
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of those that count, in order."""
+        return tuple(name for name, _ in self.weights)
+
+    @property
     def passes(self) -> int:
         """U-Net passes a step."""
         return len(self.weights)
@@ -74,3 +80,53 @@ class Guidance:
         for part, (_, weight) in zip(parts[1:], self.weights[1:], strict=True):
             total = total + part * weight
         return total
+
+
+@dataclass(frozen=True, eq=False)
+class ClipGuidance:
+    """`Guidance` with a text scale of its own for each clip of a batch.
+
+    All clips have the same branches, also where the weight of one is 0 for some of them.
+
+    Attributes:
+        text: `(batch,)`, scales of the caption.
+        image: scale of the picture, or None for classic guidance with two branches.
+    """
+
+    text: Tensor
+    image: float | None = None
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches, in order."""
+        if self.image is None:
+            return ("negative", "full")
+        return ("image", "full") if self.image == 1 else ("uncond", "image", "full")
+
+    @property
+    def passes(self) -> int:
+        """U-Net passes a step."""
+        return len(self.branches)
+
+    def combine(self, predictions: Tensor) -> Tensor:
+        """Weighted sum of the branches, clip by clip; as `Guidance.combine`."""
+        parts = dict(zip(self.branches, predictions.chunk(self.passes), strict=True))
+        text = self.text.to(predictions).view(-1, *[1] * (predictions.dim() - 1))
+        if self.image is None:
+            return parts["negative"] + text.clamp(min=1) * (parts["full"] - parts["negative"])
+        start = parts["image"]
+        if "uncond" in parts:
+            start = parts["uncond"] + self.image * (start - parts["uncond"])
+        return start + text * (parts["full"] - parts["image"])
+
+
+def check_range(scale: float, limits: Sequence[float]) -> float:
+    """A text scale that a model is told, which was trained for scales within limits.
+
+    Raises:
+        ValueError: it is not within them, or is not a number.
+    """
+    least, most = limits
+    if not least <= scale <= most:
+        raise ValueError(f"guidance_scale: {scale:g} is outside {least:g} to {most:g}, which this model was made for")
+    return scale
