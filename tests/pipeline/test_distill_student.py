@@ -14,6 +14,7 @@ import torch
 from pipeline import ImageAnimationPipeline
 from pipeline.cli import main
 from pipeline.distill.data import GeneratedSource
+from pipeline.distill.passes import conditions
 from pipeline.distill.trainer import Distiller, DistillSettings
 from pipeline.store import describe
 
@@ -72,7 +73,7 @@ def test_lora_trains_additions_alone_and_is_merged_at_the_end(request, family, t
 
     distiller.averaged.copy_to(distiller.trained)
     with torch.no_grad():
-        _, told = distiller._conditions(SOURCE[0], torch.Generator().manual_seed(0))
+        _, told = conditions(teacher, SOURCE[0], distiller.guidance, torch.Generator().manual_seed(0))
         z, t = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 500])
         merged, unmerged = (teacher.family.predict(unet, z, t, told) for unet in (student.unet, distiller.student))
     assert torch.allclose(merged, unmerged, atol=1e-5)
