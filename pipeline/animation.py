@@ -37,7 +37,7 @@ from .families import (
     guidance_embedding,
     guidance_width,
 )
-from .guidance import ClipGuidance, Guidance, check_range
+from .guidance import ClipGuidance, Guidance, guidance_for
 
 StepCallback = Callable[["ImageAnimationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
@@ -337,7 +337,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         frames = self.config.num_frames if num_frames is None else num_frames
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         rate = self.config.fps if fps is None else fps
-        guidance, told_scale = self.guidance_for(guidance_scale, image_guidance_scale)
+        image_scale = self.config.image_guidance_scale if image_guidance_scale is _OF_FAMILY else image_guidance_scale
+        guidance, told_scale = guidance_for(self.config, guidance_scale, image_scale)
         skip = self.default_clip_skip if clip_skip is _OF_FAMILY else clip_skip
         self._check(height, width, frames, steps, rate, skip)
 
@@ -377,23 +378,6 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         """Layers of the text encoder that a call leaves out where it does not say."""
         # A text encoder of one layer has no layer to leave out; the project's own has one.
         return self.family.clip_skip if self.text_encoder.config.num_hidden_layers > 1 else None
-
-    def guidance_for(
-        self, text: float | None = None, image: float | None = _OF_FAMILY
-    ) -> tuple[Guidance, float | None]:
-        """Guidance of a call with these scales, and the scale that the U-Net is told, if it is told one.
-
-        Raises:
-            ValueError: a scale is out of its range; the text begins with the argument's name.
-        """
-        config = self.config
-        image = config.image_guidance_scale if image is _OF_FAMILY else image
-        if config.guidance_range is None:
-            return Guidance(config.guidance_scale if text is None else text, image), None
-        if image not in {None, 1.0}:
-            raise ValueError(f"image_guidance_scale: {image} is not 1, and this model has its own in its weights")
-        scale = config.distilled_guidance_scale if text is None else text
-        return Guidance(1.0, 1.0), check_range(scale, config.guidance_range)
 
     def _noise(
         self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, given: Tensor | None

@@ -12,8 +12,8 @@ Without one there are the two of classifier-free guidance (Ho & Salimans 2022, e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -120,13 +120,23 @@ class ClipGuidance:
         return start + text * (parts["full"] - parts["image"])
 
 
-def check_range(scale: float, limits: Sequence[float]) -> float:
-    """A text scale that a model is told, which was trained for scales within limits.
+def guidance_for(config: Any, text: float | None, image: float | None) -> tuple[Guidance, float | None]:
+    """How a pipeline is guided, and the scale that its U-Net is told, if it is told one.
+
+    Args:
+        config: of the pipeline.
+        text: scale of the caption; None is the pipeline's own.
+        image: scale of the picture, or None for classic guidance with two branches.
 
     Raises:
-        ValueError: it is not within them, or is not a number.
+        ValueError: a scale is out of its range; the text begins with `guidance_scale` or `image_guidance_scale`.
     """
-    least, most = limits
+    if config.guidance_range is None:
+        return Guidance(config.guidance_scale if text is None else text, image), None
+    if image not in {None, 1.0}:
+        raise ValueError(f"image_guidance_scale: {image} is not 1, and this model has its own in its weights")
+    scale: float = config.distilled_guidance_scale if text is None else text
+    least, most = config.guidance_range
     if not least <= scale <= most:
         raise ValueError(f"guidance_scale: {scale:g} is outside {least:g} to {most:g}, which this model was made for")
-    return scale
+    return Guidance(1.0, 1.0), scale

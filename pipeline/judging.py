@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .clips import ClipBatch, classify_motion, measure_motion
-from .guidance import Guidance
+from .guidance import Guidance, guidance_for
 from .metrics import diversity, flicker, psnr_db, ssim
 from .perception import Perception, clip_consistency, clip_score
 
@@ -55,9 +55,9 @@ class Sampling:
         Raises:
             ValueError: a value is out of range; the text begins with its name.
         """
-        given = {} if image_guidance_scale is None else {"image": image_guidance_scale}
-        steps = pipe.config.num_inference_steps if steps is None else steps
-        return cls(steps, *pipe.guidance_for(guidance_scale, **given))
+        config = pipe.config
+        image = config.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
+        return cls(config.num_inference_steps if steps is None else steps, *guidance_for(config, guidance_scale, image))
 
 
 @dataclass(frozen=True)

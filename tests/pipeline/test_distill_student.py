@@ -170,6 +170,8 @@ def test_the_command_learns_from_a_folder(teacher_folder, picture, tmp_path):
         (("-p", "steps", "3"), 2, "-p steps: not a setting of distill"),
         (("-p", "updates", "many"), 2, "-p updates: 'many' is not of type int"),
         (("-p", "updates", "0"), 2, "-p updates: 0 is below 1"),
+        (("-p", "guidance_range", "4"), 2, "-p guidance_range: 4 is not of type tuple"),
+        (("-p", "guidance_range", "[3, 4]"), 2, "-p guidance_range: [3.0, 4.0] leaves out 2, the teacher's own scale"),
         (("-p", "trajectory", "sideways"), 2, "'sideways' is not one of forward, backward"),
         (("-p", "student_steps", "3"), 1, "2 steps of the teacher cannot be divided into 3"),
         (("--data", "nowhere"), 1, "there is no such folder"),
