@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -29,8 +27,17 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from .denoiser import Denoiser, PlainDenoiser
-from .families import Conditioning, ImageConditioning, TeacherFamily, family_of
-from .guidance import Guidance
+from .diffusers_folder import name_portable_classes, needs_variant
+from .families import (
+    Conditioning,
+    ImageConditioning,
+    TeacherFamily,
+    check_guided,
+    family_of,
+    guidance_embedding,
+    guidance_width,
+)
+from .guidance import ClipGuidance, Guidance, guidance_for
 
 StepCallback = Callable[["ImageAnimationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
@@ -74,6 +81,12 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             call that this checkpoint is made for; None leaves the family's.
         distilled_guidance_scale, distilled_image_guidance_scale: of a student, the scales that its
             teacher was guided with and that are part of its weights; None for a teacher.
+        guidance_range: of a student that is told the scale of the caption, the least and the most; then
+            a call's `guidance_scale` is what it is told, `distilled_guidance_scale` where it says none,
+            and a step is one pass whatever it is.
+
+    Raises:
+        ValueError: `guidance_range` does not fit the U-Net or the scale.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
@@ -99,11 +112,14 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         fps: int = 16,
         distilled_guidance_scale: float | None = None,
         distilled_image_guidance_scale: float | None = None,
+        guidance_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(unet, UNet2DConditionModel):
             unet = UNetMotionModel.from_unet2d(unet, motion_adapter)
         self._family = family_of(unet)
+        if guidance_range is not None:
+            check_guided(unet, guidance_range, distilled_guidance_scale)
         self._denoiser: Denoiser = PlainDenoiser(self)
         self.register_modules(
             vae=vae,
@@ -125,6 +141,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             fps=fps,
             distilled_guidance_scale=distilled_guidance_scale,
             distilled_image_guidance_scale=distilled_image_guidance_scale,
+            guidance_range=None if guidance_range is None else list(guidance_range),
         )
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.video_processor = VideoProcessor(do_resize=False, vae_scale_factor=self.vae_scale_factor)
@@ -159,13 +176,13 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         # diffusers imports no module for being named in a folder; the project's own scheduler has to be there.
         importlib.import_module(".optimise.solver", __package__)
         folder = Path(pretrained_model_name_or_path)
-        if "variant" not in kwargs and folder.is_dir() and _needs_variant(folder, "fp16"):
+        if "variant" not in kwargs and folder.is_dir() and needs_variant(folder, "fp16"):
             kwargs["variant"] = "fp16"
         return cast(ImageAnimationPipeline, super().from_pretrained(str(pretrained_model_name_or_path), **kwargs))
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)
-        _name_portable_classes(Path(save_directory) / "model_index.json")
+        name_portable_classes(Path(save_directory) / "model_index.json")
 
     # ------------------------------------------------------------------ conditions
 
@@ -234,11 +251,16 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         full: Sequence[str],
         negative: Sequence[str],
         image: ImageConditioning,
-        guidance: Guidance,
+        guidance: Guidance | ClipGuidance,
         fps: int,
         clip_skip: int | None,
+        told_scale: float | None = None,
     ) -> Conditioning:
-        """What the U-Net is told in all branches of `guidance`, stacked along the batch."""
+        """What the U-Net is told in all branches of `guidance`, stacked along the batch.
+
+        Args:
+            told_scale: of the caption, where the U-Net is told it; None is the student's own.
+        """
         device = self._execution_device
         rate = torch.full((len(full),), fps, device=device)
         text_full = self.encode_prompt(full, clip_skip).to(self.unet.dtype)
@@ -249,7 +271,13 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             "image": lambda: Conditioning(text_other, image, rate),
             "uncond": lambda: Conditioning(text_other, image.dropped(), rate),
         }
-        return Conditioning.stack([branches[name]() for name, _ in guidance.weights])
+        told = Conditioning.stack([branches[name]() for name in guidance.branches])
+        width = guidance_width(self.unet)
+        if self.config.guidance_range is None or width is None:
+            return told
+        scale = self.config.distilled_guidance_scale if told_scale is None else told_scale
+        scales = torch.full((len(told.text),), scale, device=device)
+        return replace(told, guidance=guidance_embedding(scales, width).to(self.unet.dtype))
 
     # ------------------------------------------------------------------ the call
 
@@ -283,7 +311,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             image, prompt: one of each, or as many prompts as pictures.
             height, width: of the clip in pixels; multiples of the autoencoder's factor.
             num_frames, fps, num_inference_steps: None takes the checkpoint's.
-            guidance_scale: of the caption. None takes the checkpoint's.
+            guidance_scale: of the caption. None takes the checkpoint's. A student has it in its weights, or is
+                told it (`guidance_range`).
             image_guidance_scale: of the picture: three branches. None: classic guidance with two.
                 Left out: as the checkpoint says.
             negative_prompt: text of the branches that do not bear the prompt.
@@ -308,10 +337,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         frames = self.config.num_frames if num_frames is None else num_frames
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         rate = self.config.fps if fps is None else fps
-        guidance = Guidance(
-            self.config.guidance_scale if guidance_scale is None else guidance_scale,
-            self.config.image_guidance_scale if image_guidance_scale is _OF_FAMILY else image_guidance_scale,
-        )
+        image_scale = self.config.image_guidance_scale if image_guidance_scale is _OF_FAMILY else image_guidance_scale
+        guidance, told_scale = guidance_for(self.config, guidance_scale, image_scale)
         skip = self.default_clip_skip if clip_skip is _OF_FAMILY else clip_skip
         self._check(height, width, frames, steps, rate, skip)
 
@@ -321,7 +348,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         seen = self.family.condition_image(self, images, frames, height, width, generator, motion_scale)
         if not self.family.noise_before_image:
             noise = self._noise(noise_shape, generator, latents)
-        conditioning = self.conditions(prompts, negatives, seen, guidance, rate, skip)
+        conditioning = self.conditions(prompts, negatives, seen, guidance, rate, skip, told_scale)
 
         self.scheduler.set_timesteps(steps, device=self._execution_device)
         sample = noise * self.scheduler.init_noise_sigma
@@ -395,21 +422,3 @@ def _broadcast(
     if len(negatives) != len(prompts):
         raise ValueError(f"negative_prompt: {len(negatives)} texts for {len(prompts)} prompts")
     return images, prompts, negatives
-
-
-def _needs_variant(folder: Path, variant: str) -> bool:
-    """Whether a component of a pipeline folder has weights of this variant and no others."""
-    named = re.compile(rf"\.{re.escape(variant)}[.-]")  # whole files and parts of sharded ones
-    components: dict[Path, list[bool]] = {}
-    for file in [*folder.glob("*/*.safetensors"), *folder.glob("*/*.bin")]:
-        components.setdefault(file.parent, []).append(bool(named.search(file.name)))
-    return any(all(is_variant) for is_variant in components.values())
-
-
-def _name_portable_classes(index: Path) -> None:
-    """Without torchvision transformers names its slow image processor, which others cannot load."""
-    content = json.loads(index.read_text(encoding="utf-8"))
-    entry = content.get("feature_extractor")
-    if entry and entry[1] == "CLIPImageProcessorPil":
-        content["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

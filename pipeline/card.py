@@ -43,6 +43,10 @@ def _header(*, embedded: bool) -> list[str]:
 def _what(info: ModelInfo) -> list[str]:
     branches = info.passes // info.steps
     scales = f"caption {info.guidance_scale}, picture {info.image_guidance_scale}"
+    asked = []
+    if info.guidance_range is not None:
+        least, most = info.guidance_range
+        asked = [f"| Control `guidance_scale` | scale of the caption, {least:g} to {most:g}, in the same passes |"]
     return [
         f"# {info.teacher}",
         "",
@@ -54,6 +58,7 @@ def _what(info: ModelInfo) -> list[str]:
         f"| Clip | {info.frames} frames of {info.width} x {info.height} pixels at {info.fps} frames per second |",
         f"| Sampling | {info.steps} steps x {branches} guidance branches = {info.passes} U-Net passes |",
         f"| Guidance scales | {scales} |",
+        *asked,
         f"| Precision, runtime | {info.precision}, {info.runtime} |",
         "",
     ]

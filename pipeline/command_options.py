@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields, replace
 from enum import StrEnum
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -67,12 +68,14 @@ def settings_with_parameters(options: argparse.Namespace, settings: Any, of: str
             may have it.
     """
     given, texts = parameters(options), dict(options.parameters)
-    known = {field.name: type(getattr(settings, field.name)) for field in fields(settings)}
+    known = {field.name: _kind(settings, field.name) for field in fields(settings)}
     if of and (unknown := sorted(given.keys() - known)):
         options.usage_error(f"-p {unknown[0]}: not a setting of {of}; they are {', '.join(sorted(known))}")
     chosen = {name: value for name, value in given.items() if name in known}
     for name, value in chosen.items():
         kind = known[name]
+        if value is None and getattr(settings, name) is None:
+            continue
         if issubclass(kind, str):
             chosen[name] = texts[name]  # "no" is text too, and not false as in YAML
             if issubclass(kind, StrEnum) and texts[name] not in list(kind):
@@ -84,3 +87,13 @@ def settings_with_parameters(options: argparse.Namespace, settings: Any, of: str
         elif type(value) is not kind:
             options.usage_error(f"-p {name}: {value!r} is not of type {kind.__name__}")
     return replace(settings, **chosen)
+
+
+def _kind(settings: Any, name: str) -> type:
+    """The class that a setting's values are of; where it is None by default, that of `X` in `X | None`."""
+    value = getattr(settings, name)
+    if value is not None:
+        return type(value)
+    hint = next(one for one in get_args(get_type_hints(type(settings))[name]) if one is not NoneType)
+    kind: type = get_origin(hint) or hint
+    return kind

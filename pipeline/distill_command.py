@@ -90,6 +90,7 @@ def distill_model(options: argparse.Namespace) -> dict[str, Any]:
         "steps": guidance.num_inference_steps,
         "guidance_scale": guidance.distilled_guidance_scale,
         "image_guidance_scale": guidance.distilled_image_guidance_scale,
+        "guidance_range": guidance.guidance_range,
     }
     distiller.accelerator.end_training()
     distiller.close()

@@ -42,6 +42,7 @@ class ModelInfo:
         frames, least_frames, most_frames: of a clip, as the model was made for, and what is allowed.
         height, width: of a clip in pixels.
         fps: of a clip.
+        guidance_range: least and most `guidance_scale` of a request, where the model is told it.
         controls: names of further request fields that this model understands.
         scheduler: class of the solver.
         metrics: figures of `pipeline evaluate` when it was packaged.
@@ -64,6 +65,7 @@ class ModelInfo:
     width: int
     fps: int
     controls: tuple[str, ...] = ()
+    guidance_range: tuple[float, float] | None = None
     scheduler: str = ""
     metrics: dict[str, float | int | str | None] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -84,6 +86,9 @@ class ModelInfo:
             if not isinstance(content, dict) or not isinstance(content.get("files", {}), dict):
                 raise TypeError("an object with an object `files` is expected")
             content["controls"] = tuple(content.get("controls", ()))
+            if content.get("guidance_range") is not None:
+                least, most = content["guidance_range"]
+                content["guidance_range"] = float(least), float(most)
             return cls(**content)
         except FileNotFoundError as error:
             raise ModelError(
@@ -102,6 +107,7 @@ class AnimationRequest:
     frames: int | None = None
     fps: int | None = None
     motion_scale: int | None = None
+    guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +215,13 @@ class Animator:
                 raise InputError("motion_scale", "not_supported", f"{self.name} has no such control; leave it out")
             if not 0 <= request.motion_scale <= 8:
                 raise InputError("motion_scale", "out_of_range", f"{request.motion_scale} is outside 0 to 8")
+        if request.guidance_scale is not None:
+            if info.guidance_range is None:
+                raise InputError("guidance_scale", "not_supported", f"{self.name} has no such control; leave it out")
+            least, most = info.guidance_range
+            if not least <= request.guidance_scale <= most:
+                limits = f"{request.guidance_scale:g} is outside {least:g} to {most:g}"
+                raise InputError("guidance_scale", "out_of_range", limits)
 
     def animate(self, image: Image.Image, request: AnimationRequest, on_step: StepListener | None = None) -> Animation:
         """Animate a decoded RGB picture.
@@ -238,6 +251,7 @@ class Animator:
                 num_frames=request.frames,
                 fps=None,  # the rate that the model was trained with; the file's own is the person's choice
                 motion_scale=request.motion_scale or 0,
+                guidance_scale=request.guidance_scale,
                 generator=torch.Generator("cpu").manual_seed(seed),
                 output_type="np",
                 callback_on_step_end=after_step,

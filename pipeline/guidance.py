@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -50,6 +51,11 @@ class Guidance:
         return tuple((name, weight) for name, weight in every if weight != 0)
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of those that count, in order."""
+        return tuple(name for name, _ in self.weights)
+
+    @property
     def passes(self) -> int:
         """U-Net passes a step."""
         return len(self.weights)
@@ -74,3 +80,63 @@ class Guidance:
         for part, (_, weight) in zip(parts[1:], self.weights[1:], strict=True):
             total = total + part * weight
         return total
+
+
+@dataclass(frozen=True, eq=False)
+class ClipGuidance:
+    """`Guidance` with a text scale of its own for each clip of a batch.
+
+    All clips have the same branches, also where the weight of one is 0 for some of them.
+
+    Attributes:
+        text: `(batch,)`, scales of the caption.
+        image: scale of the picture, or None for classic guidance with two branches.
+    """
+
+    text: Tensor
+    image: float | None = None
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches, in order."""
+        if self.image is None:
+            return ("negative", "full")
+        return ("image", "full") if self.image == 1 else ("uncond", "image", "full")
+
+    @property
+    def passes(self) -> int:
+        """U-Net passes a step."""
+        return len(self.branches)
+
+    def combine(self, predictions: Tensor) -> Tensor:
+        """Weighted sum of the branches, clip by clip; as `Guidance.combine`."""
+        parts = dict(zip(self.branches, predictions.chunk(self.passes), strict=True))
+        text = self.text.to(predictions).view(-1, *[1] * (predictions.dim() - 1))
+        if self.image is None:
+            return parts["negative"] + text.clamp(min=1) * (parts["full"] - parts["negative"])
+        start = parts["image"]
+        if "uncond" in parts:
+            start = parts["uncond"] + self.image * (start - parts["uncond"])
+        return start + text * (parts["full"] - parts["image"])
+
+
+def guidance_for(config: Any, text: float | None, image: float | None) -> tuple[Guidance, float | None]:
+    """How a pipeline is guided, and the scale that its U-Net is told, if it is told one.
+
+    Args:
+        config: of the pipeline.
+        text: scale of the caption; None is the pipeline's own.
+        image: scale of the picture, or None for classic guidance with two branches.
+
+    Raises:
+        ValueError: a scale is out of its range; the text begins with `guidance_scale` or `image_guidance_scale`.
+    """
+    if config.guidance_range is None:
+        return Guidance(config.guidance_scale if text is None else text, image), None
+    if image not in {None, 1.0}:
+        raise ValueError(f"image_guidance_scale: {image} is not 1, and this model has its own in its weights")
+    scale: float = config.distilled_guidance_scale if text is None else text
+    least, most = config.guidance_range
+    if not least <= scale <= most:
+        raise ValueError(f"guidance_scale: {scale:g} is outside {least:g} to {most:g}, which this model was made for")
+    return Guidance(1.0, 1.0), scale

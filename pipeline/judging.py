@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .clips import ClipBatch, classify_motion, measure_motion
-from .guidance import Guidance
+from .guidance import Guidance, guidance_for
 from .metrics import diversity, flicker, psnr_db, ssim
 from .perception import Perception, clip_consistency, clip_score
 
@@ -28,10 +28,15 @@ _SEEDS_APART = 1_000_003
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model is sampled where it is not as it was made for."""
+    """How a model is sampled where it is not as it was made for.
+
+    Attributes:
+        told_scale: of the caption, for a model that is told it; None is the model's own.
+    """
 
     steps: int
     guidance: Guidance
+    told_scale: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -51,13 +56,8 @@ class Sampling:
             ValueError: a value is out of range; the text begins with its name.
         """
         config = pipe.config
-        return cls(
-            config.num_inference_steps if steps is None else steps,
-            Guidance(
-                config.guidance_scale if guidance_scale is None else guidance_scale,
-                config.image_guidance_scale if image_guidance_scale is None else image_guidance_scale,
-            ),
-        )
+        image = config.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
+        return cls(config.num_inference_steps if steps is None else steps, *guidance_for(config, guidance_scale, image))
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,10 @@ class Candidate:
         """Clips from the batch's pictures, `(batch, 3, frames, side, side)`, float in [0, 1]."""
         options: dict[str, Any] = {}
         if self.sampling is not None:
+            told = self.pipe.config.guidance_range is not None
             options = {
                 "num_inference_steps": self.sampling.steps,
-                "guidance_scale": self.sampling.guidance.text,
+                "guidance_scale": self.sampling.told_scale if told else self.sampling.guidance.text,
                 "image_guidance_scale": self.sampling.guidance.image,
             }
         # Published I2VGen-XL checkpoints draw their picture latents from torch's global generator.

@@ -50,7 +50,11 @@ def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, f
         width=width,
         fps=config.fps,
         scheduler=type(pipe.scheduler).__name__,
-        controls=("motion_scale",) if pipe.family.name == "pia" else (),
+        controls=(
+            *(["motion_scale"] if pipe.family.name == "pia" else []),
+            *(["guidance_scale"] if config.guidance_range is not None else []),
+        ),
+        guidance_range=None if config.guidance_range is None else tuple(config.guidance_range),
         metrics=dict(metrics),
     )
 

@@ -44,6 +44,9 @@ class AnimateInput(IODescriptor):  # type: ignore[misc]  # BentoML ships no type
     frames: int | None = Field(default=None, description="Left out: the model's")
     fps: int | None = Field(default=None, description="Frames per second; left out: the model's")
     motion_scale: int | None = Field(default=None, description="Amount of motion, where the model has this control")
+    guidance_scale: float | None = Field(
+        default=None, description="Weight of the prompt, where the model has this control"
+    )
     format: Format = Field(default="mp4", description="Of the file")
 
     @classmethod

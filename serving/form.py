@@ -21,10 +21,11 @@ from pipeline.video import FORMATS, Format
 
 from .settings import Settings
 
-TEXT_FIELDS = ("prompt", "seed", "frames", "fps", "motion_scale", "format")
+TEXT_FIELDS = ("prompt", "seed", "frames", "fps", "motion_scale", "guidance_scale", "format")
 FIELDS = ("image", *TEXT_FIELDS)
 _MOST_PARTS = 32
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}")
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][+-]?[0-9]{1,3})?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -82,6 +83,7 @@ def parse(body: bytes, content_type: str, settings: Settings) -> Form:
         frames=_number("frames", texts.get("frames")),
         fps=_number("fps", texts.get("fps")),
         motion_scale=_number("motion_scale", texts.get("motion_scale")),
+        guidance_scale=_decimal("guidance_scale", texts.get("guidance_scale")),
     )
     file_format = _unquoted(texts.get("format", "")).lower() or "mp4"
     if file_format not in FORMATS:
@@ -182,9 +184,21 @@ def _number(name: str, text: str | None) -> int | None:
     if not value:
         return None
     if not _NUMBER.fullmatch(value):
-        shown = value if len(value) <= 40 else value[:40] + "..."
-        raise InputError(name, "not_a_number", f"{shown!r} is not a whole number")
+        raise InputError(name, "not_a_number", f"{_shown(value)} is not a whole number")
     return int(value)
+
+
+def _decimal(name: str, text: str | None) -> float | None:
+    value = _unquoted(text or "")
+    if not value:
+        return None
+    if not _DECIMAL.fullmatch(value):
+        raise InputError(name, "not_a_number", f"{_shown(value)} is not a number")
+    return float(value)
+
+
+def _shown(value: str) -> str:
+    return repr(value if len(value) <= 40 else value[:40] + "...")
 
 
 def _picture(part: _Part | None, settings: Settings) -> bytes:

@@ -128,6 +128,15 @@ def _form(host: Host) -> JSON:
         properties["fps"]["default"] = info.fps
         if "motion_scale" in info.controls:
             properties["motion_scale"] = {"type": "integer", "minimum": 0, "maximum": 8, "default": 0}
+        if info.guidance_range is not None:
+            least, most = info.guidance_range
+            properties["guidance_scale"] = {
+                "type": "number",
+                "minimum": least,
+                "maximum": most,
+                "default": info.guidance_scale,
+                "description": "How much the prompt counts.",
+            }
     return {
         "type": "object",
         "required": ["image", "prompt"],

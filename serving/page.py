@@ -61,6 +61,8 @@ def page(host: Host) -> Starlette:
             "height": info.height,
             "fps": info.fps,
             "controls": list(info.controls),
+            "guidance_scale": info.guidance_scale,
+            "guidance_range": info.guidance_range,
             "max_image_bytes": settings.max_image_bytes,
             "max_prompt_chars": settings.max_prompt_chars,
         }

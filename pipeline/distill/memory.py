@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -48,13 +49,14 @@ def checkpoint_blocks(unet: nn.Module) -> Change:
     return Change("checkpointing", f"activations of {len(blocks)} blocks are computed again", undo)
 
 
-def add_lora(unet: nn.Module, rank: int) -> nn.Module:
+def add_lora(unet: nn.Module, rank: int, whole: Collection[str] = ()) -> nn.Module:
     """Train low-rank additions to the attention layers instead of all weights (Hu et al. 2021).
 
     The U-Net is changed in place; everything but the additions is frozen.
 
     Args:
         rank: of each addition; they begin as zero.
+        whole: parameters that are trained as they are, by name.
 
     Raises:
         ValueError: `rank` is below 1.
@@ -66,7 +68,7 @@ def add_lora(unet: nn.Module, rank: int) -> nn.Module:
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(_ATTENTION), init_lora_weights=True)
     injected: nn.Module = peft.inject_adapter_in_model(config, unet)
     for name, parameter in injected.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_("lora_" in name or name in whole)
     return injected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .algorithm import Trajectory
@@ -22,6 +23,8 @@ class DistillSettings:
         shifted_reconstruction: Imagine Flash's loss instead of the landing of the teacher's steps.
         shift: of that loss.
         noise_correction: Imagine Flash's first step.
+        guidance_range: least and most scale of the caption, for a student that is told it; None: the
+            teacher's scale becomes part of its weights.
         mixed_precision: "no", "bf16" or "fp16", of the student's passes; the teacher keeps its own.
         lora_rank: train additions of this rank to the attention layers, merged at the end; 0: all weights.
         gradient_checkpointing: compute activations again instead of keeping them.
@@ -44,6 +47,7 @@ class DistillSettings:
     shifted_reconstruction: bool = False
     shift: float = 0.9
     noise_correction: bool = False
+    guidance_range: tuple[float, float] | None = None
     mixed_precision: str = "no"
     lora_rank: int = 0
     gradient_checkpointing: bool = False
@@ -65,5 +69,14 @@ class DistillSettings:
             raise ValueError(f"ema_decay: {self.ema_decay} is outside 0 to 1")
         if not 0 < self.shift <= 1:
             raise ValueError(f"shift: {self.shift} is outside 0 to 1")
+        if self.guidance_range is not None:
+            object.__setattr__(self, "guidance_range", _checked_range(self.guidance_range))
         if self.mixed_precision not in {"no", "bf16", "fp16"}:
             raise ValueError(f"mixed_precision: {self.mixed_precision!r} is not one of no, bf16, fp16")
+
+
+def _checked_range(limits: Sequence[object]) -> tuple[float, float]:
+    numbers = [float(limit) for limit in limits if isinstance(limit, (int, float))]
+    if len(numbers) != 2 or len(limits) != 2 or not 0 <= numbers[0] < numbers[1] <= 100:
+        raise ValueError(f"guidance_range: {list(limits)} is not a least and a most scale within 0 to 100")
+    return numbers[0], numbers[1]

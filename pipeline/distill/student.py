@@ -30,11 +30,41 @@ def guidance_of(teacher: ImageAnimationPipeline) -> Guidance:
     return Guidance(teacher.config.guidance_scale, teacher.config.image_guidance_scale)
 
 
-def build_student(teacher: ImageAnimationPipeline, unet: nn.Module, grid: Grid) -> ImageAnimationPipeline:
+def own_scale(teacher: ImageAnimationPipeline) -> float:
+    """The scale of the caption that a teacher is sampled with by default; of a student, that of the first teacher."""
+    config = teacher.config
+    scale: float = config.guidance_scale if config.distilled_guidance_scale is None else config.distilled_guidance_scale
+    return scale
+
+
+def check_guidance_range(teacher: ImageAnimationPipeline, limits: tuple[float, float] | None) -> None:
+    """Whether a student of this teacher can be told scales within limits (None: it is told none).
+
+    Raises:
+        ValueError: with the reason.
+    """
+    known = teacher.config.guidance_range
+    if known is not None and (limits is None or not known[0] <= limits[0] < limits[1] <= known[1]):
+        raise ValueError(f"guidance_range: the teacher is told its scale; say which are wanted, within {known}")
+    if limits is not None and known is None and teacher.config.distilled_guidance_scale is not None:
+        raise ValueError("guidance_range: the teacher has its scale in its weights, and can be given no other")
+    if limits is not None and not limits[0] <= own_scale(teacher) <= limits[1]:
+        raise ValueError(
+            f"guidance_range: {list(limits)} leaves out {own_scale(teacher):g}, the teacher's own scale, which is "
+            "the student's where it is told none"
+        )
+
+
+def build_student(
+    teacher: ImageAnimationPipeline, unet: nn.Module, grid: Grid, guidance_range: tuple[float, float] | None = None
+) -> ImageAnimationPipeline:
     """A pipeline around a student's U-Net; the other components are the teacher's.
 
     It samples with DDIM (DPM-Solver++ of order 1) on the student's own grid, which is kept in the
     scheduler's config, and in one pass a step: guidance is part of the weights.
+
+    Args:
+        guidance_range: of the scale of the caption, where the U-Net is told it.
     """
     from ..animation import ImageAnimationPipeline
 
@@ -55,10 +85,11 @@ def build_student(teacher: ImageAnimationPipeline, unet: nn.Module, grid: Grid) 
         guidance_scale=1.0,
         image_guidance_scale=1.0,
         # Of a student of a student, the scales are still those of the first teacher.
-        distilled_guidance_scale=config.distilled_guidance_scale or config.guidance_scale,
+        distilled_guidance_scale=own_scale(teacher),
         distilled_image_guidance_scale=config.distilled_image_guidance_scale
-        if config.distilled_guidance_scale
+        if config.distilled_guidance_scale is not None
         else config.image_guidance_scale,
+        guidance_range=guidance_range,
         num_frames=config.num_frames,
         fps=config.fps,
     )

@@ -7,8 +7,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from ..engine import default_device
 from ..errors import StillmotionError
-from ..families import Conditioning
-from ..guidance import Guidance
+from ..families.guided import GUIDANCE_WEIGHTS, guided_unet
+from ..guidance import ClipGuidance, Guidance
 from .algorithm import (
     Grid,
     Predict,
@@ -37,8 +36,9 @@ from .checkpoint import Averaged, CheckpointFolder, DistillationError, Progress,
 from .data import Examples, Source
 from .interrupts import Interrupts
 from .memory import add_lora, checkpoint_blocks, merge_lora
+from .passes import AnyGuidance, conditions, draw_scales, seeded, student_pass, teacher_pass
 from .settings import DistillSettings
-from .student import build_student, guidance_of, teacher_grid
+from .student import build_student, check_guidance_range, guidance_of, teacher_grid
 
 if TYPE_CHECKING:
     from ..animation import ImageAnimationPipeline
@@ -76,6 +76,7 @@ class Distiller:
     ) -> None:
         if settings.trajectory is Trajectory.FORWARD and not source.has_clips:
             raise ValueError("trajectory: 'forward' needs clips, and there are pictures alone; use 'backward'")
+        check_guidance_range(teacher, settings.guidance_range)
         self.settings, self.source = settings, source
         self.grid: Grid = teacher_grid(teacher, settings.student_steps, settings.noise_correction)
         self.accelerator = accelerator or _accelerator(settings)
@@ -220,8 +221,12 @@ class Distiller:
         """Loss of a batch; its random numbers depend on the seed and `number` alone."""
         s, device = self.settings, self.accelerator.device
         random = torch.Generator().manual_seed((s.seed * 1_000_003 + number) % 2**63)
-        teacher_told, student_told = self._conditions(examples, random)
         count = len(examples.captions)
+        guidance: AnyGuidance = self.guidance
+        scales = None if s.guidance_range is None else draw_scales(s.guidance_range, count, random)
+        if scales is not None and self.teacher.config.guidance_range is None:
+            guidance = ClipGuidance(scales.to(device), guidance.image)
+        teacher_told, student_told = conditions(self.teacher, examples, guidance, random, scales)
         height, width = self.teacher.default_size
         factor, frames = self.teacher.vae_scale_factor, self.teacher.config.num_frames
         shape = (count, 4, frames, height // factor, width // factor)
@@ -230,7 +235,8 @@ class Distiller:
         first = int(torch.randint(s.student_steps, (), generator=random))
         order = torch.randperm(count, generator=random)
         steps = ((first + order) % s.student_steps).to(device)
-        teacher, student = self._teacher(teacher_told), self._student(student_told)
+        teacher = teacher_pass(self.teacher, teacher_told, guidance)
+        student = student_pass(self.teacher, self.student, student_told)
         if s.trajectory is Trajectory.FORWARD:
             assert examples.clips is not None
             z = forward_states(self.grid, self._encode(examples.clips), noise, steps)
@@ -250,42 +256,6 @@ class Distiller:
         for _ in range(most - int(steps.max())):
             student(noise[:1], self.grid.timesteps[row], row)
         return z
-
-    @torch.no_grad()
-    def _conditions(self, examples: Examples, random: torch.Generator) -> tuple[Conditioning, Conditioning]:
-        """What teacher (all branches) and student (the full one) are told."""
-        pipe = self.teacher
-        height, width = pipe.default_size
-        # I2VGen-XL as published draws from its posterior with torch's global generator.
-        with _seeded(int(torch.randint(2**62, (), generator=random)), pipe.device):
-            seen = pipe.family.condition_image(
-                pipe, examples.pictures, pipe.config.num_frames, height, width, random, motion_scale=0
-            )
-        empty = [""] * len(examples.captions)
-        clip_skip = pipe.default_clip_skip
-        told = [
-            pipe.conditions(examples.captions, empty, seen, guidance, pipe.config.fps, clip_skip)
-            for guidance in (self.guidance, Guidance(1.0, 1.0))
-        ]
-        return told[0], told[1]
-
-    def _teacher(self, told: Conditioning) -> Predict:
-        family, unet, guidance = self.teacher.family, self.teacher.unet, self.guidance
-
-        def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
-            assert rows is None
-            stacked, times = torch.cat([z] * guidance.passes), timesteps.repeat(guidance.passes)
-            return guidance.combine(family.predict(unet, stacked.to(unet.dtype), times, told).float())
-
-        return predict
-
-    def _student(self, told: Conditioning) -> Predict:
-        told = told.to(torch.float32)
-
-        def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
-            return self.teacher.family.predict(self.student, z, timesteps, told if rows is None else told.of_rows(rows))
-
-        return predict
 
     @torch.no_grad()
     def _encode(self, clips: Tensor) -> Tensor:
@@ -328,15 +298,18 @@ class Distiller:
                 parameters[name].copy_(averaged)
         if self.settings.lora_rank:
             unet = merge_lora(unet)
-        return build_student(self.teacher, unet.requires_grad_(requires_grad=False).eval(), self.grid)
+        unet = unet.requires_grad_(requires_grad=False).eval()
+        return build_student(self.teacher, unet, self.grid, self.settings.guidance_range)
 
     def _teachers_unet(self) -> nn.Module:
-        """A copy in float32, with LoRA where it is wanted: what the student begins as."""
-        unet: nn.Module = copy.deepcopy(self.teacher.unet).float().requires_grad_().eval()
+        """A copy in float32, with LoRA and an input of guidance where they are wanted: what the student begins as."""
+        guided = self.settings.guidance_range is not None
+        unet: nn.Module = guided_unet(self.teacher.unet) if guided else copy.deepcopy(self.teacher.unet)
+        unet = unet.float().requires_grad_().eval()
         if not self.settings.lora_rank:
             return unet
-        with _seeded(self.settings.seed, torch.device("cpu")):
-            return add_lora(unet, self.settings.lora_rank)
+        with seeded(self.settings.seed, torch.device("cpu")):
+            return add_lora(unet, self.settings.lora_rank, {GUIDANCE_WEIGHTS} if guided else ())
 
     def _run(self) -> dict[str, Any]:
         """What decides what is learned; a run may go on with other settings of the rest."""
@@ -367,14 +340,6 @@ def _accelerator(settings: DistillSettings) -> Accelerator:
         cpu=default_device() == "cpu",
         mixed_precision=settings.mixed_precision,
     )
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generator begins at `seed` inside, and is left as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _ignore_interrupts(_worker: int) -> None:

@@ -5,6 +5,7 @@ Each family is one small object behind `TeacherFamily`; everything else in the p
 - `base`: the interface, and `Conditioning`, what one guidance branch is told.
 - `i2vgen_xl`: `I2VGenXLUNet` checkpoints (Zhang et al. 2023, "I2VGen-XL").
 - `pia`: `UNetMotionModel` checkpoints with image channels (Zhang et al. 2023, "PIA").
+- `guided`: U-Nets of both that are told the guidance scale (Meng et al. 2023, section 3.1).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from torch import nn
 
 from .base import Conditioning, ImageConditioning, TeacherFamily
+from .guided import check_guided, guidance_embedding, guidance_width
 from .i2vgen_xl import I2VGenXLFamily
 from .pia import PIAFamily
 
@@ -41,5 +43,8 @@ __all__ = [
     "ImageConditioning",
     "PIAFamily",
     "TeacherFamily",
+    "check_guided",
     "family_of",
+    "guidance_embedding",
+    "guidance_width",
 ]

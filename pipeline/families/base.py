@@ -47,11 +47,13 @@ class Conditioning:
         text: `(batch, tokens, width)`, hidden states of the text encoder.
         image: of the picture.
         fps: `(batch,)`, frames per second of the clip.
+        guidance: `(batch, width)`, embedding of the guidance scale, of a U-Net that is told it.
     """
 
     text: Tensor
     image: ImageConditioning
     fps: Tensor
+    guidance: Tensor | None = None
 
     @staticmethod
     def stack(branches: Sequence[Conditioning]) -> Conditioning:
@@ -64,7 +66,8 @@ class Conditioning:
         image = ImageConditioning(
             latents, cat([b.image.embedding for b in branches]), cat([b.image.mask for b in branches])
         )
-        return Conditioning(torch.cat([b.text for b in branches]), image, torch.cat([b.fps for b in branches]))
+        fps, guidance = torch.cat([b.fps for b in branches]), cat([b.guidance for b in branches])
+        return Conditioning(torch.cat([b.text for b in branches]), image, fps, guidance)
 
     def of_rows(self, rows: Tensor) -> Conditioning:
         """Those of some clips of the batch, by number."""
@@ -73,7 +76,7 @@ class Conditioning:
             return None if part is None else part[rows]
 
         image = ImageConditioning(self.image.latents[rows], pick(self.image.embedding), pick(self.image.mask))
-        return Conditioning(self.text[rows], image, self.fps[rows])
+        return Conditioning(self.text[rows], image, self.fps[rows], pick(self.guidance))
 
     def to(self, dtype: torch.dtype) -> Conditioning:
         """The same in another precision; the frame rate stays a whole number."""
@@ -82,7 +85,7 @@ class Conditioning:
             return None if part is None else part.to(dtype)
 
         image = ImageConditioning(self.image.latents.to(dtype), cast(self.image.embedding), cast(self.image.mask))
-        return Conditioning(self.text.to(dtype), image, self.fps)
+        return Conditioning(self.text.to(dtype), image, self.fps, cast(self.guidance))
 
     def with_image(self, image: ImageConditioning) -> Conditioning:
         return replace(self, image=image)

@@ -99,6 +99,7 @@ class I2VGenXLFamily:
             fps=conditioning.fps,
             image_latents=conditioning.image.latents,
             image_embeddings=conditioning.image.embedding,
+            timestep_cond=conditioning.guidance,
             return_dict=False,
         )
         return cast(Tensor, output[0])

@@ -70,4 +70,7 @@ class PIAFamily:
         frames = latents.shape[2]
         sample = torch.cat([latents, conditioning.image.mask, conditioning.image.latents], dim=1)  # (batch, 9, ...)
         context = conditioning.text.repeat_interleave(frames, dim=0)  # (batch * frames, tokens, width)
-        return cast(Tensor, unet(sample, timestep, encoder_hidden_states=context, return_dict=False)[0])
+        output = unet(
+            sample, timestep, encoder_hidden_states=context, timestep_cond=conditioning.guidance, return_dict=False
+        )
+        return cast(Tensor, output[0])

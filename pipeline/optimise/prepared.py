@@ -78,7 +78,10 @@ class StepModule(nn.Module):
 
 
 class I2VGenXLStep(StepModule):
-    """Of `I2VGenXLUNet`; its own tensors are the encoded image latents and the embedding of the frame rate."""
+    """Of `I2VGenXLUNet`; its own tensors are the encoded image latents and the embedding of the frame rate.
+
+    Of a U-Net that is told the guidance scale there is a third: what it adds to the embedding of the timestep.
+    """
 
     def _prepare(self, conditioning: Conditioning) -> tuple[Tensor, Prepared]:
         unet, image = self.unet, conditioning.image
@@ -93,12 +96,15 @@ class I2VGenXLStep(StepModule):
         encoded = encoded.permute(0, 3, 4, 1, 2).reshape(batch * height * width, frames, channels)
         encoded = unet.image_latents_temporal_encoder(encoded)
         encoded = encoded.view(batch, height, width, frames, channels).permute(0, 4, 3, 1, 2).contiguous()
-        return context, (encoded, rate)
+        if conditioning.guidance is None:
+            return context, (encoded, rate)
+        return context, (encoded, rate, unet.time_embedding.cond_proj(conditioning.guidance))  # (batch, width)
 
     def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
-        unet, (image, rate) = self.unet, own
+        unet, (image, rate, *guidance) = self.unet, own
         frames = latents.shape[2]
-        time = unet.time_embedding(unet.time_proj(timestep.expand(latents.shape[0])).to(unet.dtype))
+        time = unet.time_proj(timestep.expand(latents.shape[0])).to(unet.dtype)
+        time = unet.time_embedding(time + guidance[0] if guidance else time)
         temb = (time + rate).repeat_interleave(frames, dim=0, output_size=latents.shape[0] * frames)
         hidden = torch.cat([latents, image], dim=1).transpose(1, 2).flatten(0, 1)  # (batch * frames, 8, h, w)
         hidden = unet.transformer_in(unet.conv_in(hidden), num_frames=frames, return_dict=False)[0]
@@ -119,16 +125,22 @@ class I2VGenXLStep(StepModule):
 
 
 class MotionStep(StepModule):
-    """Of `UNetMotionModel` with image channels (PIA); its own tensor is mask and image latents, side by side."""
+    """Of `UNetMotionModel` with image channels (PIA); its own tensor is mask and image latents, side by side.
+
+    Of a U-Net that is told the guidance scale there is a second: the embedding of the scale.
+    """
 
     def _prepare(self, conditioning: Conditioning) -> tuple[Tensor, Prepared]:
         image = conditioning.image
         assert image.mask is not None
-        return conditioning.text, (torch.cat([image.mask, image.latents], dim=1),)
+        seen = torch.cat([image.mask, image.latents], dim=1)
+        return conditioning.text, (seen,) if conditioning.guidance is None else (seen, conditioning.guidance)
 
     def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
-        sample = torch.cat([latents, *own], dim=1)  # (batch, 9, frames, h, w)
-        return cast(Tensor, self.unet(sample, timestep, encoder_hidden_states=None, return_dict=False)[0])
+        sample = torch.cat([latents, own[0]], dim=1)  # (batch, 9, frames, h, w)
+        guidance = own[1] if len(own) > 1 else None
+        output = self.unet(sample, timestep, encoder_hidden_states=None, timestep_cond=guidance, return_dict=False)
+        return cast(Tensor, output[0])
 
 
 _STEPS: dict[type[nn.Module], type[StepModule]] = {I2VGenXLUNet: I2VGenXLStep, UNetMotionModel: MotionStep}

@@ -336,6 +336,7 @@ class SequenceParallelDenoiser:
             "image embedding": image.embedding,
             "image mask": image.mask,
             "fps": conditioning.fps,
+            "guidance": conditioning.guidance,
         }
         ranks.check_equal(named, device)
         count = image.latents.shape[2]

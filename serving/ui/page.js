@@ -128,7 +128,7 @@ function requestBody() {
   const body = new FormData();
   body.append("image", picture, "picture");
   body.append("prompt", prompt.value);
-  for (const name of ["format", "seed", "frames", "fps", "motion_scale"]) {
+  for (const name of ["format", "seed", "frames", "fps", "motion_scale", "guidance_scale"]) {
     const value = byId(name).value.trim();
     if (value) body.append(name, value);
   }
@@ -286,6 +286,12 @@ async function introduce() {
   byId("frames").placeholder = `${about.frames} (${about.least_frames} to ${about.most_frames})`;
   byId("fps").placeholder = `${about.fps} (1 to 60)`;
   byId("motion-field").hidden = !about.controls.includes("motion_scale");
+  const guided = about.controls.includes("guidance_scale");
+  byId("guidance-field").hidden = !guided;
+  if (guided) {
+    const [least, most] = about.guidance_range;
+    byId("guidance_scale").placeholder = `${about.guidance_scale} (${least} to ${most})`;
+  }
 }
 
 introduce();

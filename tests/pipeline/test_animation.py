@@ -66,7 +66,8 @@ def eps_by_hand(pipe, image, latents, timestep, text_scale, image_scale):
 
     def predict(prompt, view):
         text = pipe.encode_prompt([prompt], None)
-        return pipe.family.predict(pipe.unet, latents, timestep, SimpleNamespace(text=text, image=view, fps=rate))
+        told = SimpleNamespace(text=text, image=view, fps=rate, guidance=None)
+        return pipe.family.predict(pipe.unet, latents, timestep, told)
 
     uncond, image_only, full = predict("", zeros), predict("", seen), predict(PROMPT, seen)
     # No two of them agree, or a wrong weight would not show.

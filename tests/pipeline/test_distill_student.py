@@ -14,6 +14,7 @@ import torch
 from pipeline import ImageAnimationPipeline
 from pipeline.cli import main
 from pipeline.distill.data import GeneratedSource
+from pipeline.distill.passes import conditions
 from pipeline.distill.trainer import Distiller, DistillSettings
 from pipeline.store import describe
 
@@ -72,7 +73,7 @@ def test_lora_trains_additions_alone_and_is_merged_at_the_end(request, family, t
 
     distiller.averaged.copy_to(distiller.trained)
     with torch.no_grad():
-        _, told = distiller._conditions(SOURCE[0], torch.Generator().manual_seed(0))
+        _, told = conditions(teacher, SOURCE[0], distiller.guidance, torch.Generator().manual_seed(0))
         z, t = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 500])
         merged, unmerged = (teacher.family.predict(unet, z, t, told) for unet in (student.unet, distiller.student))
     assert torch.allclose(merged, unmerged, atol=1e-5)
@@ -169,6 +170,8 @@ def test_the_command_learns_from_a_folder(teacher_folder, picture, tmp_path):
         (("-p", "steps", "3"), 2, "-p steps: not a setting of distill"),
         (("-p", "updates", "many"), 2, "-p updates: 'many' is not of type int"),
         (("-p", "updates", "0"), 2, "-p updates: 0 is below 1"),
+        (("-p", "guidance_range", "4"), 2, "-p guidance_range: 4 is not of type tuple"),
+        (("-p", "guidance_range", "[3, 4]"), 2, "-p guidance_range: [3.0, 4.0] leaves out 2, the teacher's own scale"),
         (("-p", "trajectory", "sideways"), 2, "'sideways' is not one of forward, backward"),
         (("-p", "student_steps", "3"), 1, "2 steps of the teacher cannot be divided into 3"),
         (("--data", "nowhere"), 1, "there is no such folder"),

@@ -142,7 +142,7 @@ def test_a_model_can_be_judged_with_other_steps_and_guidance(teacher_folder):
 )
 def test_sampling_out_of_range_is_named(given, name):
     with pytest.raises(ValueError, match=name):
-        Sampling.of(SimpleNamespace(config=SimpleNamespace(**PLAN)), **given)
+        Sampling.of(SimpleNamespace(config=SimpleNamespace(**PLAN, guidance_range=None)), **given)
 
 
 def test_diversity_is_measured_where_asked_and_changes_no_other_figure(teacher_folder):
@@ -176,7 +176,8 @@ class Stills(Oracle):
 
     def __init__(self, plan, error):
         super().__init__(seed=0)
-        self.config, self.error, self.calls = SimpleNamespace(**plan), error, []
+        self.config = SimpleNamespace(**plan, guidance_range=None)
+        self.error, self.calls = error, []
 
     def __call__(self, images, prompts, **options):
         steps = options.get("num_inference_steps", self.config.num_inference_steps)

@@ -67,6 +67,8 @@ REFUSED = {
     "no frames a second": ({"fps": "0"}, 400, "out_of_range", "fps"),
     "a thousand frames a second": ({"fps": "1000"}, 400, "out_of_range", "fps"),
     "a control that the model has not": ({"motion_scale": "1"}, 400, "not_supported", "motion_scale"),
+    "a guidance scale that the model is not told": ({"guidance_scale": "2.5"}, 400, "not_supported", "guidance_scale"),
+    "a guidance scale that is NaN": ({"guidance_scale": "NaN"}, 400, "not_a_number", "guidance_scale"),
     "an unknown format": ({"format": "avi"}, 400, "unknown_format", "format"),
     "a misspelled field": ({"sead": "1"}, 400, "unknown_field", "sead"),
 }

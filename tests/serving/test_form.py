@@ -31,6 +31,22 @@ def test_fields_as_bentoml_s_clients_send_them_are_understood(make):
     assert (form.request.prompt, form.request.seed, form.format) == ("hi", None, "webm")
 
 
+@pytest.mark.parametrize(
+    ("text", "scale"), [(b"2.5", 2.5), (b"3", 3.0), (b"1e1", 10.0), (b"null", None), (b'"4.0"', 4.0)]
+)
+def test_a_guidance_scale_is_a_number(make, text, scale):
+    body = part("image", make.picture(), "a.png") + part("prompt", b"hi") + part("guidance_scale", text)
+    assert parse(body + b"--x--", TYPE, SETTINGS).request.guidance_scale == scale
+
+
+@pytest.mark.parametrize("text", [b"NaN", b"inf", b"much", b"1,5", b".", b"0x10", b"9" * 1000])
+def test_a_guidance_scale_that_is_no_number_is_refused(make, text):
+    body = part("image", make.picture(), "a.png") + part("prompt", b"hi") + part("guidance_scale", text)
+    with pytest.raises(InputError) as caught:
+        parse(body + b"--x--", TYPE, SETTINGS)
+    assert (caught.value.field, caught.value.code) == ("guidance_scale", "not_a_number")
+
+
 def test_a_picture_without_a_file_name_is_taken_and_an_address_is_not(make):
     rest = part("prompt", b"hi") + b"--x--\r\n"
     assert parse(part("image", make.picture()) + rest, TYPE, SETTINGS).image
