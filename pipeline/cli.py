@@ -151,9 +151,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_pass(parser: argparse.ArgumentParser) -> None:
-    parts = ("request", "pass")
-    parser.add_argument("--part", choices=parts, default=parts[0], help="whole requests (default), or one U-Net pass")
-    parser.add_argument("--variants", metavar="NAMES", help="of a pass, separated by commas (default: those that fit)")
+    parts = ("request", "pass", "distill")
+    text = "whole requests (default), one U-Net pass, or one update of a student"
+    parser.add_argument("--part", choices=parts, default=parts[0], help=text)
+    parser.add_argument(
+        "--variants", metavar="NAMES", help="of a pass or an update, separated by commas (default: all)"
+    )
     parser.add_argument("--passes", type=positive, default=10, metavar="N", help="timed passes (default: 10)")
     parser.add_argument("--branches", type=positive, default=3, metavar="N", help="of a pass (default: 3)")
     dtypes = ("float32", "bfloat16", "float16")
@@ -234,11 +237,14 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
         None if names is None else [name.strip() for name in names.split(",")]
         for names in (options.rungs, options.variants)
     )
-    if options.part == "pass":
+    if options.part != "request":
+        from .bench.distill_step import run_distill
         from .bench.pass_run import run_pass
 
         given = (variants, options.dtype, options.passes, options.branches, options.out)
         try:
+            if options.part == "distill":
+                return run_distill(options.preset, options.model, variants, options.dtype, options.out, tell)
             return run_pass(options.preset, options.model, *given, tell=tell).to_dict()
         except ValueError as error:
             options.usage_error(f"--{error}")
@@ -263,6 +269,10 @@ def _bench_lines(result: dict[str, Any]) -> list[str]:
         from .bench import pass_report
 
         return pass_report.table(result["variants"])
+    if "updates" in result:
+        from .bench.distill_step import distill_lines
+
+        return distill_lines(result["updates"])
     from .bench import table
 
     return table(result["rungs"])

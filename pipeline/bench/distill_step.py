@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +25,9 @@ Quiet = Callable[[], AbstractContextManager[object]]
 
 WAYS: dict[str, dict[str, Any]] = {
     "all weights": {},
-    "all weights, checkpointed": {"gradient_checkpointing": True},
+    "checkpointed": {"gradient_checkpointing": True},
     "LoRA": {"lora_rank": 16},
-    "LoRA, checkpointed": {"lora_rank": 16, "gradient_checkpointing": True},
+    "LoRA checkpointed": {"lora_rank": 16, "gradient_checkpointing": True},
 }
 """Ways to train, and the settings that each is."""
 
@@ -110,3 +111,60 @@ def bench_distill(
             torch.cuda.empty_cache()
         tell(f"{name}: {result.skipped or f'{result.update_s:.2f} s an update, {result.peak_memory_mb} MB'}")
     return results
+
+
+def run_distill(
+    preset: str,
+    model: str | None,
+    names: Sequence[str] | None,
+    dtype: str | None,
+    out: Path | None,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure and write updates of a preset's model, as `bench --part distill` does.
+
+    Args:
+        names: of `WAYS`; None: all.
+        dtype: of the teacher and of the student's passes; None: bfloat16 on a GPU, float32 on a CPU.
+        out: folder for `distill-update.json`.
+
+    Raises:
+        ValueError: an unknown way.
+        StillmotionError: the model cannot be opened.
+    """
+    import json
+    import tempfile
+
+    from ..distill.trainer import DistillSettings
+    from ..machine import machine, versions
+    from ..optimise.precision import dtype_of, set_precision
+    from .presets import open_preset
+
+    if unknown := [name for name in names or () if name not in WAYS]:
+        raise ValueError(f"variants: {unknown[0]!r} is not one of {', '.join(WAYS)}")
+    pipe, name = open_preset(preset, model)
+    wanted = dtype or ("bfloat16" if pipe.device.type == "cuda" else "float32")
+    set_precision(pipe, dtype_of(wanted))
+    mixed = {"bfloat16": "bf16", "float16": "fp16"}.get(wanted, "no")
+    with tempfile.TemporaryDirectory() as folder:
+        steps = math.gcd(8, pipe.config.num_inference_steps)  # 8 for published plans of 32 and 48
+        settings = DistillSettings(student_steps=steps, mixed_precision=mixed)
+        updates = bench_distill(pipe, settings, Path(folder), names, tell=tell)
+    result = {
+        "model": name,
+        "machine": machine(),
+        "versions": versions(),
+        "updates": [update.to_dict() for update in updates],
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "distill-update.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def distill_lines(updates: Sequence[dict[str, Any]]) -> list[str]:
+    """A line each, for people."""
+    return [
+        f"{u['name']:28} {u['skipped'] or str(u['update_s']) + ' s an update, ' + str(u['peak_memory_mb']) + ' MB'}"
+        for u in updates
+    ]

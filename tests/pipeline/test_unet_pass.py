@@ -237,3 +237,16 @@ def test_no_layer_of_random_weights_begins_at_zero(pipe):
     layers = [module for module in pipe.unet.modules() if isinstance(module, TemporalConvLayer)]
     assert layers
     assert all(layer.conv4[-1].weight.any() for layer in layers)
+
+
+def test_updates_of_a_student_are_measured_each_way(teacher_folder, tmp_path, capsys):
+    command = ["bench", "--part", "distill", "--model", str(teacher_folder), "--out", str(tmp_path), "--json"]
+    with pytest.raises(SystemExit):
+        main([*command, "--variants", "all weights,warp drive"])
+    assert "--variants: 'warp drive' is not one of all weights, " in capsys.readouterr().err
+    assert main([*command, "--variants", "all weights,LoRA"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads((tmp_path / "distill-update.json").read_text())
+    every, lora = document["updates"]
+    assert every["trained_millions"] > lora["trained_millions"] > 0
+    assert all(len(update["times_s"]) == 3 and update["update_s"] > 0 for update in (every, lora))
