@@ -43,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Command = options.command
     # Telemetry is a choice of the person who runs a tool, and the store needs none.
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
-    # Threads of PyTorch that wait in a loop take the cores from other processes: where there are some, a
-    # step takes six times as long. Read when PyTorch is loaded; notebooks and the server inherit it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads of PyTorch that wait in a loop for long take the cores from other processes: where there are
+    # some, a step takes six times as long. Read when PyTorch is loaded; notebooks and the server inherit it.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         # Libraries print to stdout as they like; there it would spoil the document.
         with contextlib.redirect_stdout(sys.stderr):
