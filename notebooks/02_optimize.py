@@ -167,6 +167,9 @@ caching
 prepared.undo()
 figures = {r.name: r for r in result.rungs}
 precision = choose(result.trials)["unet"]
+tried = figures.get("precision")
+if tried is not None and not tried.partial and tried.speedup is not None and tried.speedup < 1:
+    precision = torch.float32  # a pass gained, a whole request did not
 model = stage.path / "model"
 pipe.save_pretrained(model, safe_serialization=True)
 set_precision(pipe, precision)
