@@ -85,7 +85,7 @@ class ClipGenerator:
             the caption differently, as training wants it. Without, each clip has one named sprite
             and the plain caption, as judging wants it.
         plain_share: of clips before one colour or a gradient.
-        often: motions that are drawn three times as often as the others.
+        often: shapes and motions that are drawn three times as often as the others.
     """
 
     def __init__(
@@ -104,7 +104,11 @@ class ClipGenerator:
             raise ValueError(f"frames: {frames} is below 2")
         self.size, self.frames, self.held_out, self.variety = size, frames, held_out, variety
         self.plain_share = plain_share
-        self._motions = MOTIONS + 2 * often
+        unknown = set(often) - {*SHAPES, *MOTIONS}
+        if unknown:
+            raise ValueError(f"often: {sorted(unknown)[0]!r} is neither a shape nor a motion")
+        self._shapes = SHAPES + 2 * tuple(word for word in often if word in SHAPES)
+        self._motions = MOTIONS + 2 * tuple(word for word in often if word in MOTIONS)
         self.random = torch.Generator().manual_seed(seed)
 
     def _uniform(self, low: float, high: float) -> float:
@@ -116,7 +120,7 @@ class ClipGenerator:
     def spec(self) -> ClipSpec:
         """Draw what the next clip shows."""
         while True:
-            colour, shape, motion = self._pick(tuple(COLOURS)), self._pick(SHAPES), self._pick(self._motions)
+            colour, shape, motion = self._pick(tuple(COLOURS)), self._pick(self._shapes), self._pick(self._motions)
             if is_held_out(colour, shape, motion) == self.held_out:
                 break
         radius, travel, scale = self._uniform(0.11, 0.18), self._uniform(0.26, 0.42), 1.0

@@ -33,8 +33,8 @@ class TeacherSettings:
     are T: motion is bound to the caption. Then come all clips, all timesteps and the dropping.
     `refine_steps` more follow on a second learning-rate schedule, that starts again at the peak.
     `drop_text`, `drop_image` and `drop_both` are the shares of clips without caption, picture or
-    either, from which the guidance branches are learned. Motions in `often` are drawn three times as
-    often as the others. `workers` processes make the clips; a GPU is fed by eight or so.
+    either, from which the guidance branches are learned. Shapes and motions in `often` are drawn three
+    times as often as the others. `workers` processes make the clips; a GPU is fed by eight or so.
     """
 
     size: int = 32
