@@ -184,6 +184,10 @@ class Fleet(Strict):
         """Round trip in ms, 0 within a region."""
         return self._latency_ms[source][destination]
 
+    def latencies(self, source: str) -> Mapping[str, float]:
+        """Round trips in ms from a source to each region."""
+        return self._latency_ms[source]
+
     def ring(self, source: str, destination: str) -> int | None:
         """Ring of the source that the destination is in, or None where it is beyond the last."""
         if source == destination:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from .errors import InputError
@@ -20,22 +21,15 @@ MOST = 1e9
 """Rates and times above this are a slip; sums and products of smaller ones stay finite."""
 
 
-def _number(value: object) -> object:
-    # To Python true is 1, and to no one who writes a fleet.
-    if isinstance(value, bool):
-        raise PydanticCustomError("number", "should be a number")
-    return value
-
-
 def _sequence(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-Number = Annotated[float, BeforeValidator(_number), Field(ge=0, le=MOST)]
+Number = Annotated[float, Field(ge=0, le=MOST)]
 """Finite, at least 0."""
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, le=MOST)]
-Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
-Count = Annotated[int, BeforeValidator(_number), Field(ge=0, le=1_000_000)]
+Positive = Annotated[float, Field(gt=0, le=MOST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Items = BeforeValidator(_sequence)
 """For tuples: files have lists."""
 RegionName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -46,18 +40,6 @@ class Strict(BaseModel):
     """Base of what is read from files: frozen, no unknown keys, no conversion of types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_keys(cls, content: Any) -> Any:
-        if isinstance(content, dict):
-            known = {str(info.validation_alias or field) for field, info in cls.model_fields.items()}
-            known |= cls.model_fields.keys()  # as our own code names them
-            for key in content:
-                if key not in known:
-                    hint = did_you_mean(str(key), known)
-                    raise PydanticCustomError("unknown_key", "unknown key{hint}", {"key": str(key), "hint": hint})
-        return content
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -76,7 +58,7 @@ def validated(model: type[Model], content: object) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise _first(error) from None
+        raise _first(error, model) from None
 
 
 def wrong(key: str, message: str) -> PydanticCustomError:
@@ -92,13 +74,34 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; known are {', '.join(names)}" if len(names) <= 20 else ""
 
 
-def _first(error: ValidationError) -> InputError:
+def _first(error: ValidationError, model: type[BaseModel]) -> InputError:
     errors = error.errors(include_url=False)
-    first = errors[0]
+    # A slip in a key's name first, since it makes another key missing.
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     where = [str(part) for part in first["loc"] if part != "[key]"]
-    key = ".".join([*where, *(str(first["ctx"]["key"]),)] if "key" in first.get("ctx", {}) else where)
+    if first["type"] == "wrong":
+        where.append(str(first["ctx"]["key"]))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return InputError(_text(dict(first)) + more, key=key)
+    if first["type"] == "extra_forbidden":
+        return InputError(f"unknown key{did_you_mean(where[-1], _keys(model, where[:-1]))}{more}", key=".".join(where))
+    return InputError(_text(dict(first)) + more, key=".".join(where))
+
+
+def _keys(model: object, where: list[str]) -> list[str]:
+    """Keys that there are at a place within a model."""
+    for part in where:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = next(info.annotation for name, info in model.model_fields.items() if _key(name, info) == part)
+        else:  # a mapping or a tuple: its values are of one kind
+            model = next(kind for kind in reversed(get_args(model)) if kind is not Ellipsis)
+        model = get_args(model)[0] if get_origin(model) is Annotated else model
+    assert isinstance(model, type)
+    assert issubclass(model, BaseModel)
+    return [_key(name, info) for name, info in model.model_fields.items()]
+
+
+def _key(name: str, info: FieldInfo) -> str:
+    return info.validation_alias if isinstance(info.validation_alias, str) else name
 
 
 _TEXTS = {
@@ -121,7 +124,7 @@ def _text(error: dict[str, Any]) -> str:
     kind, value = error["type"], _short(error["input"])
     if "[key]" in error["loc"] and kind == "string_type":
         return f"the key {value} should be text; put it in quotes"
-    if kind in {"unknown_key", "wrong"}:
+    if kind == "wrong":
         return str(error["msg"])
     if kind in _TEXTS:
         return _TEXTS[kind]

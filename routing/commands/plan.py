@@ -37,13 +37,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """Shares as a matrix, moves with their reasons, and what is left over."""
-    names = list(result["shares"])
-    width = max(8, *(len(name) for name in names))
-    found = ["users of".ljust(width) + "  are served by", " " * width + "".join(f"  {name:>{width}}" for name in names)]
-    for source, row in result["shares"].items():
-        cells = (f"{100 * row[name]:.2f} %" if name in row else "-" for name in names)
+    """Shares, moves with their reasons, and what is left over."""
+    moves = [f"{move['rps']:.2f} rps  {move['why']}" for move in result["moves"]]
+    over = [f"left over in {name}: {rps:.2f} rps" for name, rps in result["left_over_rps"].items() if rps > 0]
+    return [*_shares(result["shares"]), "", *(moves or ["nothing moves"]), "", *(over or ["nothing is left over"])]
+
+
+def _shares(shares: dict[str, dict[str, float]]) -> list[str]:
+    """A matrix of per cent where it fits a screen, else a line a source."""
+    width = max(8, *(len(name) for name in shares))
+    if (width + 2) * (len(shares) + 1) > 120:
+        return [
+            f"{source:<{width}}  " + ", ".join(f"{to} {100 * share:.2f} %" for to, share in row.items())
+            for source, row in shares.items()
+        ]
+    found = [f"{'from':<{width}}" + "".join(f"  {name:>{width}}" for name in shares)]
+    for source, row in shares.items():
+        cells = (f"{100 * row[name]:.2f} %" if name in row else "-" for name in shares)
         found.append(f"{source:<{width}}" + "".join(f"  {cell:>{width}}" for cell in cells))
-    found += ["", *([f"{move['rps']:.2f} rps  {move['why']}" for move in result["moves"]] or ["nothing moves"])]
-    over = {name: rps for name, rps in result["left_over_rps"].items() if rps > 0}
-    return [*found, "", *([f"left over in {n}: {rps:.2f} rps" for n, rps in over.items()] or ["nothing is left over"])]
+    return found
