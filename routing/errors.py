@@ -28,7 +28,9 @@ class InputError(RoutingError):
         self.message, self.file = message, file
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.file, self.key, self.message) if part)
+        text = ": ".join(part for part in (self.file, self.key, self.message) if part)
+        # A key may hold what ends a line or moves a cursor.
+        return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
     def within(self, file: object) -> InputError:
         """The same error, with the file that it was found in."""

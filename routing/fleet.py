@@ -103,7 +103,8 @@ class Fleet(Strict):
         rings_ms: ring r of a source holds the regions up to rings_ms[r-1] away that no nearer ring holds.
             Ring 0 is the region itself.
         thresholds: levels of heat, coolest first, each with the farthest ring that it unlocks.
-        target_load: a region that receives overflow is not filled above this.
+        target_load: a region that receives overflow is not filled above this. Where it is above the lowest
+            threshold, what others bring makes a region no hotter: only its own users' demand does.
         chunk: part of a region's capacity that is moved in one iteration.
         floor_share: least share of a region in every allowed ring, so that retries can leave a full one.
         smoothing_s: time constant of the demand estimate.

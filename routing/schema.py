@@ -79,12 +79,15 @@ def _first(error: ValidationError, model: type[BaseModel]) -> InputError:
     # A slip in a key's name first, since it makes another key missing.
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     where = [str(part) for part in first["loc"] if part != "[key]"]
+    if first["type"] == "extra_forbidden":
+        text = "unknown key" + did_you_mean(where[-1], _keys(model, where[:-1]))
+    else:
+        text = _text(dict(first))
     if first["type"] == "wrong":
         where.append(str(first["ctx"]["key"]))
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return InputError(f"unknown key{did_you_mean(where[-1], _keys(model, where[:-1]))}{more}", key=".".join(where))
-    return InputError(_text(dict(first)) + more, key=".".join(where))
+    if len(errors) > 1:
+        text += f" (and {len(errors) - 1} more)"
+    return InputError(text, key=".".join(part if len(part) < 100 else part[:80] + "..." for part in where))
 
 
 def _keys(model: object, where: list[str]) -> list[str]:

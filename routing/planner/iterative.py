@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-from .paths import Hop, Paths
+from .paths import Paths, Way
 from .problem import Floats, Problem
 
 
@@ -74,45 +74,49 @@ def solve(problem: Problem, *, exchange: bool = True) -> Placed:
     """
     paths, tolerance = Paths(problem, exchange=exchange), problem.tolerance
     capacity, step, load = (array.tolist() for array in (problem.capacity, problem.step, problem.load))
-    excess = problem.excess.tolist()
-    moved = [0.0] * len(load)
-    reached = len(excess)
-    summed: dict[tuple[int, int, int, int, int], Step] = {}
-    ways: dict[int, tuple[int, list[Hop]]] = {}
+    # What each region still has to move, by level; the highest level with something left is its heat.
+    left = problem.excess.T.tolist()
+    level = len(problem.thresholds)
+    steps: dict[tuple[int, int, int, int, int], Step] = {}
+    ways: dict[int, tuple[Way, list[Step]]] = {}
     iterations = 0
 
-    def add(hop: Hop, cause: int, *, through: bool) -> Step:
-        key = (hop.source, hop.origin, hop.to, cause, reached)
-        if key not in summed:
-            at, room = load[cause], paths.room[hop.to]
-            summed[key] = Step(hop.source, hop.origin, hop.to, cause, reached, at, room, through)
-        return summed[key]
+    def explained(way: Way, cause: int) -> list[Step]:
+        found = []
+        for hop in way.hops:
+            key = (hop.source, hop.origin, hop.to, cause, level)
+            if key not in steps:
+                at, room = load[cause], paths.room[hop.to]
+                steps[key] = Step(hop.source, hop.origin, hop.to, cause, level, at, room, hop is not way.hops[-1])
+            found.append(steps[key])
+        return found
 
     def heat(region: int) -> float:
         return load[region] / capacity[region] if capacity[region] else float("inf")
 
-    hottest = [(-heat(region), region) for region, above in enumerate(excess[0]) if above > tolerance]
+    hottest = [(-heat(region), region) for region, above in enumerate(left) if above[0] > tolerance]
     heapq.heapify(hottest)
     while hottest:
         _, region = heapq.heappop(hottest)
-        level = next((i for i in range(len(excess) - 1, -1, -1) if excess[i][region] - moved[region] > tolerance), -1)
-        if level < 0:
+        above = left[region]
+        while above and above[-1] <= tolerance:
+            above.pop()
+        if not above:
             continue
-        if level < reached:  # never up again, not even by a rounding: flows are the best for the rings so far
-            reached = level
+        if len(above) <= level:  # never up again, not even by a rounding: flows are the best for the rings so far
+            level = len(above) - 1
             paths.reach(problem.thresholds[level][1])
-        if region not in ways or ways[region][0] != paths.version:
-            ways[region] = (paths.version, paths.find(region))
-        way = ways[region][1]
-        if not way:
+        if region not in ways or not paths.holds(ways[region][0]):
+            way = paths.find(region)
+            ways[region] = (way, explained(way, region))
+        way, moves = ways[region]
+        if not way.hops:
             continue
-        left = excess[reached][region] - moved[region]
-        begun = [add(hop, region, through=hop is not way[-1]) for hop in way]
-        amount = paths.push(way, min(step[region], left))
-        for one in begun:
-            one.rps += amount
-        moved[region] += amount
+        amount = paths.push(way, min(step[region], above[level]))
+        for move in moves:
+            move.rps += amount
+        above[:] = [rps - amount for rps in above]
         load[region] -= amount
         iterations += 1
         heapq.heappush(hottest, (-heat(region), region))
-    return Placed(paths.flow(), list(summed.values()), iterations)
+    return Placed(paths.flow(), list(steps.values()), iterations)

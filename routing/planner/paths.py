@@ -21,6 +21,20 @@ class Hop:
     to: int
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a source's next overflow finds room.
+
+    Attributes:
+        hops: its own, then those that make room for it, the last of them to where there is room; empty if none.
+        reach: that it was found for, and `version`, the prices.
+    """
+
+    hops: list[Hop]
+    reach: int
+    version: int
+
+
 class Paths:
     """Shortest ways from a source to room, as in successive shortest paths for a flow of least cost.
 
@@ -43,14 +57,13 @@ class Paths:
     Attributes:
         placed: for each region, the overflow in it by source, in requests per second.
         room: for each region, what is left.
-        version: changes with the prices.
     """
 
     def __init__(self, problem: Problem, *, exchange: bool = True) -> None:
         count = len(problem.names)
         self.placed: list[dict[int, float]] = [{} for _ in range(count)]
         self.room: list[float] = problem.room.tolist()
-        self.version = 0
+        self._reach, self._version = 0, 0
         self._exchange = exchange
         self._ring, self._away_ms, self._tolerance = problem.ring, problem.latency_ms, problem.tolerance
         self._full = problem.room <= problem.tolerance
@@ -63,35 +76,43 @@ class Paths:
 
     def reach(self, ring: int) -> None:
         """Let overflow go, and move on, to rings up to this one."""
+        self._reach = ring
         self._latency_ms = np.where((self._ring > 0) & (self._ring <= ring), self._away_ms, np.inf)
         full = np.flatnonzero(self._full).tolist()
         for region in full:
             self._find_detours(region)
         self._find_prices(full)
 
-    def find(self, source: int) -> list[Hop]:
-        """The way of the source's next overflow: its own hop, then those that make room for it; empty if none."""
+    def find(self, source: int) -> Way:
+        """The shortest way of a source's next overflow."""
         cost = self._latency_ms[source] + self._price
         there = int(cost.argmin())
         if cost[there] == np.inf:
-            return []
-        way = [Hop(source, source, there)]
+            return Way([], self._reach, self._version)
+        hops = [Hop(source, source, there)]
         while self._full[there]:
             origin, there = there, int(self._next[there])
             mover = int(self._mover[origin, there])
             # Who moves twice moves once, from the first place to the last, which costs no more.
-            twice = next((i for i, hop in enumerate(way) if hop.source == mover), len(way))
-            way[twice:] = [Hop(mover, way[twice].origin if twice < len(way) else origin, there)]
-        return way
+            twice = next((i for i, hop in enumerate(hops) if hop.source == mover), len(hops))
+            hops[twice:] = [Hop(mover, hops[twice].origin if twice < len(hops) else origin, there)]
+        return Way(hops, self._reach, self._version)
 
-    def push(self, way: list[Hop], most: float) -> float:
-        """Move up to `most` along a way that `find` gave; returns how much it was."""
-        end = way[-1].to
+    def holds(self, way: Way) -> bool:
+        """Whether `find` would give this way again."""
+        if way.reach != self._reach:
+            return False
+        # Prices only rise: what leads straight to room stays the shortest way as long as there is some.
+        return way.version == self._version or (len(way.hops) == 1 and not bool(self._full[way.hops[0].to]))
+
+    def push(self, way: Way, most: float) -> float:
+        """Move up to `most` along a way that holds; returns how much it was."""
+        hops, end = way.hops, way.hops[-1].to
         amount = min(most, self.room[end])
-        for hop in way[1:]:
+        for hop in hops[1:]:
             amount = min(amount, self.placed[hop.origin][hop.source])
         changed = []
-        for hop in way:
+        for hop in hops:
             there = self.placed[hop.to]
             if hop.source in there:
                 there[hop.source] += amount
@@ -99,7 +120,7 @@ class Paths:
                 there[hop.source] = amount
                 if self._full[hop.to]:
                     self._find_detours(hop.to)  # the price stays: this was the shortest way for the source
-        for hop in way[1:]:
+        for hop in hops[1:]:
             here = self.placed[hop.origin]
             here[hop.source] -= amount
             if here[hop.source] <= self._tolerance:
@@ -155,4 +176,4 @@ class Paths:
                 break
             price[better] = found[better]
             self._next[rows[better]] = onward[better]
-        self.version += 1
+        self._version += 1

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,32 @@ def test_a_bad_file_exits_with_2_and_one_line(plan, tmp_path, capsys):
 def test_a_table_that_cannot_be_written_exits_with_1(plan, tmp_path, capsys):
     assert plan("--out", str(tmp_path / "none" / "table.json"), "--json") == 1
     assert capsys.readouterr().out == ""
+
+
+def start(examples, stdout, shell_tail=""):
+    command = f"{sys.executable} -m routing plan --json --fleet {examples}/fleet.yaml --load {examples}/load.json"
+    return subprocess.run(
+        ["sh", "-c", f"{command} {shell_tail}; exit $?"],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=examples.parents[1],
+    )
+
+
+def test_a_reader_that_has_had_enough_is_no_error(examples):
+    done = start(examples, subprocess.PIPE, "| head -n 1")
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_result_that_cannot_be_written_exits_with_1(examples):
+    with Path("/dev/full").open("w") as full:
+        done = start(examples, full)
+    assert done.returncode == 1
+    assert done.stderr == "error: the result cannot be written (No space left on device)\n"
 
 
 def test_wrong_use_exits_with_2():
