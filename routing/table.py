@@ -61,8 +61,9 @@ class RoutingTable(Strict):
     Attributes:
         version: counts publications; 1 for a plan that stands alone.
         generated_at: when, with a time zone.
-        shares: {source: {destination: share}}; each row sums to 1. Shares of 0 are left out.
-        moves: from all traffic at home to these shares, in order. The floor share is not among them.
+        shares: {source: {destination: share}}; each row sums to 1. Shares of 0 are left out, but for home.
+        moves: from all traffic at home to these shares; those of a kind are summed, in the order of their first.
+            The floor share is not among them.
         left_over_rps: {region: requests per second of its users that stay at home above its capacity}.
     """
 

@@ -23,6 +23,9 @@ from .reasons import reason
 
 __all__ = ["Solver", "plan"]
 
+NO_SHARE = 1e-12
+"""Shares below this are rounding errors."""
+
 Solver = Literal["iterative", "lp"]
 
 
@@ -105,6 +108,7 @@ def _shares(fleet: Fleet, problem: Problem, placed: Placed) -> dict[str, dict[st
     total = away.sum(axis=1)
     away /= np.maximum(1.0, total)[:, None]  # a sum of many flows may be a rounding error above 1
     np.fill_diagonal(away, np.maximum(0.0, 1.0 - total))
+    away[away < NO_SHARE] = 0.0
     order = sorted(range(len(problem.names)), key=lambda i: fleet.names.index(problem.names[i]))
     rows = away.tolist()
     names = problem.names

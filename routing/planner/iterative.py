@@ -77,17 +77,18 @@ def solve(problem: Problem, *, exchange: bool = True) -> Placed:
     # What each region still has to move, by level; the highest level with something left is its heat.
     left = problem.excess.T.tolist()
     level = len(problem.thresholds)
-    steps: dict[tuple[int, int, int, int, int], Step] = {}
+    steps: dict[tuple[int, int, int, int, int, bool], Step] = {}
     ways: dict[int, tuple[Way, list[Step]]] = {}
     iterations = 0
 
     def explained(way: Way, cause: int) -> list[Step]:
         found = []
         for hop in way.hops:
-            key = (hop.source, hop.origin, hop.to, cause, level)
+            through = hop is not way.hops[-1]
+            key = (hop.source, hop.origin, hop.to, cause, level, through)
             if key not in steps:
                 at, room = load[cause], paths.room[hop.to]
-                steps[key] = Step(hop.source, hop.origin, hop.to, cause, level, at, room, hop is not way.hops[-1])
+                steps[key] = Step(hop.source, hop.origin, hop.to, cause, level, at, room, through)
             found.append(steps[key])
         return found
 
