@@ -87,6 +87,7 @@ def _next_arrival(s: State, until: float) -> int:
         return -1
     scalars.now = one.next
     source = one.source
+    one.number += 1
     draw_next(s, s.order[0])
     first_settled(s)
     return source
