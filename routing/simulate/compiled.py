@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError as error:  # interpreted, a day of a large fleet takes a week: better said than started
     raise RoutingError("simulations need numba: pip install 'stillmotion[routing]'") from error
 
+_FILES = ("calendar", "choosing", "compiled", "draws", "loop", "state", "streams")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -52,11 +53,10 @@ def cached(function: Function) -> Function:
 
 
 def digest() -> int:
-    """Of all files here.
+    """Of all files that are compiled.
 
     numba looks for changes in the file of a function alone. As a variable of its closure, this becomes part of the
     cache's key, so that a change in any of them compiles anew.
     """
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    content = b"".join(file.read_bytes() for file in files)
+    content = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in _FILES)
     return int.from_bytes(hashlib.sha256(content).digest()[:4], "big")
