@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from .errors import RoutingError
 
@@ -45,6 +48,15 @@ def legend(fig: Any, names: Sequence[str], axes: Any) -> None:
     """One for all panels, below them."""
     handles = [axes.plot([], [], **style(i))[0] for i in range(len(names))]
     fig.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), fontsize=8, frameon=False)
+
+
+def picture(fig: Any) -> Image.Image:
+    """The figure as a picture, to show or keep."""
+    content = BytesIO()
+    fig.savefig(content, format="png", metadata={"Software": None})
+    found = Image.open(content)
+    found.load()
+    return found
 
 
 def save(fig: Any, path: Path) -> None:

@@ -30,7 +30,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         cost.scatter(*place, s=140, marker=marker, color=_BEST, label=label, zorder=3)
     plain(cost, "Attempts a request, in the worst scenario")
     cost.set_xlabel("mean wait in the worst scenario, s (log)", fontsize=9)
-    cost.set_xscale("log")
+    _log(cost, "x")
     cost.set_ylim(1, None)
     cost.legend(fontsize=8, frameon=False)
     scores: list[float] = [one["score"] for one in trials]
@@ -40,10 +40,21 @@ def plot(result: dict[str, Any], path: Path) -> None:
     course.scatter(range(1, len(scores) + 1), scores, s=10, color=_MISSED, label="a policy", linewidths=0)
     course.step(range(1, len(scores) + 1), so_far, where="post", color=_BEST, label="the best so far")
     plain(course, "Score: wait and amplification; 10 and more misses a limit (log)")
-    course.set_yscale("log")
+    _log(course, "y")
     course.set_ylim(min(0.01, 0.8 * min(scores)), None)
     course.set_xlabel("policies tried", fontsize=9)
-    course.legend(fontsize=8, frameon=False)
+    course.legend(fontsize=8, frameon=False, loc="center right")
     verdict = "met" if result["goal_met"] else "NOT met"
     fig.suptitle(f"{len(trials)} policies, seed {result['seed']}: the goal is {verdict}", x=0.01, ha="left")
     save(fig, path)
+
+
+def _log(axes: Any, which: str) -> None:
+    """A logarithmic axis with plain numbers, few enough to read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

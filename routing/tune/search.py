@@ -1,7 +1,7 @@
 """The search: differential evolution, from the policy that the fleet has, the same for the same seed.
 
 It asks for no slope, which a simulation does not have, takes whole numbers and real ones together, and comes with
-SciPy, which is here already (decision 0016 has the alternatives).
+SciPy, which is here already (decision 0015 has the alternatives).
 
 Source: Storn, Price: "Differential evolution", Journal of Global Optimization 11, 1997.
 """

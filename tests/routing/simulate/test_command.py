@@ -7,7 +7,7 @@ from routing.cli import main
 from routing.simulate.experiment import load_experiment
 
 KEYS = {"requests", "failures", "attempts_per_request", "in_region_share", "wait_s", "events", "events_per_s"}
-NAMES = ["steady", "hot-spot", "spike", "herd", "region-loss", "day"]
+NAMES = ["steady", "hot-spot", "spike", "herd", "full-house", "region-loss", "day"]
 
 
 @pytest.fixture

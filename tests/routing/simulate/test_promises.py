@@ -52,7 +52,7 @@ def experiments(draw, make):
 
 
 @given(st.data())
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_each_job_is_served_or_refused_or_lost_and_no_gpu_has_two(make, data):
     experiment = data.draw(experiments(make))
     outcome = simulate(experiment, data.draw(st.integers(0, 3)))

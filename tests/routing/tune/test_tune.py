@@ -182,6 +182,6 @@ def test_scenarios_need_names_of_their_own(run, examples):
 
 
 def test_the_example_goal_can_be_read(examples):
-    assert load_goal(examples / "goal.yaml").limits.failure_share == 0.001
+    assert load_goal(examples / "goal.yaml").limits.failure_share == 0.01
     with pytest.raises(InputError, match="no such file"):
         load_goal(examples / "none.yaml")
