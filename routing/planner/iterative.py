@@ -77,47 +77,58 @@ def solve(problem: Problem, *, exchange: bool = True) -> Placed:
     # What each region still has to move, by level; the highest level with something left is its heat.
     left = problem.excess.T.tolist()
     level = len(problem.thresholds)
-    steps: dict[tuple[int, int, int, int, int, bool], Step] = {}
+    record = _Record()
     ways: dict[int, tuple[Way, list[Step]]] = {}
     iterations = 0
 
-    def explained(way: Way, cause: int) -> list[Step]:
+    def queue(region: int) -> None:
+        above = left[region]
+        while above and above[-1] <= tolerance:
+            above.pop()
+        if above:
+            # The level first: where a region is so small that a rounding counts, its heat may say otherwise.
+            heat = load[region] / capacity[region] if capacity[region] else float("inf")
+            heapq.heappush(hottest, (-len(above), -heat, region))
+
+    hottest: list[tuple[int, float, int]] = []
+    for region in range(len(load)):
+        queue(region)
+    while hottest:
+        unlocked, _, region = heapq.heappop(hottest)
+        if -unlocked <= level:
+            level = -unlocked - 1
+            paths.reach(problem.thresholds[level][1])
+        if region not in ways or not paths.holds(ways[region][0]):
+            way = paths.find(region)
+            ways[region] = (way, record.steps_of(way, region, level, load[region], paths.room))
+        way, moves = ways[region]
+        if not way.hops:
+            continue
+        amount = paths.push(way, min(step[region], left[region][level]))
+        for move in moves:
+            move.rps += amount
+        left[region] = [rps - amount for rps in left[region]]
+        load[region] -= amount
+        iterations += 1
+        queue(region)
+    return Placed(paths.flow(), list(record.steps.values()), iterations)
+
+
+class _Record:
+    """Steps of a plan, those of a kind summed."""
+
+    def __init__(self) -> None:
+        self.steps: dict[tuple[int, int, int, int, int, bool], Step] = {}
+
+    def steps_of(self, way: Way, cause: int, level: int, load_rps: float, room: list[float]) -> list[Step]:
+        """The steps that moves along a way add to."""
         found = []
         for hop in way.hops:
             through = hop is not way.hops[-1]
             key = (hop.source, hop.origin, hop.to, cause, level, through)
-            if key not in steps:
-                at, room = load[cause], paths.room[hop.to]
-                steps[key] = Step(hop.source, hop.origin, hop.to, cause, level, at, room, through)
-            found.append(steps[key])
+            if key not in self.steps:
+                self.steps[key] = Step(
+                    hop.source, hop.origin, hop.to, cause, level, load_rps, room[hop.to], through=through
+                )
+            found.append(self.steps[key])
         return found
-
-    def heat(region: int) -> float:
-        return load[region] / capacity[region] if capacity[region] else float("inf")
-
-    hottest = [(-heat(region), region) for region, above in enumerate(left) if above[0] > tolerance]
-    heapq.heapify(hottest)
-    while hottest:
-        _, region = heapq.heappop(hottest)
-        above = left[region]
-        while above and above[-1] <= tolerance:
-            above.pop()
-        if not above:
-            continue
-        if len(above) <= level:  # never up again, not even by a rounding: flows are the best for the rings so far
-            level = len(above) - 1
-            paths.reach(problem.thresholds[level][1])
-        if region not in ways or not paths.holds(ways[region][0]):
-            way = paths.find(region)
-            ways[region] = (way, explained(way, region))
-        way, moves = ways[region]
-        if not way.hops:
-            continue
-        amount = paths.push(way, min(step[region], above[level]))
-        for move in moves:
-            move.rps += amount
-        above[:] = [rps - amount for rps in above]
-        load[region] -= amount
-        iterations += 1
-        heapq.heappush(hottest, (-heat(region), region))
-    return Placed(paths.flow(), list(steps.values()), iterations)

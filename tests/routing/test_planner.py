@@ -154,3 +154,18 @@ def test_a_hundred_regions_are_planned_many_times_a_second(now):
         taken.append(time.perf_counter() - began)
     # 20 ms on a core of one's own (benchmarks/routing/planner.json); tests share theirs with others.
     assert sorted(taken)[2] < 0.2
+
+
+def test_a_region_so_small_that_rounding_counts_does_not_cool_the_others_down(fleet_of, planned):
+    # d, of a millionth of a request per second, is done at 95.9 %; b must not be held for cooler than that at 95.8 %.
+    fleet = fleet_of(
+        [[0, 30, 70, 30], [11, 0, 70, 5], [1, 16, 0, 31], [94, 11, 1, 0]],
+        rings_ms=(10.0, 30.0, 100.0),
+        thresholds=((0.75, 1), (0.95, 2), (1.0, 3)),
+        chunk=0.001,
+    )
+    load = Load(
+        demand_rps={"a": 5.7, "b": 45.5, "c": 0.001, "d": 0.0},
+        capacity_rps={"a": 192.0, "b": 10.0, "c": 1e4, "d": 1e-6},
+    )
+    assert planned(fleet, load, floor=False).rps["b"]["b"] == pytest.approx(9.5)
