@@ -20,8 +20,7 @@ def _url(text: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        problem = f"{text} is no address such as http://10.1.0.5:9901"
-        raise PydanticCustomError("wrong", "{text}", {"text": problem})
+        raise PydanticCustomError("address", "should be an address such as http://10.1.0.5:9901")
     return text.rstrip("/")
 
 

@@ -9,9 +9,12 @@ from routing.metrics.targets import targets
     ("metrics", "error"),
     [
         ({"promtheus": "x"}, "metrics.promtheus: unknown key; did you mean prometheus?"),
-        ({"prometheus": "localhost:9090"}, "metrics.prometheus: localhost:9090 is no address such as http://"),
-        ({"prometheus": "http://h:99999"}, "metrics.prometheus: http://h:99999 is no address"),
-        ({"prometheus": "http://h?x=1"}, "metrics.prometheus: http://h?x=1 is no address"),
+        (
+            {"prometheus": "localhost:9090"},
+            "metrics.prometheus: should be an address such as http://10.1.0.5:9901, and is 'localhost:9090'",
+        ),
+        ({"prometheus": "http://h:99999"}, "metrics.prometheus: should be an address"),
+        ({"prometheus": "http://h?x=1"}, "metrics.prometheus: should be an address"),
         ({"pages": {"us-eats": {}}}, "metrics.pages.us-eats: is none of the regions; did you mean us-east?"),
         (
             {"pages": {"us-east": {"gpu_servers": ["http://h"]}}},
@@ -21,7 +24,7 @@ from routing.metrics.targets import targets
             {"pages": {"us-east": {"edges": ["http://h", "http://h/"]}}},
             "metrics.pages.us-east.edges.1: http://h is edges.0",
         ),
-        ({"pages": {"us-east": {"edges": ["ftp://h"]}}}, "metrics.pages.us-east.edges.0: ftp://h is no address"),
+        ({"pages": {"us-east": {"edges": ["ftp://h"]}}}, "metrics.pages.us-east.edges.0: should be an address"),
         ({"load": {}}, "metrics.load: should hold at least one"),
         ({"load": {"gpu": {"series": "a b"}}}, "metrics.load.gpu.series: should"),
         ({"load": {"gpu": {"series": "x", "limit": 0}}}, "metrics.load.gpu.limit: should be greater than 0"),
