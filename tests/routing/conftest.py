@@ -69,6 +69,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        if self.server.ended.is_set():  # connections that were kept end as well
+            self.close_connection = True
+            return
         self.server.asked.append(self.path)
         answer = self.server.answer(self.path) if callable(self.server.answer) else self.server.answer
         if answer == "hang":
