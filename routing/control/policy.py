@@ -20,8 +20,8 @@ class BurstPolicy:
         surprise: standard deviations by which demand or retries must be above their usual value: in a small
             region four jobs instead of two are no burst. Half of it ends one.
         attempts: a job, at least, for refusals to matter. A region of four GPUs has 1.3 at 50 % load.
-        retries_together: retries come in heaps, as a job that is refused once is refused again soon after. The
-            variance of their number is so many times that of jobs.
+        retries_together: retries come in heaps: a job that is refused once is refused again soon after. The
+            variance of their number is at most so many times that of jobs.
         calm_s: for so long a burst must be over before the delay is lowered.
     """
 
@@ -29,7 +29,7 @@ class BurstPolicy:
     ends_at: float = 1.3
     surprise: float = 4.0
     attempts: float = 1.5
-    retries_together: float = 4.0
+    retries_together: float = 8.0
     calm_s: float = 20.0
 
 
@@ -69,5 +69,5 @@ class ControlPolicy:
             warm_up_s=fleet.smoothing_s / 2,
             delay=fleet.retry.delay,
             # As long as smoothing takes to see a lasting rise as the new usual.
-            burst=BurstPolicy(calm_s=fleet.smoothing_s),
+            burst=BurstPolicy(calm_s=fleet.smoothing_s, retries_together=max(1, fleet.retry.attempts - 1)),
         )

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from routing.control.bursts import NO_BURST, Sign, next_burst
 from routing.control.policy import BurstPolicy
 
-POLICY = BurstPolicy()
+POLICY = BurstPolicy(retries_together=4.0)
 
 
 def sign(demand=10.0, usual=10.0, room=15.0, retries=0.0, usual_retries=0.0, seconds=2.0):
