@@ -119,7 +119,8 @@ class Controller:
         tau_s = self.policy.smoothing_s
         demand, retries, capacity, burst = known.demand, known.retries, known.capacity, known.burst
         if seen.demand_rps is not None:
-            if demand is not None and not seen.edge_gone:
+            # What is usual must be known first.
+            if demand is not None and demand.weight >= self._warm and not seen.edge_gone:
                 burst = next_burst(burst, self._sign(name, seen, known), now, self.policy.burst)
             # Edges that are gone count nothing: there was no demand since they were.
             over_s = now - demand.at if seen.edge_gone and demand is not None else seen.over_s
