@@ -3,6 +3,7 @@
 - `fleet`: regions, distances, thresholds and policies, as `fleet.yaml` has them; `load`: demand and capacity.
 - `metrics`: what a fleet's machines say of themselves, by region.
 - `planner`: a pure function (fleet, load) to a routing table.
+- `control`: the loop from metrics to a published table.
 - `table`: the routing table, its file, and the moves that explain it.
 - `commands`: one module a command of `python -m routing`; `cli` finds them.
 - `errors`, `files`, `schema`: what is wrong and where, in files that people write.

@@ -114,31 +114,33 @@ class Controller:
 
     def _learn(self, name: str, known: RegionState, observation: Observation, now: float) -> RegionState:
         seen = observation.regions.get(name, UNSEEN)
+        if seen.demand_rps is None and seen.capacity_rps is None:
+            return known
         tau_s = self.policy.smoothing_s
-        demand, capacity, burst = known.demand, known.capacity, known.burst
+        demand, retries, capacity, burst = known.demand, known.retries, known.capacity, known.burst
         if seen.demand_rps is not None:
-            if demand is not None and not seen.edge_gone:
-                burst = next_burst(burst, self._sign(name, demand.value, seen, known), now, self.policy.burst)
+            # What is usual must be known first.
+            if demand is not None and demand.weight >= self._warm and not seen.edge_gone:
+                burst = next_burst(burst, self._sign(name, seen, known), now, self.policy.burst)
+            # Edges that are gone count nothing: there was no demand since they were.
             over_s = now - demand.at if seen.edge_gone and demand is not None else seen.over_s
-            if demand is None:
-                demand = Estimate.first(seen.demand_rps, now, over_s, tau_s)
-            else:
-                demand = demand.followed(seen.demand_rps, now, over_s, tau_s)
+            demand = _followed(demand, seen.demand_rps, now, over_s, tau_s)
+            retries = _followed(retries, seen.retries_rps or 0.0, now, over_s, tau_s)
         if seen.capacity_rps is not None:
             if capacity is None:
                 capacity = Estimate(seen.capacity_rps, now, 1.0)
             else:
                 capacity = capacity.rising_slowly(seen.capacity_rps, now, tau_s)
-        anything = seen.demand_rps is not None or seen.capacity_rps is not None
-        return RegionState(demand, capacity, burst, seen if anything else known.seen)
+        return RegionState(demand, retries, capacity, burst, seen)
 
-    def _sign(self, name: str, usual_rps: float, seen: RegionSeen, known: RegionState) -> Sign:
+    def _sign(self, name: str, seen: RegionSeen, known: RegionState) -> Sign:
         capacity = known.capacity.value if known.capacity else self.fleet.capacity_rps(name)
         return Sign(
             demand_rps=seen.demand_rps or 0.0,
-            usual_rps=usual_rps,
+            usual_rps=known.demand.value if known.demand else 0.0,
             room_rps=self.fleet.target_load * capacity,
             retries_rps=seen.retries_rps or 0.0,
+            usual_retries_rps=known.retries.value if known.retries else 0.0,
             seconds=seen.over_s,
         )
 
@@ -206,6 +208,12 @@ class Controller:
     def _warm(self) -> float:
         # A little less than the time says, for the rounds do not fall on it exactly.
         return Estimate.first(0.0, 0.0, 0.95 * self.policy.warm_up_s, self.policy.smoothing_s).weight
+
+
+def _followed(known: Estimate | None, value: float, now: float, over_s: float, tau_s: float) -> Estimate:
+    if known is None:
+        return Estimate.first(value, now, over_s, tau_s)
+    return known.followed(value, now, over_s, tau_s)
 
 
 def changes(before: Shares, after: Shares) -> tuple[Change, ...]:

@@ -11,24 +11,25 @@ from ..fleet import DelayPolicy, Fleet
 class BurstPolicy:
     """When jobs are delayed, so that those of one moment do not all try at once.
 
-    A burst begins when demand is both far above what it was and more than the region has room for, or when jobs
-    are refused a lot. It ends when neither has been so for a while, by lower limits than it began.
+    A burst begins when demand is far above what is usual and more than the region has room for, or when far more
+    attempts are refused than usual. It ends when neither has been so for a while, by lower limits. What is usual
+    is smoothed, so that lasting overload, which a delay does not help, is no burst.
 
     Attributes:
-        begins_at, ends_at: demand over its smoothed value.
-        surprise: standard deviations (Poisson) by which demand must be above its smoothed value as well: in a
-            small region four jobs instead of two are no burst.
-        attempts_begin, attempts_end: attempts a job. Backoff alone makes 1.1 at 90 % load.
-        fewest_retries: in one round, below which refusals say nothing.
+        begins_at, ends_at: demand over its usual value.
+        surprise: standard deviations by which demand or retries must be above their usual value: in a small
+            region four jobs instead of two are no burst. Half of it ends one.
+        attempts: a job, at least, for refusals to matter. A region of four GPUs has 1.3 at 50 % load.
+        retries_together: retries come in heaps: a job that is refused once is refused again soon after. The
+            variance of their number is at most so many times that of jobs.
         calm_s: for so long a burst must be over before the delay is lowered.
     """
 
     begins_at: float = 2.0
     ends_at: float = 1.3
     surprise: float = 4.0
-    attempts_begin: float = 1.5
-    attempts_end: float = 1.2
-    fewest_retries: int = 5
+    attempts: float = 1.5
+    retries_together: float = 8.0
     calm_s: float = 20.0
 
 
@@ -68,5 +69,5 @@ class ControlPolicy:
             warm_up_s=fleet.smoothing_s / 2,
             delay=fleet.retry.delay,
             # As long as smoothing takes to see a lasting rise as the new usual.
-            burst=BurstPolicy(calm_s=fleet.smoothing_s),
+            burst=BurstPolicy(calm_s=fleet.smoothing_s, retries_together=max(1, fleet.retry.attempts - 1)),
         )

@@ -19,12 +19,14 @@ class RegionState:
 
     Attributes:
         demand: jobs per second of its users, smoothed; None: never measured.
+        retries: attempts after the first per second, smoothed; None: never measured.
         capacity: jobs per second that it can do; None: never measured.
         burst: of its users.
         seen: the last time that anything was known of it.
     """
 
     demand: Estimate | None = None
+    retries: Estimate | None = None
     capacity: Estimate | None = None
     burst: Burst = NO_BURST
     seen: RegionSeen = UNSEEN

@@ -18,6 +18,9 @@ from .targets import Machine
 
 LONGEST = 4 * 2**20
 """Bytes of a page. BentoML's has some 50 KB, an edge's 1 KB of what is asked for."""
+AT_ONCE = 50
+"""Machines that are asked at the same time. Were it all of several hundred, reading the first answers would take so
+long that the last ones seem late, on a machine that has other work."""
 
 
 class DirectSource:
@@ -26,27 +29,36 @@ class DirectSource:
     Args:
         fleet: with its load metrics and time limit.
         targets: URL of each machine's page.
-        transport: of httpx, for tests.
     """
 
-    def __init__(
-        self, fleet: Fleet, targets: Mapping[Machine, str], transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
-        self._targets = dict(targets)
+    def __init__(self, fleet: Fleet, targets: Mapping[Machine, str]) -> None:
         self._limit_s = fleet.metrics.time_limit_s
         self._wanted = {"gpu": servers.series(fleet.metrics.load), "edge": edges.SERIES}
-        self._client = httpx.AsyncClient(
-            timeout=self._limit_s,
-            # A connection for each machine, kept: several hundred new ones each round would be most of the work.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0),
-            headers={"Accept": "text/plain;version=0.0.4"},
-            trust_env=False,  # machines of our own are not behind a proxy
-            transport=transport,
-        )
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._late: set[Machine] = set()
+        certificates = httpx.create_ssl_context()
+        self._clients = {
+            machine: (
+                url,
+                # Each machine has a client of its own: a pool looks at all of its connections for each request,
+                # which with 300 of them is most of the work.
+                httpx.AsyncClient(
+                    timeout=self._limit_s,
+                    # Kept for less than GPU servers do (5 s), so that it is seldom they who close one.
+                    limits=httpx.Limits(max_connections=1, keepalive_expiry=4.0),
+                    headers={"Accept": "text/plain;version=0.0.4"},
+                    trust_env=False,  # machines of our own are not behind a proxy
+                    verify=certificates,
+                ),
+            )
+            for machine, url in targets.items()
+        }
 
     async def read(self) -> Reading:
-        """One round; it takes no longer than the time limit, and a little to read what came."""
-        answers = await asyncio.gather(*(self._ask(machine, url) for machine, url in self._targets.items()))
+        """One round. It takes no longer than the time limit, and a little to read what came; the first time that n
+        machines are late at once, up to n / AT_ONCE times the limit.
+        """
+        answers = await asyncio.gather(*(self._ask(one, url, client) for one, (url, client) in self._clients.items()))
         pages: list[Page] = []
         silences: list[Silence] = []
         oddities: list[Oddity] = []
@@ -67,16 +79,16 @@ class DirectSource:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await asyncio.gather(*(client.aclose() for _, client in self._clients.values()))
 
-    async def _ask(self, machine: Machine, url: str) -> tuple[Machine, float, str] | Silence:
+    async def _ask(self, machine: Machine, url: str, client: httpx.AsyncClient) -> tuple[Machine, float, str] | Silence:
         try:
             async with asyncio.timeout(self._limit_s):
                 try:
-                    return await self._get(machine, url)
+                    return await _get(machine, url, client)
                 except httpx.RemoteProtocolError:
                     # A kept connection that the other side was just closing. Nothing is wrong with the machine.
-                    return await self._get(machine, url)
+                    return await _get(machine, url, client)
         except (TimeoutError, httpx.TimeoutException):
             return Silence(machine, Kind.LATE, f"no answer within {self._limit_s:g} s")
         except httpx.HTTPError as error:
@@ -84,20 +96,21 @@ class DirectSource:
                 return Silence(machine, Kind.REFUSED, "nobody listens there; it counts as down")
             return Silence(machine, Kind.FAILED, _short(error))
 
-    async def _get(self, machine: Machine, url: str) -> tuple[Machine, float, str] | Silence:
-        started = monotonic()
-        # As Envoy filters its hundreds of series; other servers do not mind.
-        asked = f"{url}?filter={quote(edges.FILTER)}" if machine.tier == "edge" else url
-        async with self._client.stream("GET", asked) as answer:
-            if answer.status_code != httpx.codes.OK:
-                return Silence(machine, Kind.FAILED, f"answers with status {answer.status_code}")
-            body = bytearray()
-            at = (started + monotonic()) / 2  # the page was made between question and answer
-            async for part in answer.aiter_bytes():
-                body += part
-                if len(body) > LONGEST:
-                    return Silence(machine, Kind.UNREADABLE, f"a page of more than {LONGEST // 2**20} MiB")
-        return machine, at, body.decode("utf-8", errors="replace")
+
+async def _get(machine: Machine, url: str, client: httpx.AsyncClient) -> tuple[Machine, float, str] | Silence:
+    # As Envoy filters its hundreds of series; other servers do not mind.
+    asked = f"{url}?filter={quote(edges.FILTER)}" if machine.tier == "edge" else url
+    started = monotonic()
+    async with client.stream("GET", asked) as answer:
+        if answer.status_code != httpx.codes.OK:
+            return Silence(machine, Kind.FAILED, f"answers with status {answer.status_code}")
+        body = bytearray()
+        at = (started + monotonic()) / 2  # the page was made between question and answer
+        async for part in answer.aiter_bytes():
+            body += part
+            if len(body) > LONGEST:
+                return Silence(machine, Kind.UNREADABLE, f"a page of more than {LONGEST // 2**20} MiB")
+    return machine, at, body.decode("utf-8", errors="replace")
 
 
 def _refused(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import exp
 from typing import TypeVar
 
 from ..fleet import Fleet
@@ -15,6 +16,11 @@ from .reading import Page, Reading, Silence
 from .servers import GpuServer
 from .targets import Machine
 
+USUAL_S = 60.0
+"""Time constant of how many answers an edge usually gets from a region."""
+SURE_AFTER = 7.0
+"""Answers that should have come and did not, before a region that is not heard of counts as down. Were it up, none
+of seven would come by chance once in a thousand times."""
 FORGOTTEN_AFTER = 40.0
 """A machine that a Prometheus no longer shows is forgotten after so many times `stale_after_s`: 10 minutes."""
 MOST_DEMAND = 100.0
@@ -37,7 +43,8 @@ class Regions:
         )
         self._servers: dict[str, dict[Machine, GpuServer]] = {name: {} for name in fleet.names}
         self._edges: dict[str, dict[Machine, Edge]] = {name: {} for name in fleet.names}
-        self._alive_at: dict[str, float] = {}
+        self._usual_rps: dict[tuple[Machine, str], float] = {}
+        self._unanswered: dict[str, float] = dict.fromkeys(fleet.names, 0.0)
         self._started_at: float | None = None
         self._last_at: float | None = None
         self._all_known = machines is not None
@@ -62,7 +69,7 @@ class Regions:
             self._miss(silence, now, oddities)
         if not self._all_known:
             self._forget(now)
-        answered = self._answered(traffic, now)
+        answered = self._answered(traffic)
         regions = {name: self._region(name, traffic, now, oddities) for name in self._fleet.names}
         return Observation(regions, answered, tuple(oddities))
 
@@ -98,17 +105,24 @@ class Regions:
             else:
                 machine.refused(now)
 
-    def _answered(self, traffic: dict[Machine, Traffic], now: float) -> dict[str, dict[str, float]]:
-        """Jobs per second from each region to each, and when each was last seen to answer one."""
+    def _answered(self, traffic: dict[Machine, Traffic]) -> dict[str, dict[str, float]]:
+        """Jobs per second from each region to each."""
         rps: dict[str, dict[str, float]] = {}
         for machine, seen in traffic.items():
             row = rps.setdefault(machine.region, {})
             for to, jobs in seen.answered.items():
-                if to not in self._fleet.regions:
-                    continue
-                row[to] = row.get(to, 0.0) + jobs / seen.seconds
-                if jobs > 0:
-                    self._alive_at[to] = now
+                if to in self._fleet.regions:
+                    row[to] = row.get(to, 0.0) + jobs / seen.seconds
+        for to in self._fleet.names:
+            if any(row.get(to, 0.0) > 0 for row in rps.values()):
+                self._unanswered[to] = 0.0
+                for machine, seen in traffic.items():
+                    usual, now_rps = self._usual_rps.get((machine, to)), seen.answered.get(to, 0.0) / seen.seconds
+                    gain = 1.0 if usual is None else 1.0 - exp(-seen.seconds / USUAL_S)
+                    self._usual_rps[machine, to] = (usual or 0.0) + gain * (now_rps - (usual or 0.0))
+            else:
+                for machine, seen in traffic.items():
+                    self._unanswered[to] += self._usual_rps.get((machine, to), 0.0) * seen.seconds
         return rps
 
     def _region(self, name: str, traffic: dict[Machine, Traffic], now: float, oddities: list[Oddity]) -> RegionSeen:
@@ -119,7 +133,7 @@ class Regions:
             text = f"{servers.known} are heard of, and the fleet has {servers.expected}; no more are counted"
             oddities.append(Oddity(Kind.TOO_MANY, f"{name} gpu", text))
         ready: int | None = servers.ready
-        if self._in_doubt(name, servers, now, oddities):
+        if self._in_doubt(name, servers, oddities):
             ready = None
         return RegionSeen(
             demand_rps=demand,
@@ -142,25 +156,21 @@ class Regions:
     def _stale_s(self) -> float:
         return self._fleet.stale_after_s
 
-    def _in_doubt(self, name: str, servers: _Servers, now: float, oddities: list[Oddity]) -> bool:
+    def _in_doubt(self, name: str, servers: _Servers, oddities: list[Oddity]) -> bool:
         """Whether it is the metrics that are missing, more likely than the servers."""
         if not servers.missing or 2 * servers.missing < servers.expected:
             return False
         where = f"{name} gpu"
         seen = f"{servers.missing} of {servers.expected} are not heard of"
-        # A region that answers jobs is alive, whatever its pages do. Without an edge that is heard nobody can say.
-        alive = now - self._since(self._alive_at.get(name)) <= self._stale_s
-        if alive or not self._any_edge_heard(now):
+        # A region that answers jobs is alive, whatever its pages do. Only edges that used to get answers from it, and
+        # that are heard, can say that it does not: an edge that sends it one job a minute would not know.
+        if self._unanswered[name] < SURE_AFTER:
             text = f"{seen}, though the region may be up; what was known of its capacity is held"
             oddities.append(Oddity(Kind.HALF_MISSING, where, text))
             return True
         text = f"{seen}, and the region answers no jobs; they count as down"
         oddities.append(Oddity(Kind.HALF_MISSING, where, text))
         return False
-
-    def _any_edge_heard(self, now: float) -> bool:
-        edges = (edge for found in self._edges.values() for edge in found.values())
-        return any(edge.heard_at is not None and now - edge.heard_at <= self._stale_s for edge in edges)
 
     def _demand(
         self, name: str, traffic: dict[Machine, Traffic], now: float, oddities: list[Oddity]

@@ -46,9 +46,12 @@ def targets(fleet: Fleet) -> dict[Machine, str]:
             if fleet.regions[region].gpus and not fleet.metrics.pages.get(region, Pages()).gpu_servers:
                 raise InputError("is missing", key=f"metrics.pages.{region}.gpu_servers")
     for region, pages in fleet.metrics.pages.items():
-        for tier, urls in (("gpu", pages.gpu_servers), ("edge", pages.edges)):
+        of_tiers: tuple[tuple[Tier, tuple[str, ...]], ...] = (("gpu", pages.gpu_servers), ("edge", pages.edges))
+        for tier, urls in of_tiers:
             for url in urls:
-                machine, page = _target(region, "gpu" if tier == "gpu" else "edge", url)
+                machine, page = _target(region, tier, url)
+                if machine in found:  # several behind one address, told apart by path
+                    machine = Machine(region, tier, machine.address + urlsplit(url).path)
                 found[machine] = page
     if not found:
         raise InputError("no machine to ask: give metrics.pages, metrics.prometheus or --prometheus", key="metrics")

@@ -69,6 +69,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        if self.server.ended.is_set():  # connections that were kept end as well
+            self.close_connection = True
+            return
         self.server.asked.append(self.path)
         answer = self.server.answer(self.path) if callable(self.server.answer) else self.server.answer
         if answer == "hang":
@@ -114,11 +117,14 @@ def free_port():
         return found.getsockname()[1]
 
 
+another_free_port = free_port
+
+
 @pytest.fixture
 def eventually():
-    """Waits until something is true, and gives it."""
+    """Waits until something is true, and gives it; long, for machines that have other work."""
 
-    def wait(check, seconds=10.0):
+    def wait(check, seconds=60.0):
         end = time.monotonic() + seconds
         while not (found := check()):
             assert time.monotonic() < end, "it did not become true"

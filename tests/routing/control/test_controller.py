@@ -2,6 +2,7 @@ import math
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -251,17 +252,34 @@ def test_a_burst_raises_the_delay_of_its_region_and_lowers_it_again(fluid):
     assert sum(one != two for one, two in pairwise(raised)) == 2
 
 
-def test_poisson_arrivals_leave_a_table_that_need_not_change_alone(fluid):
-    rng = random.Random(1)
+def poisson(seed):
+    rng = np.random.default_rng(seed)
+    return lambda mean: float(rng.poisson(mean))
 
-    def poisson(mean):
-        return sum(1 for _ in range(int(mean * 50)) if rng.random() < 0.02)
 
-    fleet = fluid((12, 12, 12), (0.6, 0.4, 0.4))
-    fleet.noise = poisson
+@pytest.mark.parametrize("gpus", [(12, 12, 12), (40, 40, 40), (120, 80, 100)])
+def test_poisson_arrivals_leave_a_table_that_need_not_change_alone(fluid, gpus):
+    fleet = fluid(gpus, (0.6, 0.4, 0.4))
+    fleet.noise = poisson(1)
     fleet.run(900)
     sound(fleet)
     assert fleet.changed() == 0
+    assert all(set(decision.delays.values()) == {0.0} for decision in fleet.decisions)
+
+
+# A little above what docs/traffic.md has from three seeds.
+@pytest.mark.parametrize(
+    ("gpus", "wander", "tables"),
+    [((4, 4, 4), 0.025, 115), ((12, 12, 12), 0.016, 60), ((40, 40, 40), 0.010, 20), ((120, 80, 100), 0.006, 10)],
+)
+def test_poisson_arrivals_are_followed_within_what_they_make_of_the_estimate(fluid, gpus, wander, tables):
+    fleet = fluid(gpus, (1.2, 0.4, 0.4))
+    fleet.noise = poisson(2)
+    fleet.run(800)
+    sound(fleet)
+    home = fleet.home("a")[100:]
+    assert np.std(home) <= wander
+    assert sum(bool(decision.changes) for decision in fleet.decisions[100:]) <= tables
     assert all(set(decision.delays.values()) == {0.0} for decision in fleet.decisions)
 
 

@@ -165,3 +165,9 @@ def test_a_password_in_an_address_is_in_no_name(make_fleet):
     found = targets(make_fleet(1, 0, metrics={"pages": {"a": pages}}))
     assert [str(one) for one in found] == ["a gpu gpu.example:443", "a edge [fd00::1]:9901"]
     assert list(found.values()) == ["https://me:secret@gpu.example/metrics", "http://[fd00::1]:9901/stats/prometheus"]
+
+
+def test_machines_behind_one_address_are_told_apart_by_their_path(make_fleet):
+    pages = {"gpu_servers": ["http://proxy:80/one/metrics", "http://proxy:80/two/metrics"]}
+    found = targets(make_fleet(2, 0, metrics={"pages": {"a": pages}}))
+    assert [one.address for one in found] == ["proxy:80", "proxy:80/two/metrics"]

@@ -131,6 +131,26 @@ def test_half_of_the_pages_missing_is_half_of_the_region_down_when_it_answers_no
     assert Kind.HALF_MISSING in kinds(seen)
 
 
+def test_an_edge_that_hardly_sends_there_cannot_say_that_a_region_is_down(watch):
+    machines, observe = watch(4, 4)
+    observe()
+    for _ in range(5):
+        machines.work(2.0, {"a": 4.0, "b": 1.0})
+        machines.edges[machines.edge("b")]["served"]["a"] += 0.02
+        observe()
+    for machine in (*machines.gpus, machines.edge("a")):
+        if machine.region == "a":
+            silence(machines, machine)
+    for _ in range(10):
+        machines.work(2.0, {"b": 1.0})
+        seen = observe()
+    assert seen.regions["a"].capacity_rps is None
+    for _ in range(500):
+        machines.work(2.0, {"b": 1.0})
+        seen = observe()
+    assert seen.regions["a"].capacity_rps == 0.0
+
+
 def test_without_any_edge_nobody_can_say_whether_a_region_is_down(watch):
     machines, observe = watch(4, 4)
     warm(machines, observe)
