@@ -77,19 +77,25 @@ class Failures:
         here["lost"] += here["busy"]
         here["busy"], here["gpus"], here["state"] = 0, 0, how
         for host in self._hosts(region):
+            self._lose_waiting(region, host)
             at = state.hosts[host]
-            while at["waiting"] > 0:
-                job = int(at["first"])
-                at["first"], at["waiting"] = state.jobs[job]["next"], at["waiting"] - 1
-                here["lost"] += 1
-                state.jobs[job]["next"] = state.scalars["free_job"][0]
-                state.scalars["free_job"][0] = job
-                state.scalars["jobs"][0] -= 1
-                source, to = int(state.jobs[job]["source"]), region
-                state.served_flow[source, to] += 1  # accepted, and lost
-                state.attempts_taken[source, state.jobs[job]["attempt"]] += 1
             at["epoch"] += 1
             at["gpus"], at["free"], at["doomed"] = 0, 0, 0
+
+    def _lose_waiting(self, region: int, host: int) -> None:
+        """Jobs that wait at an ingress without a GPU: accepted, and lost."""
+        state = self._run.state
+        at, scalars = state.hosts[host], state.scalars
+        while at["waiting"] > 0:
+            job = int(at["first"])
+            one = state.jobs[job]
+            at["first"], at["waiting"] = one["next"], at["waiting"] - 1
+            state.regions[region]["lost"] += 1
+            state.served_flow[int(one["source"]), region] += 1
+            state.attempts_taken[int(one["source"]), int(one["attempt"])] += 1
+            one["next"] = scalars["free_job"][0]
+            scalars["free_job"][0] = job
+            scalars["jobs"][0] -= 1
 
     def _revive_all(self, region: int) -> None:
         run = self._run
@@ -120,6 +126,8 @@ class Failures:
                 at["free"] -= 1
             at["gpus"] -= 1
             here["gpus"] -= 1
+            if at["gpus"] == 0:
+                self._lose_waiting(region, host)
             dead.append(host)
         return dead
 
