@@ -4,7 +4,9 @@
 - `metrics`: what a fleet's machines say of themselves, by region.
 - `planner`: a pure function (fleet, load) to a routing table.
 - `control`: the loop from metrics to a published table.
+- `simulate`: a fleet in a computer, event by event, with the control loop in the loop.
+- `capacity`: GPUs by region, from traffic of the past; `tune`: policies that meet a goal; `queueing`: their formulas.
 - `table`: the routing table, its file, and the moves that explain it.
 - `commands`: one module a command of `python -m routing`; `cli` finds them.
-- `errors`, `files`, `schema`: what is wrong and where, in files that people write.
+- `errors`, `files`, `schema`: what is wrong and where, in files that people write; `charts`: what plots share.
 """

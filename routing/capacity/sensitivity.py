@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RoutingError
-from ..fleet import Fleet, Region
+from ..fleet import Fleet
 from ..load import Load
 from ..planner import plan
 from ..simulate import service
@@ -133,7 +133,7 @@ def _experiment(
     fleet: Fleet, gpus: NDArray[np.int64], demand: dict[str, float], attempts: int, times: service.ServiceTimes
 ) -> Experiment:
     regions = {
-        name: Region(gpus=int(count), latitude=one.latitude, longitude=one.longitude)
+        name: one.model_copy(update={"gpus": int(count)})
         for (name, one), count in zip(fleet.regions.items(), gpus, strict=True)
     }
     retry = fleet.retry.model_copy(update={"attempts": attempts})

@@ -7,18 +7,12 @@ from routing.cli import main
 from routing.errors import InputError
 from routing.fleet import load_fleet
 
-ROOT_FILES = ("generated-traffic.csv", "capacity.yaml")
-
 
 @pytest.fixture
 def capacity(history, rows, bench, fleet, tmp_path, capsys):
     """Runs the command on a small history; (status, document or None, what was said)."""
     path = tmp_path / "fleet.yaml"
-    content = fleet.model_dump(mode="json")
-    content.pop("metrics", None)
-    for region in content["regions"].values():
-        region.pop("latitude"), region.pop("longitude")
-    path.write_text(json.dumps(content))
+    path.write_text(fleet.model_dump_json(exclude_unset=True))
 
     def run(*more, given=None, planning=None):
         arguments = ["capacity", "--json", "--traffic", str(history(given or rows())), "--fleet", str(path)]

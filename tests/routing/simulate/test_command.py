@@ -1,5 +1,7 @@
 import json
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +82,14 @@ def test_a_plot_that_cannot_be_written_exits_with_1(examples, tmp_path, capsys):
     given = ["simulate", "--scenario", str(examples / "scenarios" / "herd.yaml")]
     assert main([*given, "--plot", str(tmp_path / "none" / "run.png")]) == 1
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_without_numba_the_command_says_what_to_install(examples):
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "from routing.cli import main\n"
+        f"sys.exit(main(['simulate', '--scenario', {str(examples / 'scenarios' / 'herd.yaml')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: simulations need numba: pip install 'stillmotion[routing]'\n"
