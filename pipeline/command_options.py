@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import fields, replace
 from enum import StrEnum
 from types import NoneType
@@ -11,6 +12,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from .console import tell
+
+# 3e-4 is a number to everybody but YAML 1.1, which wants a point and a sign.
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +53,12 @@ def add_parameters(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def parameters(options: argparse.Namespace) -> dict[str, Any]:
-    """`-p` pairs; values are read as YAML, as papermill reads its own `-p`."""
+    """`-p` pairs; values are read as YAML, and as papermill reads its own `-p`."""
     found = {}
     for name, text in options.parameters:
+        if _EXPONENT.fullmatch(text):
+            found[name] = float(text)
+            continue
         try:
             found[name] = yaml.safe_load(text)
         except yaml.YAMLError:
