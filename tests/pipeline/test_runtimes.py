@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import ImageAnimationPipeline
 from pipeline.optimise.base import Change, NotApplicable
+from pipeline.optimise.choice import fastest_runtime
 from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once
 from pipeline.optimise.runtimes import (
     REPEATED,
@@ -281,3 +282,19 @@ def test_inductor_gives_the_same(ready):
     with undone(compile_blocks(ready)), undone(compile_decoder(ready)):
         assert difference(animate(ready, output_type="pt"), plain) < 1e-4
     assert torch.equal(animate(ready, output_type="pt"), plain)
+
+
+def test_the_fastest_runtime_is_found_by_measurement_and_leaves_the_pipeline_as_it_was(teacher_folder, monkeypatch):
+    small_pipe = ImageAnimationPipeline.from_pretrained(teacher_folder)
+    denoiser = small_pipe.denoiser
+    runtime, seconds = fastest_runtime(small_pipe, requests=1)
+    assert small_pipe.denoiser is denoiser
+    assert min(seconds.values()) > 0
+    assert runtime == ("torchscript" if seconds["torchscript"] < 0.95 * seconds["eager"] else "eager")
+
+    def refuse(*_: Any) -> None:
+        raise NotApplicable("torchscript: unet: cannot be traced: for a reason")
+
+    monkeypatch.setattr("pipeline.optimise.choice.trace", refuse)
+    assert fastest_runtime(small_pipe, requests=1)[0] == "eager"
+    assert small_pipe.denoiser is denoiser
