@@ -6,12 +6,14 @@ import argparse
 import re
 from dataclasses import fields, replace
 from enum import StrEnum
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from .console import tell
+from .errors import StillmotionError
 
 # 3e-4 is a number to everybody but YAML 1.1, which wants a point and a sign.
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -35,6 +37,17 @@ def open_model(tag_or_folder: str | None) -> Any:
     if animator.fallback is not None:
         tell(animator.fallback)
     return animator
+
+
+def existing(path: Path) -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        StillmotionError: it is not.
+    """
+    if not path.is_file():
+        raise StillmotionError(f"{path}: no such file")
+    return path
 
 
 def positive(text: str) -> int:
