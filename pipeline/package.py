@@ -19,6 +19,7 @@ from .errors import ModelError
 from .sources import EMBEDDED_TEACHER, name_of
 
 if TYPE_CHECKING:
+    from .optimise.choice import Way
     from .optimise.runtimes import Runtime
 
 # Figures of `pipeline evaluate` that describe the model and not the run.
@@ -48,7 +49,7 @@ class Packaged:
         info: its `animator.json`.
         max_difference: between frames of source and stored model from the same seed, in steps of 255.
         animator: the model as a server loads it.
-        request_s: median seconds of a request with each runtime that was tried, where one was to be chosen.
+        ways: to run it that were timed, the best first, where one was to be chosen.
     """
 
     tag: str
@@ -56,7 +57,7 @@ class Packaged:
     info: ModelInfo
     max_difference: int
     animator: Animator
-    request_s: dict[Runtime, float]
+    ways: list[Way]
 
 
 def package(
@@ -72,7 +73,7 @@ def package(
         runtime: what a server runs the U-Net on. "torchscript" and "compile" make their program when
             the server starts; "aot" makes it now, for this kind of machine and the default shape of a
             clip, so that a server runs compiled code without compiling. "auto" is the faster of eager and
-            torchscript here.
+            torchscript, on all threads or on one, here.
         precision: of U-Net and encoders, as PyTorch names it. The source is cast to it.
 
     Raises:
@@ -82,7 +83,7 @@ def package(
     """
     import bentoml
 
-    from .optimise.choice import fastest_runtime
+    from .optimise.choice import ways_to_run
     from .optimise.precision import dtype_of, set_precision
     from .store import save_to_store
 
@@ -91,10 +92,11 @@ def package(
         key: value for key in _KEPT if isinstance(value := metrics.get(key), (int, float, str))
     }
     set_precision(source.pipe, dtype_of(precision))
-    timed: dict[Runtime, float] = {}
+    threads, ways = None, []
     if runtime == "auto":
-        runtime, timed = fastest_runtime(source.pipe)
-    info = replace(source.info, metrics=kept, runtime=runtime, precision=precision)
+        ways = ways_to_run(source.pipe)
+        runtime, threads = ways[0].runtime, ways[0].threads
+    info = replace(source.info, metrics=kept, runtime=runtime, precision=precision, threads=threads)
     with ExitStack() as stack:
         programs = None
         if runtime == "aot":
@@ -114,7 +116,7 @@ def package(
     except BaseException:
         bentoml.models.delete(tag)
         raise
-    return Packaged(tag, path, stored.info, difference, stored, timed)
+    return Packaged(tag, path, stored.info, difference, stored, ways)
 
 
 def _compile(source: Animator, folder: Path) -> None:
