@@ -4,7 +4,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pipeline.baseline import branch_clips
 from pipeline.clips import ClipGenerator
 from pipeline.distill.student import build_student, teacher_grid
 from pipeline.engine import Animator
@@ -256,6 +258,7 @@ def test_a_student_of_a_pipeline_is_compared_in_one_run(teacher_folder):
     assert [r["passes"] for r in comparison.to_dict().values()] == [6, 3, 1, 1]
     assert comparison.teacher.ssim_to_teacher is None
     assert all(r["diversity"] > 0 and r["seconds_per_clip"] > 0 for r in comparison.to_dict().values())
+    assert list(branch_clips(student, Image.new("RGB", (32, 32)), "a ball", seed=1)) == ["guided"]
     alone = evaluate(student, clips=2, teacher=teacher)
     assert alone.psnr_to_teacher_db == comparison.student.psnr_to_teacher_db
 
