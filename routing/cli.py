@@ -1,0 +1,56 @@
+"""The command line: `python -m routing <command>`.
+
+Exit status: 0 done, 1 failed, 2 wrong use or a file that cannot be used, 130 interrupted. What a command
+imports for its work is imported when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from .commands import COMMANDS
+from .console import tell
+from .errors import RoutingError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        # Libraries print to stdout as they like; there it would spoil the document.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = options.command.run(options)
+    except RoutingError as error:
+        tell(f"error: {error}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        tell("interrupted")
+        return 130
+    lines = [json.dumps(result, indent=2, allow_nan=False)] if options.json else options.command.lines(result)
+    try:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read, as `head` does, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        tell(f"error: the result cannot be written ({error.strerror})")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(prog="python -m routing", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        added = commands.add_parser(command.NAME, help=command.HELP, description=command.HELP)
+        added.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        command.add_arguments(added)
+        added.set_defaults(command=command, usage_error=added.error)
+    return parser

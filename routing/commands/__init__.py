@@ -1,0 +1,27 @@
+"""The commands of `python -m routing`, one module each: import it here and add it to `COMMANDS`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Protocol
+
+from . import plan
+
+
+class Command(Protocol):
+    """What a command's module has."""
+
+    NAME: str
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what the command takes; `--json` is there already."""
+
+    def run(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Do the work and return what `--json` prints. `options.usage_error(text)` ends with status 2."""
+
+    def lines(self, result: dict[str, Any]) -> list[str]:
+        """The result for people."""
+
+
+COMMANDS: tuple[Command, ...] = (plan,)

@@ -1,0 +1,190 @@
+"""The example fleet, and what holds for each plan, seen from its table alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from routing.fleet import Fleet, Region, Threshold, load_fleet
+from routing.load import Load
+from routing.planner import plan
+from routing.planner.problem import FLOOR_MOST, TRICKLE_RPS
+from routing.table import RoutingTable
+
+NOW = datetime(2025, 1, 31, 12, tzinfo=UTC)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    """Folder of the example files."""
+    return ROOT / "docs" / "examples"
+
+
+@pytest.fixture(scope="session")
+def example_fleet(examples):
+    return load_fleet(examples / "fleet.yaml")
+
+
+@pytest.fixture
+def fleet_file(examples, tmp_path):
+    """Writes the example fleet after a change of its content, or a text, and gives the path."""
+
+    def write(change=None, text=None) -> Path:
+        content = yaml.safe_load((examples / "fleet.yaml").read_text())
+        if change is not None:
+            change(content)
+        path = tmp_path / "fleet.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False) if text is None else text)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def now() -> datetime:
+    return NOW
+
+
+@pytest.fixture(scope="session")
+def see():
+    """What a table does with a load."""
+    return Seen
+
+
+@pytest.fixture(scope="session")
+def fleet_of():
+    """Makes fleets of a matrix of round trips."""
+    return _fleet_of
+
+
+def _fleet_of(latency_ms, thresholds=((0.75, 1),), rings_ms=(400.0,), gpus=None, **settings):
+    """A fleet whose regions are a, b, c... from a list of rows of round trips; the diagonal is not read."""
+    names = [f"{chr(97 + i % 26)}{i // 26 or ''}" for i in range(len(latency_ms))]
+    return Fleet(
+        regions={name: Region(gpus=(gpus or {}).get(name, 100)) for name in names},
+        latency_ms={
+            one: {other: float(latency_ms[i][j]) for j, other in enumerate(names) if i != j}
+            for i, one in enumerate(names)
+        },
+        service_time_s=1.0,
+        rings_ms=rings_ms,
+        thresholds=tuple(Threshold(load=load, ring=ring) for load, ring in thresholds),
+        **{"target_load": min(load for load, _ in thresholds)} | settings,
+    )
+
+
+class Seen:
+    """What a table does with a load: requests per second from region to region, and what follows from them."""
+
+    def __init__(self, fleet: Fleet, load: Load, table: RoutingTable) -> None:
+        self.fleet, self.table = fleet, table
+        self.names = fleet.names
+        self.demand = {name: max(load.demand_rps[name], TRICKLE_RPS) for name in self.names}
+        self.capacity = {n: rps if rps >= TRICKLE_RPS else 0.0 for n, rps in load.capacity_rps.items()}
+        self.rps = {s: {d: table.share(s, d) * self.demand[s] for d in self.names} for s in self.names}
+        self.served = {d: sum(self.rps[s][d] for s in self.names) for d in self.names}
+        self.of_others = {d: self.served[d] - self.rps[d][d] for d in self.names}
+        self.tolerance = 1e-8 * max(1.0, *self.demand.values(), *self.capacity.values())
+        coolest = fleet.thresholds[0].load
+        least = 1e-12 * max(1e3, *self.demand.values(), *self.capacity.values())
+        self.hot = {n for n in self.names if self.demand[n] > coolest * self.capacity[n] + least}
+        self.room = {
+            n: 0.0 if n in self.hot else fleet.target_load * self.capacity[n] - self.served[n] for n in self.names
+        }
+
+    def away(self, source):
+        """(destination, ring, requests per second) of what leaves home."""
+        for to in self.names:
+            if to != source and self.rps[source][to] > self.tolerance:
+                yield to, self.fleet.ring(source, to), self.rps[source][to]
+
+    def cost(self):
+        return sum(rps * self.fleet.latency(source, to) for source in self.names for to, _, rps in self.away(source))
+
+
+def check_any_plan(seen: Seen, load: Load) -> None:
+    """What holds with the floor and without."""
+    for source in seen.names:
+        assert abs(sum(seen.table.shares[source].values()) - 1) <= 1e-9
+    assert abs(sum(seen.served.values()) - sum(seen.demand.values())) <= seen.tolerance
+    for name in seen.names:
+        if seen.of_others[name] > seen.tolerance:  # none is pushed over its target by others
+            limit = max(seen.fleet.target_load * seen.capacity[name], seen.demand[name])
+            assert seen.served[name] <= limit + seen.tolerance
+        over = seen.served[name] - seen.capacity[name]
+        expected = min(max(0.0, over), load.demand_rps[name])
+        assert abs(seen.table.left_over_rps[name] - expected) <= seen.tolerance
+        for _, ring, _ in seen.away(name):
+            assert ring is not None
+            assert ring <= seen.fleet.farthest_ring
+
+
+def check_plan_without_floor(seen: Seen) -> None:
+    fleet = seen.fleet
+    for source in seen.names:
+        if source not in seen.hot:  # a cool region keeps its users' traffic, whatever it takes of others
+            assert abs(seen.table.share(source, source) - 1) <= 1e-9
+        else:
+            assert seen.of_others[source] <= seen.tolerance
+        for _, ring, _ in seen.away(source):  # a nearer region with room is used before a farther one
+            assert all(seen.room[n] <= seen.tolerance for nearer in fleet.rings(source)[1:ring] for n in nearer)
+        beyond = 0  # the hotter, the farther: only what is above a threshold goes to the rings that it unlocks
+        for threshold in fleet.thresholds:
+            above = max(0.0, seen.demand[source] - threshold.load * seen.capacity[source])
+            assert sum(rps for _, ring, rps in seen.away(source) if ring > beyond) <= above + seen.tolerance
+            beyond = threshold.ring
+        for threshold in fleet.thresholds:  # it goes on until none is hot or nothing can move
+            if seen.served[source] > threshold.load * seen.capacity[source] + seen.tolerance and source in seen.hot:
+                within = [n for ring in fleet.rings(source)[1 : threshold.ring + 1] for n in ring]
+                assert all(seen.room[n] <= seen.tolerance for n in within)
+
+
+def check_plan_with_floor(seen: Seen) -> None:
+    fleet, wanted = seen.fleet, {}
+    for source in seen.names:
+        others = [n for ring in fleet.rings(source)[1 : fleet.farthest_ring + 1] for n in ring if seen.capacity[n] > 0]
+        wanted[source] = dict.fromkeys(others, min(fleet.floor_share, FLOOR_MOST / max(1, len(others))))
+    for source, row in wanted.items():
+        for to, floor in row.items():
+            share = seen.table.share(source, to)
+            if source not in seen.hot:  # sends nothing but the floor
+                assert share <= floor + 1e-9
+            asked = sum(wanted[other].get(to, 0.0) * seen.demand[other] for other in seen.names)
+            if fleet.target_load * seen.capacity[to] - seen.demand[to] >= asked:  # there is room for all of it
+                assert share >= floor - 1e-9
+            # An exchange of equals needs no room.
+            assert share >= min(floor, wanted[to].get(source, 0.0) * seen.demand[to] / seen.demand[source]) - 1e-9
+
+
+def check_moves(seen: Seen) -> None:
+    """Moves, from all traffic at home on, lead to the shares."""
+    rps = {s: {d: seen.demand[s] if s == d else 0.0 for d in seen.names} for s in seen.names}
+    for move in seen.table.moves:
+        assert move.from_region != move.to
+        assert move.ring == seen.fleet.ring(move.source, move.to)
+        rps[move.source][move.from_region] -= move.rps
+        rps[move.source][move.to] += move.rps
+    for source in seen.names:
+        for to in seen.names:
+            assert abs(rps[source][to] - seen.rps[source][to]) <= seen.tolerance
+
+
+@pytest.fixture(scope="session")
+def planned():
+    """Plans, and makes all checks that a plan must pass."""
+    return _planned
+
+
+def _planned(fleet: Fleet, load: Load, **options) -> Seen:
+    seen = Seen(fleet, load, plan(fleet, load, generated_at=NOW, **options))
+    check_any_plan(seen, load)
+    if options.get("floor", True):
+        check_plan_with_floor(seen)
+    else:
+        check_plan_without_floor(seen)
+        check_moves(seen)
+    return seen
