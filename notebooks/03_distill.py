@@ -33,7 +33,7 @@ trajectory = "backward"  # the student's own path, or "forward": training clips 
 shifted_reconstruction = False  # Imagine Flash's loss instead of the landing
 noise_correction = False  # Imagine Flash's first step
 guidance_range = ""  # "1,4": a request chooses its guidance scale within these; empty: the teacher's is built in
-fewer_steps = ""  # further students, such as "4,2,1", trained and judged the same way
+fewer_steps = ""  # further students, such as "4,2:75,1:50", judged the same way; after a colon, other `updates`
 ablations = ""  # further students of `student_steps`, such as "forward,shifted,noise", to compare
 data = ""  # folder of videos or pictures with captions; empty: generated clips
 mixed_precision = "no"  # bf16 or fp16 on a GPU
@@ -166,7 +166,8 @@ contact
 # ## Fewer steps still, and what each part does
 #
 # Students of fewer steps, and students trained without one of the parts or with another loss, if asked
-# for. The noise correction changes nothing where the schedule ends in pure noise, as the shipped
+# for. An update of a student of one step takes eight times as many passes of the teacher as one of eight
+# steps. The noise correction changes nothing where the schedule ends in pure noise, as the shipped
 # teacher's does.
 
 # %%
@@ -177,7 +178,9 @@ changes = {
     "shifted": {"shifted_reconstruction": True},
     "noise": {"noise_correction": True},
 }
-wanted = {f"{int(steps)} x 1": {"student_steps": int(steps)} for steps in fewer_steps.split(",") if steps}
+wanted = {}
+for steps, _, other in (text.partition(":") for text in fewer_steps.split(",") if text):
+    wanted[f"{int(steps)} x 1"] = {"student_steps": int(steps), "updates": int(other or updates)}
 wanted |= {f"{main}, {name.strip()}": changes[name.strip()] for name in ablations.split(",") if name}
 for name, change in wanted.items():
     students[name], curves[name] = train(name, replace(base, **change))
