@@ -1,0 +1,220 @@
+"""The edge of a source region: takes users' requests, picks a region by the table, retries with backoff."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from ..data_plane import DataPlane, Place
+from ..fleet import Fleet, RetryPolicy
+from ..retries import Waits
+from ..table import RoutingTable
+from . import delay, tls
+from .bootstrap import bootstrap
+from .clusters import ENDPOINTS, JOBS, PAGES, edge_cluster
+from .http import (
+    ATTEMPTS_HEADER,
+    JOB_PATHS,
+    MIB,
+    SOURCE_HEADER,
+    connection_manager,
+    health_filter,
+    listener,
+)
+from .keys import FILTER, key_filter
+from .messages import Message, extension, file_source, header, seconds, socket_address, typed
+
+ROUTES_KIND = "envoy.config.route.v3.RouteConfiguration"
+ROUTES = "edge"
+_WEIGHT = 1_000_000  # of a whole row of the table: shares of a millionth are kept
+
+
+def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> Message:
+    """All of an edge that does not change while it runs.
+
+    Args:
+        fleet: with its data plane.
+        region: where the edge's users are.
+        place: of the region.
+        root: folder of the edge's files, as Envoy sees it.
+    """
+    plane = fleet.data_plane
+    limits = plane.limits
+    users = tls.users_socket(root / "tls.yaml") if plane.tls else None
+    mutual = plane.mutual_tls
+    peers = tls.calling_socket(mutual, root / "peers.yaml", root / "authority.yaml") if mutual else None
+    manager = connection_manager(
+        "edge",
+        {"rds": {"route_config_name": ROUTES, "config_source": file_source(root / "routes.yaml")}},
+        _filters(plane, root),
+        limits,
+        faces_users=True,
+        request_timeout=seconds(limits.upload_s),
+        # A little above the routes' own limit, which gives a proper answer.
+        stream_idle_timeout=seconds(patience_s(fleet) + 5),
+    )
+    return bootstrap(
+        "edge",
+        region,
+        place.admin,
+        limits,
+        root / "runtime.yaml",
+        # The answer goes into this buffer, so that a slow reader keeps no GPU from being counted as free.
+        [listener("users", place.edge, manager, limits.response_mb * MIB, users)],
+        [edge_cluster(name, root / "endpoints.yaml", limits, peers) for name in (JOBS, PAGES)],
+    )
+
+
+def patience_s(fleet: Fleet) -> float:
+    """Time that an edge gives a job, from its last byte on: the whole backoff, and one computation."""
+    return Waits.of(fleet.retry).total_longest_s + fleet.data_plane.limits.job_s
+
+
+def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) -> Message:
+    """Routes of an edge, with its retry policy.
+
+    Args:
+        fleet: with its data plane.
+        region: where the edge's users are.
+        policy: for jobs; None: the fleet's.
+    """
+    patience = seconds(patience_s(fleet))
+    jobs = {
+        "match": {"safe_regex": {"regex": JOB_PATHS}, "headers": [_method("POST")]},
+        "stat_prefix": "jobs",
+        "route": {
+            "cluster": JOBS,
+            "timeout": patience,
+            "retry_policy": job_retries(policy or fleet.retry),
+        },
+        # Above 1 MiB, its default, a body is sent once and not again.
+        "request_body_buffer_limit": fleet.data_plane.limits.body_mb * MIB,
+    }
+    pages = {
+        "route": {
+            "cluster": PAGES,
+            "timeout": seconds(15),
+            # Safe to ask twice, whatever happened to the first.
+            "retry_policy": {"retry_on": "5xx,reset,connect-failure,refused-stream", "num_retries": 2},
+        },
+    }
+    alive: Message = {
+        "match": {"path": "/livez"},
+        "direct_response": {"status": 200, "body": {"inline_string": "alive\n"}},
+    }
+    if fleet.data_plane.api_keys is not None:
+        alive["typed_per_filter_config"] = {FILTER: typed("envoy.config.route.v3.FilterConfig", disabled=True)}
+    return {
+        "name": ROUTES,
+        "virtual_hosts": [
+            {
+                "name": "edge",
+                "domains": ["*"],
+                "routes": [alive, jobs, *({"match": match, **pages} for match in _PAGES)],
+                "request_headers_to_add": [header(SOURCE_HEADER, region)],
+                "response_headers_to_add": [header(ATTEMPTS_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")],
+                "response_headers_to_remove": ["x-envoy-overloaded", "x-envoy-upstream-service-time"],
+            }
+        ],
+    }
+
+
+def job_retries(policy: RetryPolicy) -> Message:
+    """A retry policy whose retries compute nothing twice.
+
+    A job is tried again when no server has begun it: the connection was not made, the stream was refused, or
+    the answer is 429 (busy) or 503 (nobody there). Never after its answer was lost (`5xx`, `reset`).
+
+    Envoy waits uniform(0, min(base * 2^(k-1), max)) before retry k. It would also take Retry-After of a refusal
+    into account, if told to: not here, since the retry goes to another server, and most likely elsewhere.
+    """
+    if policy.attempts == 1:
+        return {"num_retries": 0}
+    return {
+        "retry_on": "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+        "retriable_status_codes": [429, 503],
+        "num_retries": policy.attempts - 1,
+        "retry_back_off": {
+            "base_interval": seconds(policy.base_interval_s),
+            "max_interval": seconds(policy.max_interval_s),
+        },
+        "retry_host_predicate": [
+            extension(
+                "envoy.retry_host_predicates.previous_hosts",
+                "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+            )
+        ],
+        # How often a region that was tried is drawn again before it is taken after all. With 98 % at home, a
+        # retry leaves in 1 - .98^10 = 18 % of the cases.
+        "host_selection_retry_max_attempts": 10,
+    }
+
+
+def edge_endpoints(fleet: Fleet, region: str, places: Mapping[str, Place], table: RoutingTable) -> Message:
+    """The table's row, as localities: each is a region, its hosts are the ingresses.
+
+    Regions that the row leaves out, in rings that overflow may use, are of the next priority: Envoy turns to
+    them when every region of the row is dead, and never before.
+    """
+    row = table.shares[region]
+    localities = [
+        _locality(name, places[name], round(share * _WEIGHT), priority=0)
+        for name, share in row.items()
+        if share > 0 and places[name].ingresses
+    ]
+    spare = [
+        _locality(name, places[name], 1, priority=1 if localities else 0)
+        for ring in fleet.rings(region)[: fleet.farthest_ring + 1]
+        for name in ring
+        if not row.get(name) and places[name].ingresses
+    ]
+    return {
+        "cluster_name": ENDPOINTS,
+        "endpoints": localities + spare,
+        # In percent. At the default of 140 the spare regions would get a part as soon as less than 71 % of the
+        # others are healthy; now they get none while one of them is.
+        "policy": {"overprovisioning_factor": 100 * max(1, len(fleet.regions)) * 100},
+    }
+
+
+def _locality(name: str, place: Place, weight: int, priority: int) -> Message:
+    return {
+        "locality": {"region": name, "zone": name},
+        "load_balancing_weight": max(1, weight),
+        "priority": priority,
+        "lb_endpoints": [
+            {
+                "endpoint": {"address": socket_address(ingress.address)},
+                "load_balancing_weight": max(1, len(ingress.servers)),
+            }
+            for ingress in place.ingresses
+        ],
+    }
+
+
+def _filters(plane: DataPlane, root: PurePath) -> list[Message]:
+    """In order: health needs no key, keys come before work, a whole request comes before delay and routing."""
+    whole = extension(
+        "envoy.filters.http.buffer",
+        "envoy.extensions.filters.http.buffer.v3.Buffer",
+        # A request goes on when all of it is here: a slow upload keeps no GPU waiting. Larger ones: 413.
+        max_request_bytes=plane.limits.body_mb * MIB,
+    )
+    keys = [] if plane.api_keys is None else [key_filter(root / "keys.yaml")]
+    health = [health_filter(path, JOBS) for path in ("/readyz", "/healthz")]
+    return [*health, *keys, whole, *delay.filters(JOB_PATHS)]
+
+
+def _method(name: str) -> Message:
+    return {"name": ":method", "string_match": {"exact": name}}
+
+
+# What a GPU server has for people and programs. Not its /metrics, which are the operator's.
+_PAGES: tuple[dict[str, Any], ...] = (
+    {"path": "/"},
+    {"path": "/docs.json"},
+    {"path": "/schema.json"},
+    {"path_separated_prefix": "/ui"},
+    {"safe_regex": {"regex": JOB_PATHS}},  # by another method than POST: the server says what it takes
+)
