@@ -1,10 +1,15 @@
-"""What a retry policy costs at most: time that a job may wait, and attempts that it may make."""
+"""Retries: what may be tried again, and what that costs at most, in time and attempts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from .fleet import RetryPolicy
+
+RETRIABLE_CONDITIONS = ("connect-failure", "refused-stream", "reset-before-request")
+"""In Envoy's words: nobody has begun the request. Not `5xx` or `reset`, which may have half a job done twice."""
+RETRIABLE_STATUSES = (429, 503)
+"""Busy, or nobody there. An answer that was lost is 502 at our proxies, for Envoy's own 503 would be tried again."""
 
 
 @dataclass(frozen=True)

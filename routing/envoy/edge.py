@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data_plane import DataPlane, Place
 from ..fleet import Fleet, RetryPolicy
-from ..retries import Waits
+from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES, Waits
 from ..table import RoutingTable
 from . import delay, tls
 from .bootstrap import bootstrap
@@ -132,8 +132,8 @@ def job_retries(policy: RetryPolicy) -> Message:
     if policy.attempts == 1:
         return {"num_retries": 0}
     return {
-        "retry_on": "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
-        "retriable_status_codes": [429, 503],
+        "retry_on": ",".join([*RETRIABLE_CONDITIONS, "retriable-status-codes"]),
+        "retriable_status_codes": list(RETRIABLE_STATUSES),
         "num_retries": policy.attempts - 1,
         "retry_back_off": {
             "base_interval": seconds(policy.base_interval_s),

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-
 from ..data_plane import DataPlane, seen_from
 from ..errors import RoutingError
 from ..files import write_atomically
 from ..fleet import Fleet
 from ..table import RoutingTable
+from ..yaml_text import yaml_text
 from . import delay, tls
 from .bootstrap import RUNTIME_LAYER
 from .edge import ROUTES_KIND, edge_bootstrap, edge_endpoints, edge_routes
@@ -145,7 +144,7 @@ def write_message(path: Path, message: Message, *, secret: bool = False) -> bool
     Raises:
         RoutingError: it cannot be written; the old one is as it was.
     """
-    text = yaml.dump(message, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+    text = yaml_text(message)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if secret:
@@ -162,10 +161,3 @@ def _write_peers(folder: Path, plane: DataPlane, base: Path) -> None:
     if plane.mutual_tls is not None:
         write_resources(folder / PEERS, tls.SECRET, [tls.certificate_secret(tls.PEERS, plane.mutual_tls, base)])
         write_resources(folder / AUTHORITY, tls.SECRET, [tls.authority_secret(plane.mutual_tls, base)])
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes parts that occur twice out twice, where YAML would write a reference."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True

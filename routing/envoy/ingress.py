@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data_plane import Ingress
 from ..fleet import Fleet
+from ..retries import RETRIABLE_CONDITIONS
 from . import tls
 from .bootstrap import bootstrap
 from .clusters import ENDPOINTS, JOBS, PAGES, jobs_cluster, pages_cluster, requests_key
@@ -59,7 +60,7 @@ def ingress_routes(region: str, job_s: float) -> Message:
             # A server that died since it was last seen: nothing has reached it, and the next one is near. A busy
             # one (429) is the edge's to retry, which waits first.
             "retry_policy": {
-                "retry_on": "connect-failure,refused-stream,reset-before-request",
+                "retry_on": ",".join(RETRIABLE_CONDITIONS),
                 "num_retries": 3,
                 "retry_back_off": {"base_interval": seconds(0.005), "max_interval": seconds(0.05)},
                 "retry_host_predicate": [
