@@ -223,7 +223,7 @@ class RunningFleet:
 
     def publish(self, shares: dict[str, dict[str, float]]) -> list[str]:
         """Write a table with these rows, the others as they were."""
-        self.table = table_of({**self.table.shares, **shares}, self.table.version + 1)
+        self.table = make_table({**self.table.shares, **shares}, self.table.version + 1)
         return write_table(self.root, self.fleet, self.table)
 
     async def taken(self, region: str, name: str, before: int, role: str = "edge", limit_s: float = 5.0) -> None:
@@ -320,8 +320,14 @@ def fleet_content(gpus: dict[str, int], **data_plane) -> dict:
     }
 
 
-def table_of(shares: dict[str, dict[str, float]], version: int = 1) -> RoutingTable:
+def make_table(shares: dict[str, dict[str, float]], version: int = 1) -> RoutingTable:
     return RoutingTable(version=version, generated_at=datetime.now(UTC), shares=shares)
+
+
+@pytest.fixture(scope="session")
+def table_of():
+    """`table_of(shares)`: a table."""
+    return make_table
 
 
 @pytest.fixture(scope="session")
@@ -356,7 +362,7 @@ def running(envoy, tmp_path):
         if change is not None:
             change(content)
         fleet = validated(Fleet, content)
-        table = table_of({name: {name: 1.0} for name in gpus} | (shares or {}))
+        table = make_table({name: {name: 1.0} for name in gpus} | (shares or {}))
         root = tmp_path / "fleet"
         proxies = write_fleet(root, fleet, table, base=base, emulate_latency=emulate_latency)
         world = RunningFleet(envoy, root, fleet, table)
