@@ -38,6 +38,15 @@ class Waits:
         return self.total_longest_s / 2
 
 
+def attempts_by_table(policy: RetryPolicy) -> int:
+    """How many attempts go by the planned shares, before others go to the regions that are kept for retries.
+
+    Two thirds: most jobs that are refused find a place at home in that time, and three attempts are left for
+    a region whose table does not know yet that it is hot.
+    """
+    return max(1, round(policy.attempts * 2 / 3))
+
+
 def expected_attempts(refused: float, attempts: int) -> float:
     """Mean attempts of a job when each is refused with this probability: (1 - r^n) / (1 - r), at most n.
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.fleet import RetryPolicy
-from routing.retries import Waits, expected_attempts
+from routing.retries import Waits, attempts_by_table, expected_attempts
 
 
 def test_waits_of_the_default_policy():
@@ -38,3 +38,10 @@ def test_expected_attempts_by_hand():
     assert expected_attempts(0.0, 9) == 1
     assert expected_attempts(1.0, 9) == 9
     assert expected_attempts(0.5, 3) == pytest.approx(1.75)  # 1 + 1/2 + 1/4
+
+
+@given(st.integers(1, 100))
+def test_some_attempts_go_by_the_table_and_some_are_left_for_others(attempts):
+    by_table = attempts_by_table(RetryPolicy(attempts=attempts))
+    assert 1 <= by_table <= attempts
+    assert by_table < attempts or attempts == 1

@@ -201,7 +201,7 @@ def test_what_a_client_says_of_itself_is_not_believed(running):
         def change(content):
             content["retry"] |= {"attempts": 2, "base_interval_s": 0.001, "max_interval_s": 0.001}
 
-        async with running({"a": 1, "b": 1}, {"a": {"a": 1.0}}, change=change, service_s=0.01) as fleet:
+        async with running({"a": 1, "b": 0}, {"b": {"a": 1.0}}, change=change, service_s=0.01) as fleet:
             lies = {
                 "x-envoy-max-retries": "50",
                 "x-envoy-retry-on": "5xx,reset,retriable-4xx",

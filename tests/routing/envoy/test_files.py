@@ -117,31 +117,39 @@ def test_only_the_owner_reads_files_with_keys(table_of, tmp_path):
     assert set(modes.values()) == {0o644}
 
 
+def by_priority(endpoints):
+    found = {}
+    for one in endpoints["endpoints"]:
+        found.setdefault(one["priority"], {})[one["locality"]["zone"]] = one["load_balancing_weight"]
+    assert list(found) == list(range(len(found)))
+    return list(found.values())
+
+
 @settings(max_examples=50)
 @given(st.lists(st.floats(1e-7, 1), min_size=1, max_size=6))
-def test_weights_of_localities_are_the_shares_and_none_is_lost(table_of, parts):
+def test_planned_shares_are_weights_and_the_floor_is_for_retries(table_of, parts):
     names = [f"r{i}" for i in range(6)]
     fleet = fleet_of(names)
     row = {name: part / sum(parts) for name, part in zip(names, parts, strict=False)}
     table = table_of(dict.fromkeys(names, row))
-    endpoints = edge_endpoints(fleet, "r0", fleet.places(), table)["endpoints"]
-    first = {one["locality"]["zone"]: one["load_balancing_weight"] for one in endpoints if one["priority"] == 0}
-    assert first.keys() == row.keys()
+    first, *rest = by_priority(edge_endpoints(fleet, "r0", fleet.places(), table))
+    assert first.keys() == {name for name, share in row.items() if share > fleet.floor_share or name == "r0"}
     for name, weight in first.items():
         assert weight >= 1
         assert abs(weight / 1e6 - row[name]) < 1e-6
-    rest = {one["locality"]["zone"] for one in endpoints if one["priority"] == 1}
-    assert rest == set(names) - set(row)
+    assert {name for group in rest for name in group} == set(names) - first.keys()
 
 
-def test_regions_beyond_the_rings_are_no_refuge(table_of):
-    content = fleet_of(["a", "b", "c"]).model_dump(mode="json")
-    content["latency_ms"] = {"a": {"b": 50, "c": 90}, "b": {"c": 50}}
-    content["rings_ms"] = [60, 100]
+def test_retries_reach_near_regions_before_far_ones_and_none_beyond_the_rings(table_of):
+    content = fleet_of(["a", "b", "c", "d", "e"]).model_dump(mode="json")
+    content["latency_ms"] = {"a": {"b": 80, "c": 50, "d": 90, "e": 20}, "b": {"c": 50, "d": 50, "e": 50}}
+    content["latency_ms"] |= {"c": {"d": 50, "e": 50}, "d": {"e": 50}}
+    content |= {"rings_ms": [60, 85, 100], "thresholds": [{"load": 0.8, "ring": 2}]}
     fleet = validated(Fleet, content)
-    table = table_of({name: {name: 1.0} for name in "abc"})
-    endpoints = edge_endpoints(fleet, "a", fleet.places(), table)["endpoints"]
-    assert [(one["locality"]["zone"], one["priority"]) for one in endpoints] == [("a", 0), ("b", 1)]
+    row = {"a": 0.7, "e": 0.28, "b": 0.01, "c": 0.01}
+    table = table_of(dict.fromkeys("abcde", row))
+    groups = by_priority(edge_endpoints(fleet, "a", fleet.places(), table))
+    assert [set(group) for group in groups] == [{"a", "e"}, {"c"}, {"b"}]
 
 
 def test_an_ingress_that_is_not_there_is_named(tmp_path):

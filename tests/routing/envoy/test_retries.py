@@ -24,13 +24,14 @@ def policy(**changes):
 
 def test_a_job_that_a_full_region_refuses_goes_to_another(running):
     async def scenario():
-        async with running({"a": 2, "b": 2}, {"a": {"a": 0.9, "b": 0.1}}, service_s=0.5) as fleet:
+        async with running({"a": 2, "b": 2}, {"a": {"a": 0.99, "b": 0.01}}, service_s=0.5) as fleet:
             responses = await fleet.jobs(4, fleet.url("a"))
             assert statuses(responses) == {200: 4}
             served = Counter(response.headers["x-stillmotion-region"] for response in responses)
             assert served == {"a": 2, "b": 2}
-            attempts = {response.headers["x-stillmotion-attempts"] for response in responses}
-            assert attempts & {"2", "3"}
+            # Of five attempts the first three go by the table, and the rest to where the floor is.
+            attempts = Counter(response.headers["x-stillmotion-attempts"] for response in responses)
+            assert attempts == {"1": 2, "4": 2}
             assert sum(server.refused for server in fleet.all_servers()) == 0  # ingresses refuse, GPUs see no attempt
 
     asyncio.run(scenario())
@@ -124,7 +125,7 @@ def test_a_job_whose_ingress_dies_is_not_computed_twice(running):
 
 def test_a_server_that_drains_is_tried_no_more_and_its_refusal_is_retried(running):
     async def scenario():
-        async with running({"a": 1, "b": 1}, {"a": {"a": 0.9, "b": 0.1}}, service_s=0.05) as fleet:
+        async with running({"a": 1, "b": 1}, {"a": {"a": 0.99, "b": 0.01}}, service_s=0.05) as fleet:
             fleet.servers["a"][0].draining = True
             (response,) = await fleet.jobs(1, fleet.url("a"))
             assert response.status_code == 200
@@ -167,7 +168,7 @@ def test_the_policy_changes_while_it_runs(running):
 
 def test_a_large_picture_is_sent_again_too(running):
     async def scenario():
-        async with running({"a": 1, "b": 1}, {"a": {"a": 0.9, "b": 0.1}}, service_s=0.2) as fleet:
+        async with running({"a": 1, "b": 1}, {"a": {"a": 0.99, "b": 0.01}}, service_s=0.2) as fleet:
             fleet.servers["a"][0].busy = 1
             picture = b"p" * (16 * 2**20)
             response = await fleet.client.post(fleet.url("a"), content=picture)
