@@ -31,8 +31,7 @@ def _address(text: str) -> str:
 
 
 def _wrong_address(text: str) -> PydanticCustomError:
-    problem = f"{text} is no IP address with a port, such as 10.1.0.5:8443 or [fd00::5]:8443"
-    return PydanticCustomError("wrong", "{text}", {"text": problem})
+    return wrong("", f"{text} is no IP address with a port, such as 10.1.0.5:8443 or [fd00::5]:8443")
 
 
 Address = Annotated[str, AfterValidator(_address)]
@@ -53,11 +52,13 @@ class Ingress(Strict):
         servers: GPU servers behind it. No other ingress has them: two that share servers send requests to
             busy ones (29 % fail at 70 % load, where one fails 6 %).
         admin: Envoy's own pages, on a loopback address.
+        metrics: where a Prometheus of another machine reads its counters (`/metrics`); None: nowhere.
     """
 
     address: Address
     servers: Annotated[tuple[Address, ...], Items]
     admin: Address = f"127.0.0.1:{_INGRESS_ADMIN}"
+    metrics: Address | None = None
 
 
 class Place(Strict):
@@ -65,12 +66,13 @@ class Place(Strict):
 
     Attributes:
         edge: where its users reach it.
-        admin: of the edge.
+        admin, metrics: of the edge; see `Ingress`.
         ingresses: none for a region that has only users.
     """
 
     edge: Address
     admin: Address = f"127.0.0.1:{_EDGE_ADMIN}"
+    metrics: Address | None = None
     ingresses: Annotated[tuple[Ingress, ...], Items] = ()
 
     @property
@@ -156,6 +158,7 @@ class DataPlane(Strict):
         tls: between users and edges; None: plain HTTP.
         mutual_tls: between edges and ingresses; None: plain, for networks that are private.
         api_keys: YAML file, `client name: key`; None: who reaches an edge may use it.
+        access_log: edges write a line of JSON for each request to their standard output.
     """
 
     places: Mapping[RegionName, Place] = {}
@@ -164,6 +167,7 @@ class DataPlane(Strict):
     tls: Certificate | None = None
     mutual_tls: MutualTls | None = None
     api_keys: Annotated[str, Field(min_length=1)] | None = None
+    access_log: bool = True
 
     def check(self, gpus: Mapping[str, int]) -> None:
         """See that the places are of these regions, with as many servers as they have GPUs.

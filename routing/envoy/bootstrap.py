@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data_plane import Limits
 from .messages import Message, extension, file_source, seconds, socket_address
+from .metrics import admin_cluster, metrics_listener
 
 RUNTIME_LAYER = "live"
 
@@ -23,6 +24,7 @@ def bootstrap(
     runtime: PurePath,
     listeners: Iterable[Message],
     clusters: Iterable[Message],
+    metrics: str | None,
 ) -> Message:
     """Of one proxy.
 
@@ -33,7 +35,12 @@ def bootstrap(
         limits: of the fleet.
         runtime: file of live values.
         listeners, clusters: its own.
+        metrics: address where others read its counters, or None.
     """
+    listeners, clusters = list(listeners), list(clusters)
+    if metrics is not None:
+        listeners.append(metrics_listener(metrics, limits))
+        clusters.append(admin_cluster(admin))
     return {
         "node": {"id": f"{role}.{region}", "cluster": role, "locality": {"region": region, "zone": region}},
         "admin": {"address": socket_address(admin), "allow_paths": [_page(path) for path in _ADMIN_PATHS]},
@@ -45,7 +52,7 @@ def bootstrap(
         },
         "stats_config": {"stats_tags": _tags()},
         "overload_manager": _overload(limits),
-        "static_resources": {"listeners": list(listeners), "clusters": list(clusters)},
+        "static_resources": {"listeners": listeners, "clusters": clusters},
     }
 
 

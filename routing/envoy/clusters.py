@@ -65,7 +65,7 @@ def edge_cluster(name: str, endpoints: PurePath, limits: Limits, transport_socke
                     "initial_stream_window_size": 2**20,
                     "initial_connection_window_size": 16 * 2**20,
                     # A region that vanishes closes nothing: without a ping its jobs would hang for minutes.
-                    "connection_keepalive": {"interval": seconds(10), "timeout": seconds(5)},
+                    "connection_keepalive": {"interval": seconds(15), "timeout": seconds(15)},
                 }
             },
         },

@@ -18,6 +18,7 @@ from .http import (
     JOB_PATHS,
     MIB,
     SOURCE_HEADER,
+    access_log,
     connection_manager,
     health_filter,
     listener,
@@ -53,6 +54,7 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
         request_timeout=seconds(limits.upload_s),
         # A little above the routes' own limit, which gives a proper answer.
         stream_idle_timeout=seconds(patience_s(fleet) + 5),
+        **({"access_log": [access_log()]} if plane.access_log else {}),
     )
     return bootstrap(
         "edge",
@@ -63,6 +65,7 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
         # The answer goes into this buffer, so that a slow reader keeps no GPU from being counted as free.
         [listener("users", place.edge, manager, limits.response_mb * MIB, users)],
         [edge_cluster(name, root / "endpoints.yaml", limits, peers) for name in (JOBS, PAGES)],
+        place.metrics,
     )
 
 

@@ -18,6 +18,22 @@ REGION_HEADER = "x-stillmotion-region"
 ATTEMPTS_HEADER = "x-stillmotion-attempts"
 """To the user: how often the edge tried."""
 
+_LOGGED = {
+    "time": "%START_TIME%",
+    "request_id": "%REQ(X-REQUEST-ID)%",
+    "client": "%REQ(X-STILLMOTION-CLIENT)%",
+    "address": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+    "method": "%REQ(:METHOD)%",
+    "path": "%PATH(NQ:PATH)%",
+    "status": "%RESPONSE_CODE%",
+    "why": "%RESPONSE_CODE_DETAILS%",
+    "flags": "%RESPONSE_FLAGS%",
+    "region": "%RESP(X-STILLMOTION-REGION)%",
+    "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+    "duration_ms": "%DURATION%",
+    "bytes_in": "%BYTES_RECEIVED%",
+    "bytes_out": "%BYTES_SENT%",
+}
 _SERVER = "stillmotion"
 _RETRY_AFTER_S = 1
 
@@ -117,6 +133,18 @@ def health_filter(path: str, cluster: str) -> Message:
         # In whole percent: Envoy takes 0.5 for 0, and 0 for no condition.
         cluster_min_healthy_percentages={cluster: {"value": 1}},
     )
+
+
+def access_log() -> Message:
+    """A line of JSON for each request but health checks. It holds no key, no query and no picture."""
+    return {
+        **extension(
+            "envoy.access_loggers.stdout",
+            "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+            log_format={"json_format": _LOGGED},
+        ),
+        "filter": {"not_health_check_filter": {}},
+    }
 
 
 def local_replies() -> Message:

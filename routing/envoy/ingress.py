@@ -47,6 +47,7 @@ def ingress_bootstrap(
         root / "runtime.yaml",
         [listener("edges", ingress.address, manager, MIB, peers)],
         [jobs_cluster(endpoints, len(ingress.servers)), pages_cluster(endpoints)],
+        ingress.metrics,
     )
 
 

@@ -55,7 +55,8 @@ def self_contained(folder: Path) -> Message:
     static = bootstrap["static_resources"]
     endpoints = _resources(folder / ENDPOINTS)[0]
     for cluster in static["clusters"]:
-        del cluster["eds_cluster_config"]
+        if not cluster.pop("eds_cluster_config", None):
+            continue
         cluster |= {"type": "STATIC", "load_assignment": endpoints | {"cluster_name": cluster["name"]}}
     for layer in bootstrap["layered_runtime"]["layers"]:
         if layer.pop("rtds_layer", None):

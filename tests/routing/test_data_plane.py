@@ -97,6 +97,7 @@ def changed(path, value):
         (with_plane(limits={"heap": 1}), "data_plane.limits.heap: unknown key; did you mean heap_mb?"),
         (with_plane(first_port=40_000), "data_plane.first_port"),
         (with_plane(tls={"certificate": "a.pem"}), "data_plane.tls.key: is missing"),
+        (with_plane(tls={"cert": "a", "key": "b"}), "data_plane.tls.cert: unknown key; known are certificate, key"),
         (with_plane(mutual_tls={"certificate": "a", "key": "b"}), "data_plane.mutual_tls.ca: is missing"),
         (with_plane(api_keys=""), "data_plane.api_keys"),
     ],

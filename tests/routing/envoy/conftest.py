@@ -277,7 +277,7 @@ class RunningFleet:
         return "\n".join(path.read_text()[-2000:] for path in self.root.rglob("log.txt"))
 
 
-def free_ports(count: int) -> list[int]:
+def ports_that_are_free(count: int) -> list[int]:
     """Ports that nobody has now, below those that the kernel gives away."""
     generator = random.Random(os.getpid() ^ time.monotonic_ns())
     taken: list[socket.socket] = []
@@ -298,7 +298,7 @@ def free_ports(count: int) -> list[int]:
 
 def fleet_content(gpus: dict[str, int], **data_plane) -> dict:
     """A fleet with these GPUs on free ports, its regions 50 ms from one another."""
-    ports = iter(free_ports(sum(4 + count for count in gpus.values())))
+    ports = iter(ports_that_are_free(sum(4 + count for count in gpus.values())))
 
     def at() -> str:
         return f"127.0.0.1:{next(ports)}"
@@ -328,6 +328,12 @@ def make_table(shares: dict[str, dict[str, float]], version: int = 1) -> Routing
 def table_of():
     """`table_of(shares)`: a table."""
     return make_table
+
+
+@pytest.fixture(scope="session")
+def free_ports():
+    """`free_ports(count)`: for more listeners than a fleet has by itself."""
+    return ports_that_are_free
 
 
 @pytest.fixture(scope="session")

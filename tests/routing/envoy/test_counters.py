@@ -1,6 +1,7 @@
 """Demand, requests from region to region and ready GPUs can be read from the proxies."""
 
 import asyncio
+import json
 
 from routing.envoy.counters import EdgeCounters, IngressCounters, read_edge, read_ingress
 
@@ -72,3 +73,43 @@ def test_an_ingress_tells_its_load(running):
 def test_a_page_that_is_none_counts_nothing():
     assert read_edge("<html>") == EdgeCounters(0, 0, {}, {})
     assert read_ingress("") == IngressCounters(0, 0, 0)
+
+
+def test_another_machine_reads_counters_and_nothing_else(running, free_ports):
+    async def scenario():
+        edge, ingress = (f"127.0.0.1:{port}" for port in free_ports(2))
+
+        def change(content):
+            place = content["data_plane"]["places"]["a"]
+            place["metrics"], place["ingresses"][0]["metrics"] = edge, ingress
+
+        async with running({"a": 1}, change=change, service_s=0.01) as fleet:
+            await fleet.jobs(3, fleet.url("a"))
+            assert read_edge((await fleet.client.get(f"http://{edge}/metrics")).text).jobs == 3
+            assert read_ingress((await fleet.client.get(f"http://{ingress}/metrics")).text).ready == 1
+            for method, path in (("POST", "/metrics"), ("GET", "/stats"), ("GET", "/config_dump"), ("GET", "/")):
+                assert (await fleet.client.request(method, f"http://{edge}{path}")).status_code == 404
+
+    asyncio.run(scenario())
+
+
+def test_an_edge_logs_requests_without_keys_and_pictures(running, tmp_path):
+    async def scenario():
+        (tmp_path / "keys.yaml").write_text("studio: a-key-of-the-studio\n")
+        async with running({"a": 1}, service_s=0.01, api_keys="keys.yaml") as fleet:
+            headers = {"X-API-Key": "a-key-of-the-studio"}
+            url = fleet.url("a", "/animate?token=secret")
+            assert (await fleet.client.post(url, content=b"a picture", headers=headers)).status_code == 200
+            log = fleet.root / "a" / "edge" / "log.txt"
+            for _ in range(100):
+                lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+                if lines:
+                    break
+                await asyncio.sleep(0.1)
+            (line,) = lines
+            assert (line["status"], line["region"], line["attempts"]) == (200, "a", 1)
+            assert (line["client"], line["path"]) == ("studio", "/animate")
+            assert not {"secret", "a-key-of-the-studio", "picture"} & set(log.read_text().split('"'))
+            assert "secret" not in log.read_text()
+
+    asyncio.run(scenario())
