@@ -7,8 +7,11 @@ from typing import Any
 
 import yaml
 
+# In C where PyYAML was built with it: a table of a hundred regions is a hundred files.
+_SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-class _Dumper(yaml.SafeDumper):
+
+class _Dumper(_SafeDumper):  # type: ignore[misc,valid-type]  # one of two
     def ignore_aliases(self, data: object) -> bool:
         return True
 

@@ -115,3 +115,11 @@ def test_places_are_for_all_regions_or_none(fleet_file):
 
     with pytest.raises(InputError, match=r"data_plane\.places\.b: is missing; give the places of all"):
         load_fleet(fleet_file(change))
+
+
+def test_the_example_with_all_settings_is_a_fleet(examples):
+    fleet = load_fleet(examples / "data-plane.yaml")
+    assert fleet.places()["us-east"].servers[-1] == "10.1.1.4:3000"
+    assert set(fleet.data_plane.model_fields_set) == set(type(fleet.data_plane).model_fields) - {"first_port"}
+    assert set(fleet.data_plane.limits.model_fields_set) == set(type(fleet.data_plane.limits).model_fields)
+    assert fleet.data_plane.limits == type(fleet.data_plane.limits)()  # the example shows the defaults

