@@ -59,9 +59,9 @@ def test_jobs_are_counted_once_and_by_where_they_went(running):
 
 def test_an_ingress_tells_its_load(running):
     async def scenario():
-        async with running({"a": 3}, edges=[], service_s=0.4) as fleet:
+        async with running({"a": 3}, edges=[], service_s=1.2) as fleet:
             jobs = asyncio.create_task(fleet.jobs(4, fleet.ingress_url("a")))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.4)
             address = fleet.places["a"].ingresses[0].admin
             text = (await fleet.client.get(f"http://{address}/stats/prometheus")).text
             assert read_ingress(text) == IngressCounters(ready=3, active=3, refused=1)

@@ -14,12 +14,12 @@ def statuses(responses) -> Counter:
 
 def test_as_many_jobs_as_gpus_meet_no_busy_server(running):
     async def scenario():
-        async with running({"a": 12}, edges=[], service_s=0.1) as fleet:
+        async with running({"a": 12}, edges=[], service_s=0.6) as fleet:
             # The first burst meets closed connections, the second open ones.
-            for _ in range(3):
+            for _ in range(2):
                 assert statuses(await fleet.jobs(12, fleet.ingress_url("a"))) == {200: 12}
             servers = fleet.servers["a"]
-            assert [server.finished for server in servers] == [3] * 12
+            assert [server.finished for server in servers] == [2] * 12
             assert sum(server.refused for server in servers) == 0
 
     asyncio.run(scenario())
@@ -27,7 +27,7 @@ def test_as_many_jobs_as_gpus_meet_no_busy_server(running):
 
 def test_a_job_more_than_gpus_is_refused_at_once_as_a_busy_server_does(running):
     async def scenario():
-        async with running({"a": 4}, edges=[], service_s=0.3) as fleet:
+        async with running({"a": 4}, edges=[], service_s=1.0) as fleet:
             responses = await fleet.jobs(6, fleet.ingress_url("a"))
             assert statuses(responses) == {200: 4, 429: 2}
             for response in responses:
@@ -35,7 +35,7 @@ def test_a_job_more_than_gpus_is_refused_at_once_as_a_busy_server_does(running):
                     assert response.content == b""
                     assert response.headers["retry-after"] == "1"
                     assert response.headers["x-envoy-overloaded"] == "true"
-                    assert response.elapsed.total_seconds() < 0.2
+                    assert response.elapsed.total_seconds() < 0.9
             assert sum(server.refused for server in fleet.servers["a"]) == 0  # it was the ingress that refused
 
     asyncio.run(scenario())
@@ -72,7 +72,7 @@ def test_servers_come_and_go_while_it_runs(running):
 
 def test_pages_answer_while_every_gpu_is_busy(running):
     async def scenario():
-        async with running({"a": 2}, service_s=0.5) as fleet:
+        async with running({"a": 2}, service_s=1.5) as fleet:
             jobs = asyncio.create_task(fleet.jobs(2, fleet.url("a")))
             await asyncio.sleep(0.2)
             for path in ("/docs.json", "/ui/", "/schema.json", "/", "/readyz", "/livez", "/healthz"):
@@ -117,6 +117,6 @@ def test_latency_between_regions_is_emulated_and_only_where_asked_for(running):
                 for region, expected_s in (("a", 0.01), ("b", 0.06 if emulated else 0.01)):
                     await fleet.jobs(1, fleet.url(region))
                     took = [(await fleet.jobs(1, fleet.url(region)))[0].elapsed.total_seconds() for _ in range(5)]
-                    assert expected_s <= min(took) < expected_s + 0.03
+                    assert expected_s <= min(took) < expected_s + 0.045
 
     asyncio.run(scenario())

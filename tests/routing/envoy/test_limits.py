@@ -65,7 +65,7 @@ def test_a_request_that_could_be_read_in_two_ways_is_refused(running):
 
 def test_a_slow_upload_keeps_no_gpu_and_ends(running):
     async def scenario():
-        async with running({"a": 1}, service_s=0.01, limits={"upload_s": 0.6}) as fleet:
+        async with running({"a": 1}, service_s=0.01, limits={"upload_s": 1.5}) as fleet:
             head = b"POST /animate HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n"
             slow = asyncio.create_task(raw(fleet.places["a"].edge, head, b"x", b"x", pause_s=0.1))
             await asyncio.sleep(0.3)
@@ -97,13 +97,13 @@ def test_a_slow_reader_keeps_no_gpu(running):
 
 def test_a_job_may_be_silent_as_long_as_it_is_allowed_to(running):
     async def scenario():
-        async with running({"a": 1}, service_s=1.2, limits={"job_s": 0.5}) as fleet:
+        async with running({"a": 1}, service_s=3, limits={"job_s": 0.5}) as fleet:
             response = (await fleet.jobs(1, fleet.url("a")))[0]
             assert (response.status_code, response.json()["code"]) == (504, "deadline")
             assert response.headers["x-stillmotion-attempts"] == "1"
-            assert 0.4 < response.elapsed.total_seconds() < 1.1
+            assert 0.4 < response.elapsed.total_seconds() < 2.5
 
-        async with running({"a": 1}, service_s=1.2, limits={"job_s": 3, "upload_s": 0.3}) as fleet:
+        async with running({"a": 1}, service_s=0.8, limits={"job_s": 5, "upload_s": 0.5}) as fleet:
             assert (await fleet.jobs(1, fleet.url("a")))[0].status_code == 200
 
     asyncio.run(scenario())
@@ -115,8 +115,11 @@ def test_more_connections_than_allowed_are_closed(running):
             await fleet.client.aclose()
             host, port = fleet.places["a"].edge.split(":")
             opened = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
-            await asyncio.sleep(0.3)
-            closed = sum(reader.at_eof() for reader, _ in opened)
+            for _ in range(100):
+                closed = sum(reader.at_eof() for reader, _ in opened)
+                if closed >= 12:
+                    break
+                await asyncio.sleep(0.05)
             for _, writer in opened:
                 writer.close()
             assert 12 <= closed <= 14
@@ -132,8 +135,8 @@ def test_a_proxy_short_of_memory_refuses_requests_and_does_not_die(running):
         async with running({"a": 1}, service_s=0.01, limits={"heap_mb": 64, "body_mb": 64}) as fleet:
             head = b"POST /animate HTTP/1.1\r\nhost: a\r\ncontent-length: 60000000\r\n\r\n"
             part = b"x" * (20 * MIB)
-            uploads = [asyncio.create_task(raw(fleet.places["a"].edge, head, part, limit_s=3)) for _ in range(6)]
-            seen, end = set(), time.monotonic() + 3
+            uploads = [asyncio.create_task(raw(fleet.places["a"].edge, head, part, limit_s=10)) for _ in range(6)]
+            seen, end = set(), time.monotonic() + 8
             while time.monotonic() < end and not seen & {503, "closed"}:
                 try:
                     seen.add((await fleet.client.post(fleet.url("a"), content=b"x", timeout=1)).status_code)

