@@ -5,6 +5,8 @@
 - `planner`: a pure function (fleet, load) to a routing table.
 - `control`: the loop from metrics to a published table.
 - `table`: the routing table, its file, and the moves that explain it.
+- `data_plane`: where proxies stand, what they put up with, who may use them; `retries`: what may be tried again.
+- `envoy`: the table as a fleet of Envoys; `targets`: the same for Istio and Gateway API.
 - `commands`: one module a command of `python -m routing`; `cli` finds them.
-- `errors`, `files`, `schema`: what is wrong and where, in files that people write.
+- `errors`, `files`, `schema`, `yaml_text`: what is wrong and where, in files that people write.
 """
