@@ -16,10 +16,12 @@ from urllib.parse import urlsplit
 from starlette.applications import Starlette
 
 from ..console import tell
+from ..envoy.folders import BOOTSTRAP, edge_folder
 from ..errors import InputError, RoutingError
 from ..fleet import Fleet
 from ..metrics.collector import Collector, make_collector
 from .controller import Controller
+from .envoys import EnvoyPublisher
 from .exported import Exported
 from .journal import NAME, Journal
 from .leader import Leader
@@ -44,6 +46,7 @@ class Options:
         listen: host and port of the pages.
         once: one decision, and no pages.
         standby: wait for the lock.
+        envoy: folder of the Envoys' files, or None.
     """
 
     out: Path
@@ -52,6 +55,7 @@ class Options:
     listen: str
     once: bool
     standby: bool
+    envoy: Path | None = None
 
 
 async def serve(fleet: Fleet, options: Options) -> dict[str, Any]:
@@ -86,7 +90,7 @@ async def _lead(fleet: Fleet, options: Options, collector: Collector, stop: asyn
     loop = Loop(
         controller,
         collector,
-        Publishers([FolderPublisher(options.out)]),
+        Publishers([FolderPublisher(options.out), *_envoys(fleet, options.envoy)]),
         journal,
         last_good(options.out / TABLE, fleet, first),
         options.interval_s,
@@ -119,6 +123,16 @@ async def _lead(fleet: Fleet, options: Options, collector: Collector, stop: asyn
         async with _pages(make_app(now, series, live=live), sock):
             await loop.run(stop)
     return now().to_dict()
+
+
+def _envoys(fleet: Fleet, root: Path | None) -> list[EnvoyPublisher]:
+    if root is None:
+        return []
+    for region in fleet.names:
+        if not (edge_folder(root, region) / BOOTSTRAP).is_file():
+            text = f"{root} has no edge of {region}; write its files with `render --target envoy`"
+            raise InputError(text, key="--envoy")
+    return [EnvoyPublisher(root, fleet)]
 
 
 @contextlib.asynccontextmanager
