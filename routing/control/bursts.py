@@ -64,7 +64,7 @@ class Sign:
 
     def _surprises(self, rps: float, usual_rps: float, together: float, deviations: float) -> bool:
         count, usual = rps * self.seconds, usual_rps * self.seconds
-        return count - usual > deviations * sqrt(together * max(usual, 1.0))
+        return count - usual > deviations * sqrt(together * max(usual, together))  # one heap is always by chance
 
 
 def next_burst(burst: Burst, sign: Sign, now: float, policy: BurstPolicy) -> Burst:

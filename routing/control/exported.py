@@ -54,6 +54,7 @@ class Exported:
                 self._oddities.labels(kind).inc()
         self._gauges["frozen"].set(bool(status.frozen))
         self._gauges["table_version"].set(status.version)
+        self._gauges["load"].clear()  # of a metric that is no longer known
         for name, region in status.regions.items():
             self._region(name, region)
         self._matrix("share", status.shares)

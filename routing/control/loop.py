@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import RoutingError
 from ..metrics.observation import Observation
@@ -90,6 +91,7 @@ class Loop:
     _delays: Mapping[str, float] = field(default_factory=dict)
     _ready: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _assured_at: float | None = None
+    _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "publish"), repr=False)
 
     def __post_init__(self) -> None:
         table = self.saved.table
@@ -152,10 +154,11 @@ class Loop:
             await self._set_live(observation, decision)
             await self._assure(after.table, now)
         except RoutingError as error:
-            # What was learnt is kept. What was decided is not in use, or not everywhere: it is decided again.
             text = f"could not publish: {error}"
-            after = replace(after, table=before.table, tables=before.tables, failure=text, failed=before.failed + 1)
-            after = replace(after, state=replace(state, rows=before.state.rows, moving=before.state.moving))
+            after = replace(after, failure=text, failed=before.failed + 1)
+            if after.table is before.table:
+                # What was learnt is kept. What was decided is not in use, or not everywhere: it is decided again.
+                after = replace(after, state=replace(state, rows=before.state.rows, moving=before.state.moving))
             self.journal.note("round_failed", text)
         self.snapshot = after
 
@@ -167,28 +170,32 @@ class Loop:
             moves=decision.moves,
             left_over_rps=decision.left_over_rps,
         )
-        # In a thread: files of a hundred edges take a while to write, and pages are to be answered meanwhile.
-        await asyncio.to_thread(self.publisher.publish, table)
+        await self._write(self.publisher.publish, table)
         self.journal.table(table, decision, after.state)
         return replace(after, table=table, tables=after.tables + 1)
 
+    async def _write(self, write: Callable[..., Collection[str]], *arguments: Any) -> Collection[str]:
+        # In a thread, since files of a hundred edges take a while and pages are to be answered meanwhile; in one of
+        # its own, since asyncio's are taken while names of machines do not resolve.
+        return await asyncio.get_running_loop().run_in_executor(self._writer, write, *arguments)
+
     async def _set_live(self, observation: Observation, decision: Decision) -> None:
         if decision.delays != self._delays:
-            await asyncio.to_thread(self.publisher.set_delays, decision.delays)
+            await self._write(self.publisher.set_delays, decision.delays)
             self._delays = decision.delays
         for region, seen in observation.regions.items():
             if seen.gpus_ready is not None and seen.ready_servers != self._ready.get(region):
-                await asyncio.to_thread(self.publisher.set_ready, region, seen.ready_servers)
+                await self._write(self.publisher.set_ready, region, seen.ready_servers)
                 self._ready[region] = seen.ready_servers
 
     async def _assure(self, table: RoutingTable, now: float) -> None:
         """See that what was published is there still, and is so at the start."""
         if self._assured_at is not None and now - self._assured_at < ASSURE_EVERY_S:
             return
-        mended = list(await asyncio.to_thread(self.publisher.publish, table))
-        mended += await asyncio.to_thread(self.publisher.set_delays, self._delays)
+        mended = list(await self._write(self.publisher.publish, table))
+        mended += await self._write(self.publisher.set_delays, self._delays)
         for region, servers in self._ready.items():
-            mended += await asyncio.to_thread(self.publisher.set_ready, region, servers)
+            mended += await self._write(self.publisher.set_ready, region, servers)
         if mended and self._assured_at is not None:
             self.journal.note("mended", f"another hand has changed {', '.join(mended)}; written again", files=mended)
         self._assured_at = now

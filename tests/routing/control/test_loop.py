@@ -142,7 +142,8 @@ class Stubborn:
     """A publisher that fails as long as it is told to."""
 
     def __init__(self):
-        self.fails, self.seen, self.delays, self.ready = False, [], [], []
+        self.fails, self.no_delays = False, False
+        self.seen, self.delays, self.ready = [], [], []
 
     def publish(self, table):
         if self.fails:
@@ -151,6 +152,8 @@ class Stubborn:
         return ()
 
     def set_delays(self, shares):
+        if self.no_delays:
+            raise RoutingError("no delays today")
         self.delays.append(dict(shares))
         return ()
 
@@ -176,6 +179,21 @@ def test_a_table_that_cannot_be_published_is_decided_again_until_it_can(bench):
     assert snapshot.failure == ""
     assert stubborn.seen[-1].shares["a"]["a"] == pytest.approx(0.78)  # one largest step, not all that was missed
     assert found.table() == snapshot.table == stubborn.seen[-1]
+
+
+def test_a_delay_that_cannot_be_set_leaves_the_new_table_in_use_and_is_set_later(bench):
+    stubborn = Stubborn()
+    found = bench(stubborn).start()
+    found.rounds(10)
+    found.demand["a"] = 400.0  # a burst, and soon a new table
+    stubborn.no_delays = True
+    snapshot = found.rounds(4)
+    assert snapshot.failed == 4
+    assert snapshot.table.version == found.table().version > 1
+    assert snapshot.state.rows["a"] == dict(snapshot.table.shares["a"])
+    stubborn.no_delays = False
+    assert found.rounds(1).failure == ""
+    assert stubborn.delays[-1]["a"] == 0.2
 
 
 def test_what_another_hand_has_spoilt_is_written_again(bench):
