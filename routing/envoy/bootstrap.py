@@ -43,7 +43,11 @@ def bootstrap(
         clusters.append(admin_cluster(admin))
     return {
         "node": {"id": f"{role}.{region}", "cluster": role, "locality": {"region": region, "zone": region}},
-        "admin": {"address": socket_address(admin), "allow_paths": [_page(path) for path in _ADMIN_PATHS]},
+        "admin": {
+            "address": socket_address(admin),
+            "allow_paths": [_page(path) for path in _ADMIN_PATHS],
+            "ignore_global_conn_limit": True,
+        },
         "layered_runtime": {
             "layers": [
                 {"name": "fixed", "static_layer": _FIXED},

@@ -28,6 +28,7 @@ from .messages import Message, extension, file_source, header, seconds, socket_a
 
 ROUTES_KIND = "envoy.config.route.v3.RouteConfiguration"
 ROUTES = "edge"
+_IDLE_S = 60.0  # of what is no job
 _WEIGHT = 1_000_000  # of a whole row of the table: shares of a millionth are kept
 
 
@@ -52,8 +53,7 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
         limits,
         faces_users=True,
         request_timeout=seconds(limits.upload_s),
-        # A little above the routes' own limit, which gives a proper answer.
-        stream_idle_timeout=seconds(patience_s(fleet) + 5),
+        stream_idle_timeout=seconds(_IDLE_S),
         **({"access_log": [access_log()]} if plane.access_log else {}),
     )
     return bootstrap(
@@ -69,9 +69,9 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
     )
 
 
-def patience_s(fleet: Fleet) -> float:
+def patience_s(fleet: Fleet, policy: RetryPolicy | None = None) -> float:
     """Time that an edge gives a job, from its last byte on: the whole backoff, and one computation."""
-    return Waits.of(fleet.retry).total_longest_s + fleet.data_plane.limits.job_s
+    return Waits.of(policy or fleet.retry).total_longest_s + fleet.data_plane.limits.job_s
 
 
 def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) -> Message:
@@ -82,13 +82,16 @@ def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) ->
         region: where the edge's users are.
         policy: for jobs; None: the fleet's.
     """
-    patience = seconds(patience_s(fleet))
+    patience = patience_s(fleet, policy)
     jobs = {
         "match": {"safe_regex": {"regex": JOB_PATHS}, "headers": [_method("POST")]},
+        # Counters of jobs by their last answer: `envoy_vhost_route_upstream_rq`.
         "stat_prefix": "jobs",
         "route": {
             "cluster": JOBS,
-            "timeout": patience,
+            "timeout": seconds(patience),
+            # A job is silent while it waits and computes. Above the limit before, which gives a proper answer.
+            "idle_timeout": seconds(patience + 5),
             "retry_policy": job_retries(policy or fleet.retry),
         },
         # Above 1 MiB, its default, a body is sent once and not again.

@@ -20,7 +20,8 @@ def metrics_listener(address: str, limits: Limits) -> Message:
     routes = {"route_config": {"name": "metrics", "virtual_hosts": hosts}}
     limited = {"request_timeout": seconds(10), "stream_idle_timeout": seconds(30)}
     manager = connection_manager("metrics", routes, [], limits, faces_users=True, **limited)
-    return listener("metrics", address, manager, _BUFFER)
+    # Counters are wanted most when there are too many connections.
+    return {**listener("metrics", address, manager, _BUFFER), "ignore_global_conn_limit": True}
 
 
 def admin_cluster(admin: str) -> Message:
