@@ -117,11 +117,14 @@ def free_port():
         return found.getsockname()[1]
 
 
+another_free_port = free_port
+
+
 @pytest.fixture
 def eventually():
-    """Waits until something is true, and gives it."""
+    """Waits until something is true, and gives it; long, for machines that have other work."""
 
-    def wait(check, seconds=10.0):
+    def wait(check, seconds=60.0):
         end = time.monotonic() + seconds
         while not (found := check()):
             assert time.monotonic() < end, "it did not become true"

@@ -41,8 +41,8 @@ class FakeFleet:
             "thresholds": [{"load": 0.75, "ring": 1}],
             "target_load": 0.75,
             "smoothing_s": 1.0,
-            "stale_after_s": 1.0,
-            "metrics": {"time_limit_s": 0.2, "pages": pages},
+            "stale_after_s": 1.5,
+            "metrics": {"time_limit_s": 0.3, "pages": pages},
         }
         self.file.write_text(yaml.safe_dump(content))
 
@@ -89,7 +89,7 @@ class Program:
         self.url = f"http://127.0.0.1:{port}"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, "--interval", "0.25", "--listen", f"127.0.0.1:{port}", *more],
+                [*command, "--interval", "0.4", "--listen", f"127.0.0.1:{port}", *more],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -161,11 +161,18 @@ def test_a_loop_follows_demand_survives_a_kill_and_ends_in_good_order(fleet, sta
 
 
 def test_faults_of_metrics_neither_move_the_table_nor_end_the_loop(fleet, start, tmp_path, eventually):
-    program = start("--json")
     fleet.demand["a"] = 7.5
-    eventually(lambda: share(program) < 0.85)
-    time.sleep(1.0)
-    known = RoutingTable.read(tmp_path / "out" / "table.json").shares
+    program = start("--json")
+    eventually(program.status)
+
+    def settled():
+        status = program.status()
+        change = abs(status["targets"].get("a", {}).get("a", 0.0) - status["shares"]["a"]["a"])
+        demand = status["regions"]["a"]["demand_rps"] or 0.0
+        return not status["frozen"] and abs(demand - 7.5) < 0.05 and status["tables"] and change < 0.015
+
+    def published():
+        return RoutingTable.read(tmp_path / "out" / "table.json").shares
 
     def kinds():
         return {one["kind"] for one in program.status()["oddities"]}
@@ -178,14 +185,17 @@ def test_faults_of_metrics_neither_move_the_table_nor_end_the_loop(fleet, start,
         (dict.fromkeys(fleet.servers, "hang"), {"late"}),
         ({"a-edge": (500, ""), "b-edge": "close"}, {"failed"}),
     ):
+        eventually(settled)
+        known = published()
+        assert known["a"]["a"] < 0.85
         fleet.faults = faults
         eventually(lambda expected=expected: expected <= kinds())
         eventually(lambda: program.status()["frozen"])
-        assert RoutingTable.read(tmp_path / "out" / "table.json").shares == known
+        assert published() == known
         assert httpx.get(f"{program.url}/readyz").status_code == 503
         assert httpx.get(f"{program.url}/livez").status_code == 200
         fleet.faults = {}
-        eventually(lambda: not program.status()["frozen"])
+    eventually(settled)
     eventually(lambda: not program.status()["oddities"])
     assert program.status()["failed_rounds"] == 0
     fleet.demand["a"] = 3.0  # for which there is room in the other region
@@ -198,23 +208,20 @@ def test_faults_of_metrics_neither_move_the_table_nor_end_the_loop(fleet, start,
     assert json.loads(out)["regions"]["a"]["capacity_rps"] == 0.0
 
 
-def test_a_second_loop_is_refused_or_waits_and_takes_over_after_a_crash(start, tmp_path, free_port, eventually):
+def test_a_second_loop_is_refused_or_waits_and_takes_over_after_a_crash(start, tmp_path, another_free_port, eventually):
     first = start()
     eventually(first.status)
-    refused = start(port=free_port + 1)
+    refused = start(port=another_free_port)
     refused.process.communicate(timeout=20)
     assert refused.process.returncode == 1
     text = refused.log.read_text()
     assert text.startswith(f"error: {tmp_path / 'out'}: process {first.process.pid} publishes there already; stop it")
     assert text.count("\n") == 1
-    standby = start("--standby", port=free_port + 1)
+    standby = start("--standby", port=another_free_port)
     eventually(lambda: f"standby: process {first.process.pid} publishes" in standby.log.read_text())
     assert standby.status() is None
     first.end(signal.SIGKILL)
     assert eventually(standby.status)["version"] >= 1
-    third = start("--standby")
-    eventually(lambda: "standby:" in third.log.read_text())
-    assert third.end()[0] == 130
     assert standby.end()[0] == 0
 
 
@@ -243,7 +250,7 @@ def test_once_looks_twice_publishes_and_ends(fleet, control, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "code", "text"),
     [
-        (["--interval", "0.1"], 2, "--interval 0.1 is not between metrics.time_limit_s (0.2) and stale_after_s (1)"),
+        (["--interval", "0.1"], 2, "--interval 0.1 is not between metrics.time_limit_s (0.3) and stale_after_s (1.5)"),
         (["--interval", "60"], 2, "--interval 60 is not between"),
         (["--interval", "nan"], 2, "--interval nan is not between"),
         (["--prometheus", "localhost:9090", "--interval", "0.5"], 2, "--prometheus: localhost:9090 is no address"),
@@ -266,5 +273,5 @@ def test_the_loop_asks_nothing_of_the_home_folder_or_the_network(control, monkey
         monkeypatch.delenv(name)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("HOME", "/nonexistent")
-    assert control("--once", "--interval", "0.3") == 0
+    assert control("--once", "--interval", "0.5") == 0
     assert "frozen" not in capsys.readouterr().out
