@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 Row = Mapping[str, float]
-"""Shares of one source's requests, by destination; they sum to 1. Shares of 0 are left out."""
+"""Shares of one source's requests, by destination; they sum to 1. Shares of 0 are left out, but for home."""
 Shares = Mapping[str, Row]
 
 DUST = 1e-9
@@ -35,16 +35,17 @@ def step(rows: Shares, targets: Shares, max_step: float) -> tuple[float, dict[st
     """
     farthest = max((largest_change(rows[source], target) for source, target in targets.items()), default=0.0)
     part = min(1.0, max_step / farthest) if farthest > 0 else 1.0
-    return part, {
-        source: _between(row, targets[source], part) if source in targets else dict(row) for source, row in rows.items()
-    }
+    after = {source: dict(row) for source, row in rows.items()}
+    for source, target in targets.items():
+        after[source] = _between(source, rows[source], target, part)
+    return part, after
 
 
-def _between(row: Row, target: Row, part: float) -> dict[str, float]:
+def _between(home: str, row: Row, target: Row, part: float) -> dict[str, float]:
     if part >= 1.0:
         return dict(target)
     mixed = {to: row.get(to, 0.0) + part * (target.get(to, 0.0) - row.get(to, 0.0)) for to in {**row, **target}}
-    kept = {to: share for to, share in mixed.items() if share > DUST}
+    kept = {to: max(share, 0.0) for to, share in mixed.items() if share > DUST or to == home}
     total = sum(kept.values())
     return {to: share / total for to, share in kept.items()}
 
@@ -64,4 +65,4 @@ def no_more_than_now(row: Row, target: Row, regions: frozenset[str], home: str) 
         if surplus > 0:
             found[to] -= surplus
             found[home] = found.get(home, 0.0) + surplus
-    return {to: share for to, share in found.items() if share > DUST}
+    return {to: share for to, share in found.items() if share > DUST or to == home}
