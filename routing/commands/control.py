@@ -43,12 +43,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             fleet,
             Options(
                 out=options.out,
+                envoy=options.envoy,
                 interval_s=options.interval,
                 prometheus=options.prometheus,
                 listen=options.listen,
                 once=options.once,
                 standby=options.standby,
-                envoy=options.envoy,
             ),
         )
     )

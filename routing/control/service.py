@@ -21,7 +21,7 @@ from ..errors import InputError, RoutingError
 from ..fleet import Fleet
 from ..metrics.collector import Collector, make_collector
 from .controller import Controller
-from .envoys import EnvoyPublisher
+from .envoy import EnvoyPublisher
 from .exported import Exported
 from .journal import NAME, Journal
 from .leader import Leader
@@ -41,21 +41,21 @@ class Options:
 
     Attributes:
         out: folder to publish into.
+        envoy: folder that the fleet's Envoys watch, or None.
         interval_s: of the loop.
         prometheus: URL of one that has the metrics, or None.
         listen: host and port of the pages.
         once: one decision, and no pages.
         standby: wait for the lock.
-        envoy: folder of the Envoys' files, or None.
     """
 
     out: Path
+    envoy: Path | None
     interval_s: float
     prometheus: str | None
     listen: str
     once: bool
     standby: bool
-    envoy: Path | None = None
 
 
 async def serve(fleet: Fleet, options: Options) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from routing.control.controller import Controller
-from routing.control.envoys import EnvoyPublisher
+from routing.control.envoy import EnvoyPublisher
 from routing.envoy.folders import write_fleet
 from routing.metrics.targets import Machine, targets
 
