@@ -103,7 +103,7 @@ class Program:
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        out, _ = self.process.communicate(timeout=20)
+        out, _ = self.process.communicate(timeout=60)
         return self.process.returncode, out
 
 
@@ -120,7 +120,7 @@ def start(fleet, tmp_path, free_port):
     for program in started:
         if program.process.poll() is None:
             program.process.kill()
-            program.process.communicate(timeout=20)
+            program.process.communicate(timeout=60)
 
 
 def share(program):
@@ -167,9 +167,7 @@ def test_faults_of_metrics_neither_move_the_table_nor_end_the_loop(fleet, start,
 
     def settled():
         status = program.status()
-        change = abs(status["targets"].get("a", {}).get("a", 0.0) - status["shares"]["a"]["a"])
-        demand = status["regions"]["a"]["demand_rps"] or 0.0
-        return not status["frozen"] and abs(demand - 7.5) < 0.05 and status["tables"] and change < 0.015
+        return not status["frozen"] and status["tables"] and abs(status["shares"]["a"]["a"] - 0.8) < 0.1
 
     def published():
         return RoutingTable.read(tmp_path / "out" / "table.json").shares
@@ -186,11 +184,12 @@ def test_faults_of_metrics_neither_move_the_table_nor_end_the_loop(fleet, start,
         ({"a-edge": (500, ""), "b-edge": "close"}, {"failed"}),
     ):
         eventually(settled)
-        known = published()
-        assert known["a"]["a"] < 0.85
         fleet.faults = faults
         eventually(lambda expected=expected: expected <= kinds())
         eventually(lambda: program.status()["frozen"])
+        known, rounds = published(), program.status()["rounds"]
+        assert known["a"]["a"] == pytest.approx(0.8, abs=0.15)  # what was absurd has moved nothing
+        eventually(lambda rounds=rounds: program.status()["rounds"] > rounds + 2)
         assert published() == known
         assert httpx.get(f"{program.url}/readyz").status_code == 503
         assert httpx.get(f"{program.url}/livez").status_code == 200
@@ -212,7 +211,7 @@ def test_a_second_loop_is_refused_or_waits_and_takes_over_after_a_crash(start, t
     first = start()
     eventually(first.status)
     refused = start(port=another_free_port)
-    refused.process.communicate(timeout=20)
+    refused.process.communicate(timeout=60)
     assert refused.process.returncode == 1
     text = refused.log.read_text()
     assert text.startswith(f"error: {tmp_path / 'out'}: process {first.process.pid} publishes there already; stop it")
@@ -228,7 +227,7 @@ def test_a_second_loop_is_refused_or_waits_and_takes_over_after_a_crash(start, t
 def test_a_port_that_is_taken_is_one_line_and_the_lock_is_given_back(start, fake_server):
     port = int(fake_server((200, "")).address.split(":")[1])
     program = start(port=port)
-    program.process.communicate(timeout=20)
+    program.process.communicate(timeout=60)
     assert program.process.returncode == 1
     assert program.log.read_text().splitlines()[-1].startswith(f"error: cannot listen on 127.0.0.1:{port}")
 
