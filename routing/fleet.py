@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from .data_plane import DataPlane, Place, loopback_places
 from .errors import InputError
 from .files import read_yaml
+from .metrics.settings import MetricsSettings
 from .schema import Count, Items, Number, Positive, RegionName, Share, Strict, did_you_mean, validated, wrong
 
 EARTH_RADIUS_KM = 6371.0  # mean (IUGG)
@@ -114,6 +115,7 @@ class Fleet(Strict):
         stale_after_s: metrics that are older freeze the table.
         retry: what an edge does with a job that is refused.
         data_plane: its proxies.
+        metrics: where they are taken from.
     """
 
     regions: Annotated[Mapping[RegionName, Region], Field(min_length=1)]
@@ -128,6 +130,7 @@ class Fleet(Strict):
     hysteresis: Share = 0.02
     max_step: Annotated[Share, Field(gt=0)] = 0.2
     stale_after_s: Positive = 15.0
+    metrics: MetricsSettings = MetricsSettings()
     retry: RetryPolicy = RetryPolicy()
     data_plane: DataPlane = DataPlane()
 
@@ -154,6 +157,7 @@ class Fleet(Strict):
                 text = f"no ring reaches it: {away[nearest]} is nearest, {nearest:.0f} ms away"
                 raise wrong(f"regions.{name}", f"{text}, and rings_ms ends at {self.rings_ms[-1]:g}")
         self.data_plane.check(self._gpus())
+        self.metrics.check(self._gpus())
         return self
 
     def _check_rings(self) -> None:
