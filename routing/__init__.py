@@ -1,7 +1,9 @@
 """Traffic between regions: metrics, plan, table, Envoy. Nothing here knows of models, and no request passes through it.
 
 - `fleet`: regions, distances, thresholds and policies, as `fleet.yaml` has them; `load`: demand and capacity.
+- `metrics`: what a fleet's machines say of themselves, by region.
 - `planner`: a pure function (fleet, load) to a routing table.
+- `control`: the loop from metrics to a published table.
 - `table`: the routing table, its file, and the moves that explain it.
 - `data_plane`: where proxies stand, what they put up with, who may use them; `retries`: what may be tried again.
 - `envoy`: the table as a fleet of Envoys; `targets`: the same for Istio and Gateway API.

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from .data_plane import DataPlane, Place, loopback_places
 from .errors import InputError
 from .files import read_yaml
+from .metrics.settings import MetricsSettings
 from .schema import Count, Items, Number, Positive, RegionName, Share, Strict, did_you_mean, validated, wrong
 
 EARTH_RADIUS_KM = 6371.0  # mean (IUGG)
@@ -112,6 +113,7 @@ class Fleet(Strict):
         hysteresis: changes of a share that are smaller are not published.
         max_step: largest change of a share in one update.
         stale_after_s: metrics that are older freeze the table.
+        metrics: where they are taken from.
         retry: what an edge does with a job that is refused.
         data_plane: its proxies.
     """
@@ -128,6 +130,7 @@ class Fleet(Strict):
     hysteresis: Share = 0.02
     max_step: Annotated[Share, Field(gt=0)] = 0.2
     stale_after_s: Positive = 15.0
+    metrics: MetricsSettings = MetricsSettings()
     retry: RetryPolicy = RetryPolicy()
     data_plane: DataPlane = DataPlane()
 
@@ -153,6 +156,7 @@ class Fleet(Strict):
             if away and (nearest := min(away)) > self.rings_ms[-1]:
                 text = f"no ring reaches it: {away[nearest]} is nearest, {nearest:.0f} ms away"
                 raise wrong(f"regions.{name}", f"{text}, and rings_ms ends at {self.rings_ms[-1]:g}")
+        self.metrics.check(self._gpus())
         self.data_plane.check(self._gpus())
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Protocol
 
-from . import plan, render
+from . import control, plan, render
 
 
 class Command(Protocol):
@@ -24,4 +24,4 @@ class Command(Protocol):
         """The result for people."""
 
 
-COMMANDS: tuple[Command, ...] = (plan, render)
+COMMANDS: tuple[Command, ...] = (plan, render, control)

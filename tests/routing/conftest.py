@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import socket
+import threading
+import time
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +21,114 @@ from routing.table import RoutingTable
 
 NOW = datetime(2025, 1, 31, 12, tzinfo=UTC)
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def _listening():
+    """A socket below the ports that the kernel gives to outgoing connections."""
+    for port in random.Random().sample(range(23_000, 32_000), 200):
+        try:
+            return socket.create_server(("127.0.0.1", port))
+        except OSError:
+            continue
+    raise RuntimeError("no free port")
+
+
+class FakeServer(ThreadingHTTPServer):
+    """A machine of which a test says what it answers.
+
+    Attributes:
+        answer: takes the path, with its query, and gives (status, text); or is one of `hang` (no answer), `drip`
+            (one byte now and then) and `close` (ends the connection at once).
+        asked: the paths, as they came.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, answer):
+        super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = _listening()
+        self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
+        self.url = f"http://{self.address}"
+        self.answer, self.asked = answer, []
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    def stop(self):
+        if not self.ended.is_set():
+            self.ended.set()
+            self.shutdown()
+            self.server_close()
+
+    def handle_error(self, request, client_address):
+        pass  # who asked has gone
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        if self.server.ended.is_set():  # connections that were kept end as well
+            self.close_connection = True
+            return
+        self.server.asked.append(self.path)
+        answer = self.server.answer(self.path) if callable(self.server.answer) else self.server.answer
+        if answer == "hang":
+            self.server.ended.wait(20)
+        elif answer == "close":
+            self.close_connection = True
+        elif answer == "drip":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            while not self.server.ended.wait(0.05):
+                self.wfile.write(b"#")
+        else:
+            status, text = answer
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def fake_server():
+    """Starts servers on loopback; they end with the test."""
+    started = []
+
+    def start(answer):
+        started.append(FakeServer(answer))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def free_port():
+    """A port on loopback at which nobody listens."""
+    with _listening() as found:
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def eventually():
+    """Waits until something is true, and gives it."""
+
+    def wait(check, seconds=10.0):
+        end = time.monotonic() + seconds
+        while not (found := check()):
+            assert time.monotonic() < end, "it did not become true"
+            time.sleep(0.02)
+        return found
+
+    return wait
 
 
 @pytest.fixture(scope="session")
