@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 from typing import Self
 
 import aiohttp
@@ -195,11 +195,12 @@ def wilson(count: int, of: int, z: float = 1.96) -> tuple[float, float]:
     middle = share + z * z / (2 * of)
     half = z * sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     scale = 1 + z * z / of
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # At the ends rounding would leave the share itself outside.
+    return min(share, max(0.0, (middle - half) / scale)), max(share, min(1.0, (middle + half) / scale))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
     """Of sorted values, the smallest that so large a share does not exceed; 0 of none."""
     if not values:
         return 0.0
-    return values[min(len(values) - 1, max(0, round(share * len(values) + 0.5) - 1))]
+    return values[min(len(values), max(1, ceil(share * len(values)))) - 1]

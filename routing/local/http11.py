@@ -1,7 +1,7 @@
 """HTTP/1.1 for stand-ins: as much of it as proxies and tools speak, on asyncio alone.
 
-A web framework would be eight times the work a request, and a machine is to hold hundreds of stand-ins that are
-asked for their health each second.
+A machine is to hold hundreds of stand-ins that are asked for their health twice a second. Under uvicorn that is 2.7
+times the work a request (155 us of a core, here 58), twice as much to start one, and a third more memory.
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ class Options:
         table: to begin with; None: the last good one of this folder, or all at home.
         seed: of the service times.
         ledgers: whether stand-ins note each computation.
+        alone: whether each stand-in has a process of its own, so that it can be killed; None: where they are few.
         proxies: writes the files of the proxies, and says which there are.
         ready_s: time for all to be ready; None: by kind of server.
     """
@@ -79,6 +80,7 @@ class Options:
     table: RoutingTable | None = None
     seed: int = 0
     ledgers: bool = False
+    alone: bool | None = None
     proxies: ProxyWriter = two_tiers
     ready_s: float | None = None
 
@@ -211,7 +213,8 @@ def _prepare(layout: Layout, options: Options) -> list[Component]:
     found = options.proxies(layout, table)
     if options.servers == "standin":
         service_time = _service_time(layout.fleet, options).text
-        gpus = list(programs.stand_ins(layout, programs.StandIns(service_time, options.seed, options.ledgers)))
+        how = programs.StandIns(service_time, options.seed, options.ledgers, options.alone)
+        gpus = list(programs.stand_ins(layout, how))
         for old in (layout.folder / LEDGERS).glob("*"):
             old.unlink()
     else:
@@ -284,7 +287,8 @@ def _supervise(folder: Path, lock: int, reservation: Reservation) -> tuple[subpr
 
 def _wait(layout: Layout, about: About, options: Options) -> None:
     """Wait until each part runs and sees those behind it."""
-    longest_s = options.ready_s or (60.0 if options.servers == "standin" else 300.0)
+    count = sum(len(place.servers) for place in layout.places.values())
+    longest_s = options.ready_s or (60.0 + 0.3 * count if options.servers == "standin" else 300.0 + 60.0 * count)
     end = time.monotonic() + longest_s
     begun_by = time.monotonic() + 20
     with httpx.Client(timeout=2.0, trust_env=False) as client:

@@ -39,11 +39,13 @@ class StandIns:
         service_time: text of `ServiceTimes`.
         seed: of the times.
         ledgers: whether they note each computation.
+        alone: whether each has a process of its own; None: up to `MOST_PROCESSES` of them.
     """
 
     service_time: str
     seed: int = 0
     ledgers: bool = False
+    alone: bool | None = None
 
 
 def stand_ins(layout: Layout, options: StandIns) -> Iterator[Component]:
@@ -51,7 +53,8 @@ def stand_ins(layout: Layout, options: StandIns) -> Iterator[Component]:
     more = ["--service-time", options.service_time, "--seed", str(options.seed)]
     if options.ledgers:
         more += ["--ledger", str(layout.folder / LEDGERS)]
-    alone = sum(len(place.servers) for place in layout.places.values()) <= MOST_PROCESSES
+    count = sum(len(place.servers) for place in layout.places.values())
+    alone = count <= MOST_PROCESSES if options.alone is None else options.alone
     for region, place in layout.places.items():
         named = [(layout.gpu_name(region, i), server) for i, server in enumerate(place.servers, start=1)]
         groups = [[one] for one in named] if alone else [named] * bool(named)

@@ -15,7 +15,7 @@ from .components import Kind, Running, read_state, read_wanted
 from .processes import Process
 from .stop import runs
 
-_LIMIT_S = 2.0
+_LIMIT_S = 5.0
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def report(folder: Path) -> dict[str, Any]:
         "control": about.control,
         "prometheus": about.prometheus,
         "table_version": loop.get("version"),
-        "frozen": loop.get("failure") or loop.get("frozen") or "",
+        "frozen": _frozen(loop) if about.control else "",
         "regions": regions,
         "supervisor": {"pid": supervisor.pid, "alive": supervisor.alive},
         "parts": parts,
@@ -87,6 +87,11 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if found["prometheus"]:
         result.append(f"Prometheus: {found['prometheus']}/")
     return result
+
+
+def _frozen(loop: Mapping[str, Any]) -> str:
+    """Why the table does not follow the traffic, or nothing."""
+    return str(loop.get("failure") or loop.get("frozen") or "") if loop else "the control loop does not answer"
 
 
 def _shares(regions: Mapping[str, Any]) -> Iterator[str]:

@@ -100,6 +100,7 @@ def _together(group: tuple[Case, ...], root: Path, effort: Effort, seed: int) ->
                 table=None if case.controlled else table,
                 proxies=one_tier if case.tiers == 1 else two_tiers,
                 seed=seed,
+                alone=False,
             )
             fleets.append(stack.enter_context(running(fleet_of(case), folder / "fleet.yaml", folder, options)))
         cells = asyncio.run(_all(group, fleets, effort, seed))

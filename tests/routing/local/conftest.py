@@ -176,9 +176,9 @@ def local_fleet(envoy, tmp_path):  # noqa: ARG001  # without it this is skipped
     """`with local_fleet(options, gpus=4, ...) as fleet`: see `LocalFleet` and `make_fleet`."""
 
     @contextlib.contextmanager
-    def run(options=None, folder=None, **more):
+    def run(options=None, folder=None, alone=None, **more):
         folder = folder or tmp_path / "fleet"
-        options = options or Options(prometheus="no", ledgers=True, interval_s=1.0)
+        options = options or Options(prometheus="no", ledgers=True, interval_s=1.0, alone=alone)
         with running(make_fleet(**more), Path(folder) / "none.yaml", folder, options) as started:
             yield LocalFleet(started)
         assert marked(folder.resolve()) == []

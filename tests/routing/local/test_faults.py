@@ -191,6 +191,7 @@ def test_a_clock_that_jumps_moves_nothing(local_fleet, tmp_path, monkeypatch):
     off = tmp_path / "off"
     off.write_text("0")
     monkeypatch.setenv("STILLMOTION_JUMPS", str(off))
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parents[2]))
     command = (sys.executable, str(HERE / "jumping_control.py"))
     options = Options(prometheus="no", ledgers=True, interval_s=1.0, control_command=command)
 
