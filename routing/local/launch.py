@@ -345,9 +345,10 @@ def _ok(client: httpx.Client, url: str) -> bool:
 
 
 def _last_lines(folder: Path, name: str, count: int = 3) -> str:
-    """The end of a log, for an error."""
+    """The end of a log, for an error; of Envoy's the line that says why it gave up, and not the stack below it."""
     try:
         lines = (folder / LOGS / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    return " / ".join(line.strip() for line in lines[-count:] if line.strip()) or "it says nothing"
+    why = [line.partition("assert failure: ")[2] for line in lines if "assert failure: " in line]
+    return " / ".join(line.strip() for line in why[-1:] or lines[-count:] if line.strip()) or "it says nothing"

@@ -32,7 +32,7 @@ class Effort:
         seconds: of each load.
         warm_s, controlled_warm_s: of traffic before it that is not counted; longer for a control loop.
         bursts: of each size.
-        fleets: at a time.
+        fleets: at a time. An Envoy takes three of the 128 inotify instances that Linux gives a user.
     """
 
     seconds: float
@@ -42,8 +42,8 @@ class Effort:
     fleets: int
 
 
-FULL = Effort(seconds=45.0, warm_s=3.0, controlled_warm_s=15.0, bursts=8, fleets=5)
-QUICK = Effort(seconds=6.0, warm_s=1.0, controlled_warm_s=6.0, bursts=2, fleets=5)
+FULL = Effort(seconds=50.0, warm_s=3.0, controlled_warm_s=15.0, bursts=6, fleets=5)
+QUICK = Effort(seconds=5.0, warm_s=1.0, controlled_warm_s=4.0, bursts=1, fleets=5)
 
 
 @dataclass(frozen=True)

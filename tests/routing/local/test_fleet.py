@@ -174,6 +174,11 @@ def test_a_part_that_does_not_start_is_named_with_its_last_words(commands):
     (commands.home / "logs" / "edge-a.log").write_text("first\nit does not like its configuration\n")
     with pytest.raises(RoutingError, match=r"edge-a ends with 1: .*does not like its configuration"):
         _check_starts(commands.home, (Running("edge-a", None, None, 4, 1),))
+    # As Envoy says it when a user has no inotify instances left, above a stack of 30 lines.
+    line = "[...][critical][assert] [watcher_impl.cc:25] assert failure: inotify_fd_ >= 0. Details: Consider increasing"
+    (commands.home / "logs" / "edge-a.log").write_text("\n".join([line, *["[...] #1 UNKNOWN"] * 30]))
+    with pytest.raises(RoutingError, match=r"edge-a ends with -6: inotify_fd_ >= 0. Details: Consider increasing"):
+        _check_starts(commands.home, (Running("edge-a", None, None, 4, -6),))
 
 
 def test_wrong_use_is_told(commands):
