@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -58,8 +59,13 @@ class Options:
     standby: bool
 
 
-async def serve(fleet: Fleet, options: Options) -> dict[str, Any]:
+async def serve(fleet: Fleet, options: Options, wall: Callable[[], datetime] = wall_clock) -> dict[str, Any]:
     """Run until SIGTERM or SIGINT; the last status.
+
+    Args:
+        fleet: whose traffic it is.
+        options: how the program was called.
+        wall: the time of day.
 
     Raises:
         InputError: no machine is known, or an argument cannot be used.
@@ -76,24 +82,28 @@ async def serve(fleet: Fleet, options: Options) -> dict[str, Any]:
             elif not options.standby and not leader.take():
                 text = f"{leader.holder()} publishes there already; stop it, choose another --out, or use --standby"
                 raise RoutingError(f"{options.out}: {text}")
-            return await _lead(fleet, options, collector, stop)
+            return await _lead(fleet, options, collector, stop, wall)
     finally:
         await collector.close()
 
 
-async def _lead(fleet: Fleet, options: Options, collector: Collector, stop: asyncio.Event) -> dict[str, Any]:
+async def _lead(
+    fleet: Fleet, options: Options, collector: Collector, stop: asyncio.Event, wall: Callable[[], datetime]
+) -> dict[str, Any]:
     controller = Controller.of(fleet)
     if options.once:
         controller = replace(controller, policy=replace(controller.policy, warm_up_s=0.0))
-    journal = Journal(options.out / NAME, wall_clock)
-    first = controller.at_home().model_copy(update={"generated_at": wall_clock()})
+    journal = Journal(options.out / NAME, wall)
+    first = controller.at_home().model_copy(update={"generated_at": wall()})
+    envoys = _envoys(fleet, options.envoy)
     loop = Loop(
         controller,
         collector,
-        Publishers([FolderPublisher(options.out), *_envoys(fleet, options.envoy)]),
+        Publishers([FolderPublisher(options.out), *envoys]),
         journal,
         last_good(options.out / TABLE, fleet, first),
         options.interval_s,
+        wall=wall,
     )
 
     def now() -> Status:
