@@ -1,0 +1,131 @@
+"""How an edge chooses where an attempt goes: a region by the table, then an ingress or a GPU server of it.
+
+As Envoy does: regions in weighted rotation (earliest deadline first, whose shares are exact in any window), and for a
+retry again and again, until the host was not tried before or the draws are used up; the last draw is taken then
+(`chooseHost` in its load_balancer_impl.cc, with the predicate `previous_hosts`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .compiled import compiled
+from .draws import bits, uniform
+from .state import State
+
+NOBODY = -1
+_CHOICES = 4096  # draws for choices start here among those of a job
+_EACH = 64  # of an attempt at most; two are needed a choice
+
+
+@compiled
+def choose(s: State, source: int, key: np.uint64, attempt: int, job: int) -> int:
+    """The host that an attempt goes to, or `NOBODY` where no region is alive.
+
+    Args:
+        s: state.
+        source: of the job.
+        key: of the job's draws.
+        attempt: 1, 2, ...
+        job: its place, from the second attempt on.
+    """
+    if s.row_lengths[source] == 0:
+        return NOBODY
+    scalars = s.scalars[0]
+    draw = _CHOICES + attempt * _EACH
+    host = NOBODY
+    turns = 1 + scalars.redraws if attempt > 1 else 1
+    for _ in range(turns):
+        region = _next_region(s, source) if scalars.rotation == 1 else _drawn_region(s, source, bits(key, draw))
+        host = _host(s, source, region, bits(key, draw + 1))
+        if attempt == 1 or not _was_tried(s, job, attempt, host):
+            return host
+        draw += 2
+    return host
+
+
+@compiled
+def _was_tried(s: State, job: int, attempt: int, host: int) -> bool:
+    found = False
+    for i in range(attempt - 1):
+        found = found or s.tried[job, i] == host
+    return found
+
+
+@compiled
+def _next_region(s: State, source: int) -> int:
+    """Take the region that is due first, which is due again after 1 / share."""
+    row = s.rows[source]
+    region, share, due = row[0].region, row[0].share, row[0].due + 1.0 / row[0].share
+    size = s.row_lengths[source]
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and row[child + 1].due < row[child].due:
+            child += 1
+        if due <= row[child].due:
+            break
+        row[at].region = row[child].region
+        row[at].share = row[child].share
+        row[at].due = row[child].due
+        at = child
+    row[at].region = region
+    row[at].share = share
+    row[at].due = due
+    return region
+
+
+@compiled
+def _drawn_region(s: State, source: int, b: np.uint64) -> int:
+    row = s.rows[source]
+    left = uniform(b)
+    last = s.row_lengths[source] - 1
+    for i in range(last):
+        left -= row[i].share
+        if left < 0:
+            return row[i].region
+    return row[last].region
+
+
+@compiled
+def _host(s: State, source: int, region: int, b: np.uint64) -> int:
+    """One of the region's ingresses, or of its GPU servers; with `own_view` one that the edge has sent nothing."""
+    here = s.regions[region]
+    if here.hosts <= 1:
+        return here.first_host
+    if s.scalars[0].own_view == 1:
+        free = s.idle_count[source, region]
+        if free > 0:
+            return s.idle[source, here.first_host + int(uniform(b) * free)]
+    return here.first_host + int(uniform(b) * here.hosts)
+
+
+@compiled
+def opened(s: State, source: int, host: int) -> None:
+    """The edge has sent a request to the host."""
+    s.open[source, host] += 1
+    if s.open[source, host] == 1:
+        region = s.hosts[host].region
+        s.idle_count[source, region] -= 1
+        last = s.regions[region].first_host + s.idle_count[source, region]
+        _swap(s, source, s.idle_at[source, host], last)
+
+
+@compiled
+def closed(s: State, source: int, host: int) -> None:
+    """The edge has its answer."""
+    s.open[source, host] -= 1
+    if s.open[source, host] == 0:
+        region = s.hosts[host].region
+        place = s.regions[region].first_host + s.idle_count[source, region]
+        _swap(s, source, s.idle_at[source, host], place)
+        s.idle_count[source, region] += 1
+
+
+@compiled
+def _swap(s: State, source: int, one: int, other: int) -> None:
+    a, b = s.idle[source, one], s.idle[source, other]
+    s.idle[source, one], s.idle[source, other] = b, a
+    s.idle_at[source, b], s.idle_at[source, a] = one, other
