@@ -104,8 +104,8 @@ def _hosts_and_regions(experiment: Experiment) -> tuple[st.Records, st.Records]:
     home: list[int] = []
     regions = np.zeros(len(fleet.names), st.region_type)
     for i, region in enumerate(fleet.regions.values()):
-        # Disjoint sets of GPU servers, as even as can be; a region without GPUs has an ingress that refuses.
-        parts = region.gpus if proxies.tiers == 1 else max(1, min(proxies.ingresses, region.gpus))
+        # Disjoint sets of GPU servers, as even as can be; a region without GPUs has a host that refuses.
+        parts = max(1, region.gpus if proxies.tiers == 1 else min(proxies.ingresses, region.gpus))
         regions[i]["first_host"], regions[i]["hosts"] = len(gpus_of), parts
         gpus_of += [region.gpus // parts + (k < region.gpus % parts) for k in range(parts)]
         home += [i] * parts
