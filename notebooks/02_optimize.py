@@ -121,7 +121,8 @@ if convergence_clips:
     for name, scheduler in samplers.items():
         points += convergence(sample, {name: scheduler}, counts[name], exact)
     picture = plot_convergence(points)
-    words = f"Latents of {convergence_clips} held-out clips against {reference_steps} steps, same noise."
+    count = f"{convergence_clips} held-out clip{'s' if convergence_clips > 1 else ''}"
+    words = f"Latents of {count} against {reference_steps} steps, same noise."
     stage.picture("convergence", "Error of the solvers", words, picture)
 show_rows([Row(name=f"{p.sampler}, {p.steps} steps", value=round(p.rmse, 4)) for p in points])
 

@@ -33,11 +33,12 @@ trajectory = "backward"  # the student's own path, or "forward": training clips 
 shifted_reconstruction = False  # Imagine Flash's loss instead of the landing
 noise_correction = False  # Imagine Flash's first step
 guidance_range = ""  # "1,4": a request chooses its guidance scale within these; empty: the teacher's is built in
-fewer_steps = ""  # further students, such as "4,2,1", trained and judged the same way
+fewer_steps = ""  # further students, such as "4,2:75,1:50", judged the same way; after a colon, other `updates`
 ablations = ""  # further students of `student_steps`, such as "forward,shifted,noise", to compare
 data = ""  # folder of videos or pictures with captions; empty: generated clips
 mixed_precision = "no"  # bf16 or fp16 on a GPU
 lora_rank = 0  # train additions of this rank instead of all weights
+sample_every = 0  # updates between pictures of what the student makes; 0: none are drawn
 pictures = 6  # of the project's samples, animated by teacher and student
 evaluation_clips = 16  # held-out generated clips to judge on
 gates = "default"  # file of limits; empty: judge without them
@@ -53,14 +54,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pipeline.baseline import timed_animation
 from pipeline.display import sheet, show_clips, show_rows
 from pipeline.distill.data import GeneratedSource
 from pipeline.distill.folders import open_folder
+from pipeline.distill.sample_grid import SampleGrid
 from pipeline.distill.trainer import Distiller, DistillSettings, Trajectory
 from pipeline.engine import AnimationRequest, Animator
-from pipeline.evaluate import EvaluationResult, compare
+from pipeline.evaluate import EvaluationResult, compare_students
 from pipeline.gates import check, load_gates, require
 from pipeline.images import decode
 from pipeline.machine import machine, versions
@@ -101,6 +104,7 @@ base = DistillSettings(
     guidance_range=tuple(float(scale) for scale in guidance_range.split(",")) if guidance_range else None,
     mixed_precision=mixed_precision,
     lora_rank=lora_rank,
+    sample_every=sample_every,
     seed=seed,
 )
 
@@ -113,7 +117,8 @@ def train(name: str, settings: DistillSettings) -> tuple[Animator, list[float]]:
             print(f"{name}: update {done} of {total}, loss {loss:.4f}")
 
     distiller = Distiller(teacher.pipe, source, settings, stage.path / "training" / name.replace(" ", "-"))
-    made = distiller.train(tell)
+    drawn = SampleGrid(teacher.pipe, source[10 * updates], stage.path / "samples" / name.replace(" ", "-"), seed)
+    made = distiller.train(tell, on_sample=drawn)
     return Animator(made, describe(made, teacher.name, {}), f"student, {name}"), distiller.losses
 
 
@@ -121,6 +126,14 @@ student, losses = train(f"{student_steps} x 1", base)
 curve = plot_losses({f"{student_steps} x 1": losses})
 stage.picture("losses", "Loss", "Mean squared error of v, a point an update; the line is a running mean.", curve)
 curve
+
+# %%
+sketches = sorted((stage.path / "samples").rglob("update-*.png"))
+for path in sketches[:: max(1, len(sketches) - 1)]:  # the first and the last
+    stage.picture(
+        path.stem, f"After {path.stem.replace('-', ' ')}", "Rows in pairs: teacher, student.", Image.open(path)
+    )
+print(f"{len(sketches)} sample grids" if sketches else "no sample grids were asked for")
 
 # %% [markdown]
 # ## Side by side
@@ -150,13 +163,43 @@ stage.picture("side_by_side", "Teacher and student", "Two rows a clip: first the
 contact
 
 # %% [markdown]
+# ## Fewer steps still, and what each part does
+#
+# Students of fewer steps, and students trained without one of the parts or with another loss, if asked
+# for. An update of a student of one step takes eight times as many passes of the teacher as one of eight
+# steps. The noise correction changes nothing where the schedule ends in pure noise, as the shipped
+# teacher's does.
+
+# %%
+main = f"{student_steps} x 1"
+students, curves = {main: student}, {main: losses}
+changes = {
+    "forward": {"trajectory": Trajectory.FORWARD},
+    "shifted": {"shifted_reconstruction": True},
+    "noise": {"noise_correction": True},
+}
+wanted = {}
+for steps, _, other in (text.partition(":") for text in fewer_steps.split(",") if text):
+    wanted[f"{int(steps)} x 1"] = {"student_steps": int(steps), "updates": int(other or updates)}
+wanted |= {f"{main}, {name.strip()}": changes[name.strip()] for name in ablations.split(",") if name}
+for name, change in wanted.items():
+    students[name], curves[name] = train(name, replace(base, **change))
+    folder = name.replace(" x 1", "").replace(", ", "-")
+    students[name].pipe.save_pretrained(stage.path / "students" / folder, safe_serialization=True)
+if wanted:
+    stage.picture("all_losses", "Losses", "Of all students.", plot_losses(curves))
+print(f"students: {'; '.join(students)}")
+
+# %% [markdown]
 # ## Is it as good?
 #
 # All on the same held-out clips, from the same noise: the teacher in full, the teacher with as few
-# steps and all its branches, the teacher with as few passes as the student, and the student.
+# steps and all its branches, the teacher with as few passes as the student, and the students.
 
 # %%
-comparison = compare(student, teacher, evaluation_clips, seed)
+compared = compare_students(students, teacher, evaluation_clips, seed)
+comparison = compared[main]
+others = {name: each for name, each in compared.items() if name != main}
 judged = {
     "teacher": comparison.teacher,
     "few steps": comparison.undistilled_guided,
@@ -172,35 +215,10 @@ def row_of(name: str, e: EvaluationResult) -> Row:
     return Row(name=f"{name}: motion as captioned", value=100 * e.motion_accuracy, unit="%", note=words)
 
 
-show_rows([row_of(name, evaluation) for name, evaluation in judged.items()])
-
-# %% [markdown]
-# ## Fewer steps still, and what each part does
-#
-# Students of fewer steps, and students trained without one of the parts or with another loss, if asked
-# for. The noise correction changes nothing where the schedule ends in pure noise, as the shipped
-# teacher's does.
-
-# %%
-others: dict[str, object] = {}
-curves = {f"{student_steps} x 1": losses}
-changes = {
-    "forward": {"trajectory": Trajectory.FORWARD},
-    "shifted": {"shifted_reconstruction": True},
-    "noise": {"noise_correction": True},
-}
-wanted = {f"{int(steps)} x 1": {"student_steps": int(steps)} for steps in fewer_steps.split(",") if steps}
-wanted |= {f"{student_steps} x 1, {name.strip()}": changes[name.strip()] for name in ablations.split(",") if name}
-for name, change in wanted.items():
-    other, curves[name] = train(name, replace(base, **change))
-    others[name] = compare(other, teacher, evaluation_clips, seed)
-    other.pipe.save_pretrained(stage.path / "students" / name.replace(" x 1", "").replace(", ", "-"))
 if others:
-    every = {f"{student_steps} x 1": comparison, **others}
-    picture = plot_students({name: (c.student, c.undistilled) for name, c in every.items()})
+    picture = plot_students({name: (c.student, c.undistilled) for name, c in compared.items()})
     stage.picture("students", "Students", "PSNR to the teacher in full; grey: the teacher with as few passes.", picture)
-    stage.picture("all_losses", "Losses", "Of all students.", plot_losses(curves))
-show_rows([row_of(name, c.student) for name, c in others.items()])
+show_rows([row_of(name, e) for name, e in judged.items()] + [row_of(name, c.student) for name, c in others.items()])
 
 # %% [markdown]
 # ## Gates
@@ -215,7 +233,7 @@ figures = comparison.student
 request_s = {name: float(np.median(taken)) for name, taken in seconds.items()}
 stage.row("U-Net passes", f"{teacher.info.passes} to {student.info.passes}", "", passes, headline=True)
 note = f"{request_s['teacher']:.2f} to {request_s['student']:.2f} s, median of {len(chosen)}"
-stage.row("Whole request, faster", request_s["teacher"] / request_s["student"], "x", note, headline=True)
+stage.row("Whole request, faster", request_s["teacher"] / request_s["student"], "x", f"{note}, both in plain PyTorch")
 stage.row(
     "Student to the teacher",
     figures.psnr_to_teacher_db,

@@ -186,12 +186,16 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
 
     # ------------------------------------------------------------------ conditions
 
-    def encode_prompt(self, prompts: Sequence[str], clip_skip: int | None) -> Tensor:
+    def encode_prompt(
+        self, prompts: Sequence[str], clip_skip: int | None, device: torch.device | None = None
+    ) -> Tensor:
         """Hidden states of the text encoder, `(batch, tokens, width)`.
 
         Args:
             clip_skip: layers to leave out at the end; the final norm is applied all the same.
+            device: of the result; None looks up where the pipeline computes.
         """
+        device = device or self._execution_device
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -201,8 +205,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         )
         mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
         output = self.text_encoder(
-            tokens.input_ids.to(self._execution_device),
-            attention_mask=None if mask is None else mask.to(self._execution_device),
+            tokens.input_ids.to(device),
+            attention_mask=None if mask is None else mask.to(device),
             output_hidden_states=clip_skip is not None,
         )
         if clip_skip is None:
@@ -261,10 +265,10 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         Args:
             told_scale: of the caption, where the U-Net is told it; None is the student's own.
         """
-        device = self._execution_device
+        device, dtype = image.latents.device, image.latents.dtype
         rate = torch.full((len(full),), fps, device=device)
-        text_full = self.encode_prompt(full, clip_skip).to(self.unet.dtype)
-        text_other = self.encode_prompt(negative, clip_skip).to(self.unet.dtype) if guidance.passes > 1 else text_full
+        text_full = self.encode_prompt(full, clip_skip, device).to(dtype)
+        text_other = self.encode_prompt(negative, clip_skip, device).to(dtype) if guidance.passes > 1 else text_full
         branches = {
             "full": lambda: Conditioning(text_full, image, rate),
             "negative": lambda: Conditioning(text_other, self.family.two_branch_negative(image), rate),
@@ -277,7 +281,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             return told
         scale = self.config.distilled_guidance_scale if told_scale is None else told_scale
         scales = torch.full((len(told.text),), scale, device=device)
-        return replace(told, guidance=guidance_embedding(scales, width).to(self.unet.dtype))
+        return replace(told, guidance=guidance_embedding(scales, width).to(dtype))
 
     # ------------------------------------------------------------------ the call
 
@@ -342,15 +346,17 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         skip = self.default_clip_skip if clip_skip is _OF_FAMILY else clip_skip
         self._check(height, width, frames, steps, rate, skip)
 
+        # Looked up once: diffusers walks over all modules for each, which costs as much as a small model's layers.
+        device, dtype = self._execution_device, self.unet.dtype
         noise_shape = (len(prompts), 4, frames, height // self.vae_scale_factor, width // self.vae_scale_factor)
         if self.family.noise_before_image:
-            noise = self._noise(noise_shape, generator, latents)
+            noise = self._noise(noise_shape, generator, latents, device)
         seen = self.family.condition_image(self, images, frames, height, width, generator, motion_scale)
         if not self.family.noise_before_image:
-            noise = self._noise(noise_shape, generator, latents)
+            noise = self._noise(noise_shape, generator, latents, device)
         conditioning = self.conditions(prompts, negatives, seen, guidance, rate, skip, told_scale)
 
-        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        self.scheduler.set_timesteps(steps, device=device)
         sample = noise * self.scheduler.init_noise_sigma
         extra = self._step_arguments(eta, generator)
         predict = self.denoiser.start(conditioning)
@@ -358,7 +364,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             for i, t in enumerate(self.scheduler.timesteps):
                 stacked = self.scheduler.scale_model_input(torch.cat([sample] * guidance.passes), t)
                 # Between the passes all is float32: in half precision the rounding of each step would add up.
-                predicted = guidance.combine(predict(stacked.to(self.unet.dtype), t).float())
+                predicted = guidance.combine(predict(stacked.to(dtype), t).float())
                 sample = self.scheduler.step(predicted, t, sample, **extra).prev_sample
                 if callback_on_step_end is not None:
                     returned = callback_on_step_end(self, i, t, {"latents": sample}) or {}
@@ -380,17 +386,19 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         return self.family.clip_skip if self.text_encoder.config.num_hidden_layers > 1 else None
 
     def _noise(
-        self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, given: Tensor | None
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | list[torch.Generator] | None,
+        given: Tensor | None,
+        device: torch.device,
     ) -> Tensor:
         if given is not None:
             if tuple(given.shape) != shape:
                 raise ValueError(f"latents: shape {tuple(given.shape)} is not {shape}")
-            return given.to(device=self._execution_device, dtype=torch.float32)
+            return given.to(device=device, dtype=torch.float32)
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise ValueError(f"generator: {len(generator)} generators for {shape[0]} clips")
-        return cast(
-            Tensor, randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        )
+        return cast(Tensor, randn_tensor(shape, generator=generator, device=device, dtype=torch.float32))
 
     def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters

@@ -94,11 +94,14 @@ def branch_clips(animator: Animator, picture: Image.Image, prompt: str, seed: in
     """What each guidance branch makes alone of the same noise, and what they make together.
 
     Returns:
-        By name of the branch, in the order of the formula; then "guided".
+        By name of the branch, in the order of the formula; then "guided". A student has no branches, since
+        guidance is part of its weights: "guided" alone.
     """
+    guided = animator.animate(picture, AnimationRequest(prompt, seed=seed)).clip
+    if animator.info.guidance_distilled:
+        return {"guided": guided}
     alone = {"unconditional": (0.0, 0.0), "image": (0.0, 1.0), "full": (1.0, 1.0)}
     made = {name: _sample(animator, picture, prompt, seed, *scales) for name, scales in alone.items()}
-    guided = animator.animate(picture, AnimationRequest(prompt, seed=seed)).clip
     return {**made, "guided": guided}
 
 

@@ -17,16 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import distill_command, evaluate_command
+from . import animate_command, distill_command, evaluate_command
 from .command_options import (
-    add_model,
     add_parameters,
-    open_model,
+    existing,
     parameters,
     positive,
     settings_with_parameters,
 )
-from .console import counter, tell
+from .console import tell
 from .errors import StillmotionError
 from .settings import UsageError
 
@@ -91,12 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
     add_parameters(run, "a parameter of the notebooks; may be repeated")
 
-    animate = add("animate", animate_picture, lambda r: [r["out"]], "animate one picture")
-    animate.add_argument("--image", type=Path, required=True, help="PNG, JPEG or WebP")
-    animate.add_argument("--prompt", required=True, help="what moves and how, such as 'a red circle moves right'")
-    animate.add_argument("--out", type=Path, required=True, help="file to write: .mp4, .webm, .webp or .gif")
-    animate.add_argument("--seed", type=int, help="the same seed gives the same clip (default: drawn)")
-    add_model(animate)
+    animate = add("animate", animate_command.animate_picture, lambda r: [r["out"]], "animate one picture")
+    animate_command.add_arguments(animate)
 
     evaluate = add(
         "evaluate",
@@ -110,9 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--checkpoint", required=True, metavar="FOLDER_OR_ID", help="in diffusers format")
     package.add_argument(
         "--runtime",
-        choices=("eager", "torchscript", "compile", "aot"),
+        choices=("eager", "torchscript", "compile", "aot", "auto"),
         default="eager",
-        help="what a server runs the U-Net on; aot compiles it now, which takes minutes (default: eager)",
+        help="what a server runs the U-Net on; aot compiles it now, which takes minutes; auto is the faster "
+        "of eager and torchscript, by measurement (default: eager)",
     )
 
     bench = add("bench", bench_model, _bench_lines, "measure each optimisation, in one run")
@@ -188,27 +184,6 @@ def _run_lines(result: dict[str, Any]) -> list[str]:
     return [*lines, f"model   {result['model']}"] if result["model"] else lines
 
 
-def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
-    """`animate`: a picture and a prompt to a file."""
-    from . import video
-    from .images import decode
-
-    suffix = options.out.suffix.lower().removeprefix(".")
-    if suffix not in video.FORMATS:
-        options.usage_error(f"--out: the suffix {options.out.suffix!r} is not one of .{', .'.join(video.FORMATS)}")
-    if not options.out.parent.is_dir():
-        raise StillmotionError(f"{options.out.parent}: no such folder")
-    picture = decode(_existing(options.image))
-    from .engine import AnimationRequest
-
-    animator = open_model(options.model)
-    animation = animator.animate(picture, AnimationRequest(options.prompt, seed=options.seed), on_step=counter("step"))
-    _write(options.out, video.encode(animation.clip, animation.fps, suffix))
-    tell(f"{animator.name}, seed {animation.seed}, {animation.compute_s:.1f} s")
-    about = {key: value for key, value in asdict(animation).items() if key != "clip"}
-    return {"out": str(options.out), "model": animator.name, "frames": len(animation.clip), **about}
-
-
 def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     """`package`: a checkpoint to a model in the store."""
     from .sources import check_source, open_checkpoint
@@ -220,7 +195,12 @@ def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     from .package import package
 
     packaged = package(open_checkpoint(options.checkpoint), metrics={}, runtime=options.runtime)
-    return {"tag": packaged.tag, "path": str(packaged.path), "max_difference": packaged.max_difference}
+    return {
+        "tag": packaged.tag,
+        "path": str(packaged.path),
+        "max_difference": packaged.max_difference,
+        "runtime": packaged.animator.runtime,
+    }
 
 
 def bench_model(options: argparse.Namespace) -> dict[str, Any]:
@@ -320,7 +300,7 @@ def show_demo(options: argparse.Namespace) -> dict[str, Any]:
 
     if (options.image is None) != (options.prompt is None):
         options.usage_error("--image and --prompt go together")
-    own = None if options.image is None else (_existing(options.image), options.prompt)
+    own = None if options.image is None else (existing(options.image), options.prompt)
     return asdict(demo(own, options.runs, options.teacher or "", options.port, parameters(options)))
 
 
@@ -334,20 +314,3 @@ def _demo_lines(result: dict[str, Any]) -> list[str]:
 
 
 # ------------------------------------------------------------------ helpers
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise StillmotionError(f"{path}: no such file")
-    return path
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write beside the place and rename, so that a full disk leaves no half of a video."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StillmotionError(f"{path}: cannot be written ({error.strerror})") from error

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import fields, replace
 from enum import StrEnum
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from .console import tell
+from .errors import StillmotionError
+
+# 3e-4 is a number to everybody but YAML 1.1, which wants a point and a sign.
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +39,17 @@ def open_model(tag_or_folder: str | None) -> Any:
     return animator
 
 
+def existing(path: Path) -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        StillmotionError: it is not.
+    """
+    if not path.is_file():
+        raise StillmotionError(f"{path}: no such file")
+    return path
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     value = int(text)
@@ -49,9 +66,12 @@ def add_parameters(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def parameters(options: argparse.Namespace) -> dict[str, Any]:
-    """`-p` pairs; values are read as YAML, as papermill reads its own `-p`."""
+    """`-p` pairs; values are read as YAML, and as papermill reads its own `-p`."""
     found = {}
     for name, text in options.parameters:
+        if _EXPONENT.fullmatch(text):
+            found[name] = float(text)
+            continue
         try:
             found[name] = yaml.safe_load(text)
         except yaml.YAMLError:

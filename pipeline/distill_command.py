@@ -20,6 +20,7 @@ from .errors import StillmotionError
 if TYPE_CHECKING:
     from .animation import ImageAnimationPipeline
     from .distill.data import Source
+    from .distill.sample_grid import SampleGrid
     from .distill.settings import DistillSettings
     from .distill.trainer import Distiller
 
@@ -103,7 +104,7 @@ def _train(distiller: Distiller, options: argparse.Namespace, about: dict[str, A
         _written(out / "settings.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
     progress = _Progress() if main else None
     try:
-        student = distiller.train(progress, options.minutes)
+        student = distiller.train(progress, options.minutes, _grid(distiller, out))
     finally:
         if progress is not None:
             progress.close()
@@ -113,6 +114,16 @@ def _train(distiller: Distiller, options: argparse.Namespace, about: dict[str, A
         _written(out / "student", student.save_pretrained)
     distiller.accelerator.wait_for_everyone()
     return student
+
+
+def _grid(distiller: Distiller, out: Path) -> SampleGrid | None:
+    """Draws what the student makes of examples that the run does not reach."""
+    if not distiller.settings.sample_every:
+        return None
+    from .distill.sample_grid import SampleGrid
+
+    examples = distiller.source[10 * distiller.settings.updates * distiller.settings.accumulate]
+    return SampleGrid(distiller.teacher, examples, out / "samples", distiller.settings.seed)
 
 
 def _source(options: argparse.Namespace, teacher: ImageAnimationPipeline, settings: DistillSettings) -> Source:

@@ -45,6 +45,7 @@ class ModelInfo:
         guidance_range: least and most `guidance_scale` of a request, where the model is told it.
         controls: names of further request fields that this model understands.
         scheduler: class of the solver.
+        threads: that PyTorch computes on where there is no GPU; None: as many as it takes by itself.
         metrics: figures of `pipeline evaluate` when it was packaged.
         files: SHA-256 of each file beside `animator.json`, by path.
     """
@@ -67,6 +68,7 @@ class ModelInfo:
     controls: tuple[str, ...] = ()
     guidance_range: tuple[float, float] | None = None
     scheduler: str = ""
+    threads: int | None = None
     metrics: dict[str, float | int | str | None] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -89,6 +91,8 @@ class ModelInfo:
             if content.get("guidance_range") is not None:
                 least, most = content["guidance_range"]
                 content["guidance_range"] = float(least), float(most)
+            if (count := content.get("threads")) is not None and not (type(count) is int and count >= 1):
+                raise ValueError(f"threads: {count!r} is not a number of at least 1")
             return cls(**content)
         except FileNotFoundError as error:
             raise ModelError(
@@ -241,9 +245,12 @@ class Animator:
         # Imported here, so that a server's supervisor reads `animator.json` without waiting for PyTorch.
         import torch
 
+        from .optimise.threads import threads
+
         began, misses = time.perf_counter(), self._misses()
+        count = info.threads if self.pipe.device.type == "cpu" else None
         # The posterior of published I2VGen-XL checkpoints is sampled with torch's global generator.
-        with torch.random.fork_rng(devices=[]):
+        with threads(count), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             frames = self.pipe(
                 image,

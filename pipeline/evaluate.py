@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "EvaluationResult",
     "Sampling",
     "compare",
+    "compare_students",
     "evaluate",
     "first_frame_psnr_db",
     "pictures_of",
@@ -171,40 +172,79 @@ def compare(
 ) -> Comparison:
     """A student, its teacher, and the teacher with as few steps and passes as the student.
 
-    The teacher's clips are sampled once and are what the others are measured against. The undistilled ones
-    use the teacher's own solver. Each U-Net takes one batch before anything is timed.
+    Arguments and errors as `compare_students` has them.
+    """
+    compared = compare_students(
+        {"student": student},
+        teacher,
+        clips,
+        seed,
+        batch,
+        on_progress,
+        seeds_per_clip=seeds_per_clip,
+        perception=perception,
+    )
+    return compared["student"]
+
+
+def compare_students(
+    students: Mapping[str, Animator],
+    teacher: Animator,
+    clips: int = 32,
+    seed: int = 0,
+    batch: int = 8,
+    on_progress: Progress | None = None,
+    *,
+    seeds_per_clip: int = 1,
+    perception: Perception | None = None,
+) -> dict[str, Comparison]:
+    """Several students of one teacher, each as `compare` has it.
+
+    The teacher's clips are sampled once and are what all others are measured against; so are those of as
+    few steps or passes where students share these. The undistilled ones use the teacher's own solver. Each
+    U-Net takes one batch before anything is timed.
 
     Args:
-        student: its guidance is part of its weights, so that it has one pass a step.
-        on_progress: counts the clips of all four.
+        students: by name; the guidance of each is part of its weights, so that it has one pass a step.
+        on_progress: counts the clips of all.
 
     Other arguments and errors as `evaluate` has them.
     """
-    _check(student, teacher, clips=clips, batch=batch, seeds_per_clip=seeds_per_clip)
-    side = _side(student.pipe)
-    candidates = {
-        "teacher": Candidate(teacher),
-        "undistilled_guided": Candidate(teacher, Sampling.of(teacher.pipe, steps=student.info.steps)),
-        "undistilled": Candidate(teacher, Sampling(student.info.passes, Guidance(1.0, 1.0))),
-        "student": Candidate(student),
-    }
+    for student in students.values():
+        _check(student, teacher, clips=clips, batch=batch, seeds_per_clip=seeds_per_clip)
+    side = _side(teacher.pipe)
+    candidates = {"teacher": Candidate(teacher)}
+    for name, student in students.items():
+        steps, passes = student.info.steps, student.info.passes
+        candidates[f"guided {steps}"] = Candidate(teacher, Sampling.of(teacher.pipe, steps=steps))
+        candidates[f"undistilled {passes}"] = Candidate(teacher, Sampling(passes, Guidance(1.0, 1.0)))
+        candidates[f"student {name}"] = Candidate(student)
     trials = {
-        name: Trial(candidate, side, seeds_per_clip, perception or Perception())
-        for name, candidate in candidates.items()
+        key: Trial(candidate, side, seeds_per_clip, perception or Perception()) for key, candidate in candidates.items()
     }
-    for number, (held_out, seeds) in enumerate(_batches(student, side, clips, seed, batch)):
+    for number, (held_out, seeds) in enumerate(_batches(teacher, side, clips, seed, batch)):
         if number == 0:
             # Memory pools, kernels and threads are set up by the first call; the teacher comes first
             # and would look slower than it is.
-            for name in ("undistilled_guided", "student"):
-                candidates[name].animate(held_out, seeds, side)
+            for key, candidate in candidates.items():
+                if key.startswith(("guided", "student")):
+                    candidate.animate(held_out, seeds, side)
         target = None
         for trial in trials.values():
             video = trial.take(held_out, seeds, target)
             target = video if target is None else target
             if on_progress is not None:
                 on_progress(sum(len(t.judged) for t in trials.values()), clips * len(trials))
-    return Comparison(**{name: _summarise(trial, seed) for name, trial in trials.items()})
+    results = {key: _summarise(trial, seed) for key, trial in trials.items()}
+    return {
+        name: Comparison(
+            teacher=results["teacher"],
+            undistilled_guided=results[f"guided {student.info.steps}"],
+            undistilled=results[f"undistilled {student.info.passes}"],
+            student=results[f"student {name}"],
+        )
+        for name, student in students.items()
+    }
 
 
 def _batches(model: Animator, side: int, clips: int, seed: int, batch: int) -> Iterator[tuple[ClipBatch, list[int]]]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from .errors import ModelError
 from .sources import EMBEDDED_TEACHER, name_of
 
 if TYPE_CHECKING:
+    from .optimise.choice import Way
     from .optimise.runtimes import Runtime
 
 # Figures of `pipeline evaluate` that describe the model and not the run.
@@ -47,18 +48,22 @@ class Packaged:
         path: its folder.
         info: its `animator.json`.
         max_difference: between frames of source and stored model from the same seed, in steps of 255.
+        animator: the model as a server loads it.
+        ways: to run it that were timed, the best first, where one was to be chosen.
     """
 
     tag: str
     path: Path
     info: ModelInfo
     max_difference: int
+    animator: Animator
+    ways: list[Way]
 
 
 def package(
     source: Animator,
     metrics: Mapping[str, object],
-    runtime: Runtime = "eager",
+    runtime: Runtime | Literal["auto"] = "eager",
     precision: str = "float32",
 ) -> Packaged:
     """Save a loaded checkpoint into the store, load it from there, and compare the two.
@@ -67,7 +72,8 @@ def package(
         metrics: of `pipeline evaluate`; they go into `animator.json` and the card.
         runtime: what a server runs the U-Net on. "torchscript" and "compile" make their program when
             the server starts; "aot" makes it now, for this kind of machine and the default shape of a
-            clip, so that a server runs compiled code without compiling.
+            clip, so that a server runs compiled code without compiling. "auto" is the faster of eager and
+            torchscript, on all threads or on one, here.
         precision: of U-Net and encoders, as PyTorch names it. The source is cast to it.
 
     Raises:
@@ -77,6 +83,7 @@ def package(
     """
     import bentoml
 
+    from .optimise.choice import ways_to_run
     from .optimise.precision import dtype_of, set_precision
     from .store import save_to_store
 
@@ -85,7 +92,11 @@ def package(
         key: value for key in _KEPT if isinstance(value := metrics.get(key), (int, float, str))
     }
     set_precision(source.pipe, dtype_of(precision))
-    info = replace(source.info, metrics=kept, runtime=runtime, precision=precision)
+    threads, ways = None, []
+    if runtime == "auto":
+        ways = ways_to_run(source.pipe)
+        runtime, threads = ways[0].runtime, ways[0].threads
+    info = replace(source.info, metrics=kept, runtime=runtime, precision=precision, threads=threads)
     with ExitStack() as stack:
         programs = None
         if runtime == "aot":
@@ -105,7 +116,7 @@ def package(
     except BaseException:
         bentoml.models.delete(tag)
         raise
-    return Packaged(tag, path, stored.info, difference)
+    return Packaged(tag, path, stored.info, difference, stored, ways)
 
 
 def _compile(source: Animator, folder: Path) -> None:

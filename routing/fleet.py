@@ -9,6 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from .data_plane import DataPlane, Place, loopback_places
 from .errors import InputError
 from .files import read_yaml
 from .metrics.settings import MetricsSettings
@@ -112,6 +113,8 @@ class Fleet(Strict):
         hysteresis: changes of a share that are smaller are not published.
         max_step: largest change of a share in one update.
         stale_after_s: metrics that are older freeze the table.
+        retry: what an edge does with a job that is refused.
+        data_plane: its proxies.
         metrics: where they are taken from.
     """
 
@@ -129,6 +132,7 @@ class Fleet(Strict):
     stale_after_s: Positive = 15.0
     metrics: MetricsSettings = MetricsSettings()
     retry: RetryPolicy = RetryPolicy()
+    data_plane: DataPlane = DataPlane()
 
     _latency_ms: dict[str, dict[str, float]] = PrivateAttr(default_factory=dict)
 
@@ -152,7 +156,8 @@ class Fleet(Strict):
             if away and (nearest := min(away)) > self.rings_ms[-1]:
                 text = f"no ring reaches it: {away[nearest]} is nearest, {nearest:.0f} ms away"
                 raise wrong(f"regions.{name}", f"{text}, and rings_ms ends at {self.rings_ms[-1]:g}")
-        self.metrics.check({name: region.gpus for name, region in self.regions.items()})
+        self.data_plane.check(self._gpus())
+        self.metrics.check(self._gpus())
         return self
 
     def _check_rings(self) -> None:
@@ -211,6 +216,17 @@ class Fleet(Strict):
     def farthest_ring(self) -> int:
         """The farthest ring that any heat unlocks."""
         return self.thresholds[-1].ring
+
+    def places(self) -> Mapping[str, Place]:
+        """Where the proxies of each region are: as the file has it, or on this machine.
+
+        Raises:
+            InputError: the fleet has more parts than this machine has ports for them.
+        """
+        return self.data_plane.places or loopback_places(self._gpus(), self.data_plane.first_port)
+
+    def _gpus(self) -> dict[str, int]:
+        return {name: region.gpus for name, region in self.regions.items()}
 
     def capacity_rps(self, region: str) -> float:
         """Requests per second that all GPUs of a region compute, by `service_time_s`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
+from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -62,7 +63,7 @@ def validated(model: type[Model], content: object) -> Model:
 
 
 def wrong(key: str, message: str) -> PydanticCustomError:
-    """For validators that look at several keys: an error at `key`, a path seen from the model."""
+    """For validators: an error at `key`, a path seen from what is validated; empty for itself."""
     return PydanticCustomError("wrong", "{text}", {"key": key, "text": message})
 
 
@@ -83,7 +84,7 @@ def _first(error: ValidationError, model: type[BaseModel]) -> InputError:
         text = "unknown key" + did_you_mean(where[-1], _keys(model, where[:-1]))
     else:
         text = _text(dict(first))
-    if first["type"] == "wrong":
+    if first["type"] == "wrong" and first["ctx"]["key"]:
         where.append(str(first["ctx"]["key"]))
     if len(errors) > 1:
         text += f" (and {len(errors) - 1} more)"
@@ -97,7 +98,7 @@ def _keys(model: object, where: list[str]) -> list[str]:
             model = next(info.annotation for name, info in model.model_fields.items() if _key(name, info) == part)
         else:  # a mapping or a tuple: its values are of one kind
             model = next(kind for kind in reversed(get_args(model)) if kind is not Ellipsis)
-        model = get_args(model)[0] if get_origin(model) is Annotated else model
+        model = get_args(model)[0] if get_origin(model) in {Annotated, UnionType} else model
     assert isinstance(model, type)
     assert issubclass(model, BaseModel)
     return [_key(name, info) for name, info in model.model_fields.items()]

@@ -106,7 +106,7 @@ class ClipGenerator:
         self.plain_share = plain_share
         unknown = set(often) - {*SHAPES, *MOTIONS}
         if unknown:
-            raise ValueError(f"often: {sorted(unknown)[0]!r} is neither a shape nor a motion")
+            raise ValueError(f"often: {min(unknown)!r} is neither a shape nor a motion")
         self._shapes = SHAPES + 2 * tuple(word for word in often if word in SHAPES)
         self._motions = MOTIONS + 2 * tuple(word for word in often if word in MOTIONS)
         self.random = torch.Generator().manual_seed(seed)

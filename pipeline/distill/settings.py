@@ -30,6 +30,7 @@ class DistillSettings:
         gradient_checkpointing: compute activations again instead of keeping them.
         workers: processes that read examples; 0: the one that trains does.
         checkpoint_every: updates between checkpoints.
+        sample_every: updates between grids of sample clips; 0: none are drawn.
         seed: of all random numbers.
 
     Raises:
@@ -53,6 +54,7 @@ class DistillSettings:
     gradient_checkpointing: bool = False
     workers: int = 0
     checkpoint_every: int = 50
+    sample_every: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,7 +62,7 @@ class DistillSettings:
         for name in ("updates", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1")
-        for name in ("warmup", "weight_decay", "lora_rank", "workers", "seed"):
+        for name in ("warmup", "weight_decay", "lora_rank", "workers", "sample_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 0")
         if not 0 < self.learning_rate < math.inf:

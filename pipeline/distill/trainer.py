@@ -48,6 +48,9 @@ __all__ = ["DistillSettings", "DistillationError", "Distiller", "Listener"]
 Listener = Callable[[int, int, float], None]
 """Called with (updates done, updates in all, loss) after each update."""
 
+Sampler = Callable[["ImageAnimationPipeline", int], object]
+"""Called with the student of the moment and its updates."""
+
 
 class Distiller:
     """Trains a student of a teacher.
@@ -123,8 +126,14 @@ class Distiller:
 
     # ------------------------------------------------------------------ the loop
 
-    def train(self, on_update: Listener | None = None, minutes: float | None = None) -> ImageAnimationPipeline:
+    def train(
+        self, on_update: Listener | None = None, minutes: float | None = None, on_sample: Sampler | None = None
+    ) -> ImageAnimationPipeline:
         """Train to the end, or for `minutes`, from the checkpoint in the folder where there is one.
+
+        Args:
+            on_update: told of each update.
+            on_sample: given the student of the moment every `sample_every` updates, in the main process.
 
         Raises:
             DistillationError: loss or gradient are not finite, or a checkpoint cannot be written or read;
@@ -141,6 +150,7 @@ class Distiller:
                     continue
                 if on_update is not None:
                     on_update(self.updates, self.settings.updates, self.losses[-1])
+                self._sample(on_sample)
                 interrupted, late = self._on_any(interrupts.asked, time.monotonic() >= ends)
                 if interrupted or late or self.updates % self.settings.checkpoint_every == 0:
                     self.save()
@@ -151,6 +161,14 @@ class Distiller:
         if self.checkpoints.saved != self.updates:
             self.save()
         return self.finished()
+
+    def _sample(self, on_sample: Sampler | None) -> None:
+        every = self.settings.sample_every
+        if not every or self.updates % every:
+            return
+        student = self.finished()  # of which each process has a part
+        if on_sample is not None and self.accelerator.is_main_process:
+            on_sample(student, self.updates)
 
     def update(self, examples: Examples, number: int) -> bool:
         """Learn from one batch; whether the weights have changed (with `accumulate`, not every time).
@@ -313,7 +331,7 @@ class Distiller:
 
     def _run(self) -> dict[str, Any]:
         """What decides what is learned; a run may go on with other settings of the rest."""
-        free = {"workers", "checkpoint_every", "gradient_checkpointing"}
+        free = {"workers", "checkpoint_every", "sample_every", "gradient_checkpointing"}
         teacher = self.teacher.unet
         some = [next(iter(teacher.parameters())), next(reversed(list(teacher.parameters())))]
         digest = hashlib.sha256()

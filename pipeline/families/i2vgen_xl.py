@@ -69,7 +69,8 @@ class I2VGenXLFamily:
                 latents.shape[0], latents.shape[1], -1, *latents.shape[-2:]
             )
             latents = torch.cat([latents, position], dim=2)  # (batch, 4, frames, height, width)
-        return ImageConditioning(latents, embedding=self._embed(pipe, images, width))
+        # From fp16 files transformers keeps the encoder in half precision, where diffusers widens the U-Net.
+        return ImageConditioning(latents, embedding=self._embed(pipe, images, width).to(latents.dtype))
 
     def _embed(self, pipe: ImageAnimationPipeline, images: Sequence[Image], width: int) -> Tensor:
         """Embedding of the picture's central square, `(batch, 1, width)`."""
@@ -84,8 +85,7 @@ class I2VGenXLFamily:
         std = torch.tensor(processor.image_std)[:, None, None]
         parameter = next(encoder.parameters())
         pixels = ((pixels - mean) / std).to(device=parameter.device, dtype=parameter.dtype)
-        # From fp16 files transformers keeps the encoder in half precision, where diffusers widens the U-Net.
-        return cast(Tensor, encoder(pixels).image_embeds).unsqueeze(1).to(pipe.unet.dtype)
+        return cast(Tensor, encoder(pixels).image_embeds).unsqueeze(1)
 
     def two_branch_negative(self, image: ImageConditioning) -> ImageConditioning:
         assert image.embedding is not None

@@ -154,11 +154,16 @@ def measure_changes(pipe: ImageAnimationPipeline, requests: Sequence[Callable[[]
 
     Args:
         requests: each runs `pipe` once, with `steps` steps.
+
+    Raises:
+        ValueError: a request makes more steps.
     """
     before: dict[str, Tensor] = {}
     sums: dict[str, list[float]] = {}
 
     def see(name: str, step: int, compute: Callable[[], Tensor]) -> Tensor:
+        if step >= steps:
+            raise ValueError(f"steps: a request makes more than {steps}")
         residual = compute()
         sums.setdefault(name, [0.0] * (steps - 1))
         if step > 0:

@@ -125,7 +125,8 @@ class Ladder:
                 kept.extend(own)
 
         rung("teacher", "as the checkpoint has it, float32, PyTorch eager")
-        slower = "" if self.keep_precision else f"; slower here, so not kept, and measured on {_FEW_STEPS} steps"
+        dropped = f"; no faster in a trial, so not kept, and measured on {_FEW_STEPS} steps"
+        slower = "" if self.keep_precision else dropped
         few = None if self.keep_precision else _FEW_STEPS
         rung("precision", f"U-Net in {dtype}{slower}", self.precision, keep=self.keep_precision, steps=few)
         rung("context", "context projected once a clip, not once a frame", lambda pipe: fold_context(pipe.unet))

@@ -86,7 +86,7 @@ class I2VGenXLStep(StepModule):
     def _prepare(self, conditioning: Conditioning) -> tuple[Tensor, Prepared]:
         unet, image = self.unet, conditioning.image
         assert image.embedding is not None
-        rate = unet.fps_embedding(unet.time_proj(conditioning.fps).to(unet.dtype))  # (batch, width)
+        rate = unet.fps_embedding(unet.time_proj(conditioning.fps).to(image.latents.dtype))  # (batch, width)
         batch, channels, frames, height, width = image.latents.shape
         flat = image.latents.transpose(1, 2).flatten(0, 1)  # (batch * frames, 4, h, w)
         places = unet.image_latents_context_embedding(image.latents[:, :, 0]).flatten(2).transpose(1, 2)
@@ -103,7 +103,7 @@ class I2VGenXLStep(StepModule):
     def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
         unet, (image, rate, *guidance) = self.unet, own
         frames = latents.shape[2]
-        time = unet.time_proj(timestep.expand(latents.shape[0])).to(unet.dtype)
+        time = unet.time_proj(timestep.expand(latents.shape[0])).to(latents.dtype)
         time = unet.time_embedding(time + guidance[0] if guidance else time)
         temb = (time + rate).repeat_interleave(frames, dim=0, output_size=latents.shape[0] * frames)
         hidden = torch.cat([latents, image], dim=1).transpose(1, 2).flatten(0, 1)  # (batch * frames, 8, h, w)

@@ -15,6 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fleet", type=Path, required=True, metavar="YAML", help="regions, policies, metrics")
     text = "folder to publish into, one loop at a time (default: control)"
     parser.add_argument("--out", type=Path, default=Path("control"), metavar="DIR", help=text)
+    text = "folder of the fleet's Envoys, as `render` wrote it, to keep up to date"
+    parser.add_argument("--envoy", type=Path, metavar="DIR", help=text)
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="from round to round (default: 2)")
     parser.add_argument("--prometheus", metavar="URL", help="take metrics from there, not from the machines")
     text = "where the status page is (default: 127.0.0.1:9900)"
@@ -41,6 +43,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             fleet,
             Options(
                 out=options.out,
+                envoy=options.envoy,
                 interval_s=options.interval,
                 prometheus=options.prometheus,
                 listen=options.listen,

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,10 +17,12 @@ from urllib.parse import urlsplit
 from starlette.applications import Starlette
 
 from ..console import tell
+from ..envoy.folders import BOOTSTRAP, edge_folder
 from ..errors import InputError, RoutingError
 from ..fleet import Fleet
 from ..metrics.collector import Collector, make_collector
 from .controller import Controller
+from .envoy import EnvoyPublisher
 from .exported import Exported
 from .journal import NAME, Journal
 from .leader import Leader
@@ -39,6 +42,7 @@ class Options:
 
     Attributes:
         out: folder to publish into.
+        envoy: folder that the fleet's Envoys watch, or None.
         interval_s: of the loop.
         prometheus: URL of one that has the metrics, or None.
         listen: host and port of the pages.
@@ -47,6 +51,7 @@ class Options:
     """
 
     out: Path
+    envoy: Path | None
     interval_s: float
     prometheus: str | None
     listen: str
@@ -54,8 +59,13 @@ class Options:
     standby: bool
 
 
-async def serve(fleet: Fleet, options: Options) -> dict[str, Any]:
+async def serve(fleet: Fleet, options: Options, wall: Callable[[], datetime] = wall_clock) -> dict[str, Any]:
     """Run until SIGTERM or SIGINT; the last status.
+
+    Args:
+        fleet: whose traffic it is.
+        options: how the program was called.
+        wall: the time of day.
 
     Raises:
         InputError: no machine is known, or an argument cannot be used.
@@ -72,24 +82,28 @@ async def serve(fleet: Fleet, options: Options) -> dict[str, Any]:
             elif not options.standby and not leader.take():
                 text = f"{leader.holder()} publishes there already; stop it, choose another --out, or use --standby"
                 raise RoutingError(f"{options.out}: {text}")
-            return await _lead(fleet, options, collector, stop)
+            return await _lead(fleet, options, collector, stop, wall)
     finally:
         await collector.close()
 
 
-async def _lead(fleet: Fleet, options: Options, collector: Collector, stop: asyncio.Event) -> dict[str, Any]:
+async def _lead(
+    fleet: Fleet, options: Options, collector: Collector, stop: asyncio.Event, wall: Callable[[], datetime]
+) -> dict[str, Any]:
     controller = Controller.of(fleet)
     if options.once:
         controller = replace(controller, policy=replace(controller.policy, warm_up_s=0.0))
-    journal = Journal(options.out / NAME, wall_clock)
-    first = controller.at_home().model_copy(update={"generated_at": wall_clock()})
+    journal = Journal(options.out / NAME, wall)
+    first = controller.at_home().model_copy(update={"generated_at": wall()})
+    envoys = _envoys(fleet, options.envoy)
     loop = Loop(
         controller,
         collector,
-        Publishers([FolderPublisher(options.out)]),
+        Publishers([FolderPublisher(options.out), *envoys]),
         journal,
         last_good(options.out / TABLE, fleet, first),
         options.interval_s,
+        wall=wall,
     )
 
     def now() -> Status:
@@ -119,6 +133,16 @@ async def _lead(fleet: Fleet, options: Options, collector: Collector, stop: asyn
         async with _pages(make_app(now, series, live=live), sock):
             await loop.run(stop)
     return now().to_dict()
+
+
+def _envoys(fleet: Fleet, root: Path | None) -> list[EnvoyPublisher]:
+    if root is None:
+        return []
+    for region in fleet.names:
+        if not (edge_folder(root, region) / BOOTSTRAP).is_file():
+            text = f"{root} has no edge of {region}; write its files with `render --target envoy`"
+            raise InputError(text, key="--envoy")
+    return [EnvoyPublisher(root, fleet)]
 
 
 @contextlib.asynccontextmanager

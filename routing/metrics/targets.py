@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from ..data_plane import Place
 from ..errors import InputError
 from ..fleet import Fleet
 from .settings import Pages
@@ -35,27 +36,31 @@ class Machine:
 
 
 def targets(fleet: Fleet) -> dict[Machine, str]:
-    """Each machine, with the URL of its page.
+    """Each machine, with the URL of its page: as `metrics.pages` has them, else where the proxies are.
 
     Raises:
-        InputError: none is known, or those of some region are not.
+        InputError: those of some region are missing in `metrics.pages`, or this machine has too few ports.
     """
+    pages = fleet.metrics.pages or {name: _pages(place) for name, place in fleet.places().items()}
     found: dict[Machine, str] = {}
-    if fleet.metrics.pages:
-        for region in fleet.names:
-            if fleet.regions[region].gpus and not fleet.metrics.pages.get(region, Pages()).gpu_servers:
-                raise InputError("is missing", key=f"metrics.pages.{region}.gpu_servers")
-    for region, pages in fleet.metrics.pages.items():
-        of_tiers: tuple[tuple[Tier, tuple[str, ...]], ...] = (("gpu", pages.gpu_servers), ("edge", pages.edges))
+    for region in fleet.names:
+        if fleet.regions[region].gpus and not pages.get(region, Pages()).gpu_servers:
+            raise InputError("is missing", key=f"metrics.pages.{region}.gpu_servers")
+    for region, known in pages.items():
+        of_tiers: tuple[tuple[Tier, tuple[str, ...]], ...] = (("gpu", known.gpu_servers), ("edge", known.edges))
         for tier, urls in of_tiers:
             for url in urls:
                 machine, page = _target(region, tier, url)
                 if machine in found:  # several behind one address, told apart by path
                     machine = Machine(region, tier, machine.address + urlsplit(url).path)
                 found[machine] = page
-    if not found:
-        raise InputError("no machine to ask: give metrics.pages, metrics.prometheus or --prometheus", key="metrics")
     return found
+
+
+def _pages(place: Place) -> Pages:
+    # An admin page is on its machine's loopback; the page of counters is for other machines.
+    edge = f"http://{place.metrics}/metrics" if place.metrics else f"http://{place.admin}"
+    return Pages(gpu_servers=tuple(f"http://{server}" for server in place.servers), edges=(edge,))
 
 
 def _target(region: str, tier: Tier, url: str) -> tuple[Machine, str]:

@@ -186,6 +186,13 @@ def test_measured_changes_are_those_of_the_layers_residuals(pipe):
             assert changes.relative[name][step - 1] == pytest.approx(sum(expected) / 2, rel=1e-3, abs=1e-6)
 
 
+def test_a_request_of_more_steps_than_told_is_refused(pipe):
+    before = animate(pipe, steps=2)
+    with pytest.raises(ValueError, match="steps: a request makes more than 1"):
+        measure_changes(pipe, [lambda: animate(pipe, steps=2)], 1)
+    assert torch.equal(animate(pipe, steps=2), before)
+
+
 def test_a_request_of_one_step_has_no_changes_and_its_schedule_fits(pipe):
     changes = measure_changes(pipe, [lambda: animate(pipe, steps=1)], 1)
     assert set(changes.relative.values()) == {()}

@@ -158,6 +158,12 @@ def test_animate_writes_a_clip_of_the_suffix(animate, tmp_path, capsys):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_animate_takes_frames_and_a_rate(animate, tmp_path, capsys):
+    assert animate("--out", str(tmp_path / "x.webp"), "--frames", "3", "--fps", "5", "--json") == 0
+    about = json.loads(capsys.readouterr().out)
+    assert (about["frames"], about["fps"]) == (3, 5)
+
+
 def test_the_same_seed_gives_the_same_file(animate, tmp_path):
     clips = []
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
@@ -183,6 +189,8 @@ def test_the_same_seed_gives_the_same_file(animate, tmp_path):
         ["train", "vae", "-p", "steps", "many"],
         ["demo", "--image", "x.png"],
         ["animate", "--image", "x.png", "--prompt", "x", "--out", "clip.avi"],
+        ["animate", "--image", "x.png", "--prompt", "x", "--out", "clip.gif", "--frames", "0"],
+        ["package", "--checkpoint", "x", "--runtime", "fastest"],
     ],
 )
 def test_wrong_use_exits_with_2(arguments, capsys):
@@ -201,6 +209,9 @@ def test_wrong_use_exits_with_2(arguments, capsys):
         (["--model", str(Path(__file__).parent)], "no animator.json"),
         (["--seed", "-1"], "seed: -1 is outside"),
         (["--out", "no/such/folder/clip.mp4"], "no such folder"),
+        (["--frames", "99"], "frames: 99 is outside"),
+        (["--guidance-scale", "2"], "guidance_scale: "),
+        (["--motion-scale", "1"], "motion_scale: "),
     ],
 )
 def test_a_failure_is_one_line_and_exits_with_1(animate, arguments, text, capsys):

@@ -50,6 +50,16 @@ def test_the_motion_of_a_clip_can_be_read_back_from_it(size, frames, held_out, v
     assert len(wrong) <= 0.005 * len(judged), wrong
 
 
+def test_words_drawn_often_come_three_times_as_often():
+    source = ClipGenerator(16, 2, seed=3, often=("star", "grows"))
+    specs = [source.spec() for _ in range(2000)]
+    for share, of in ((sum(s.shape == "star" for s in specs) / 2000, len(SHAPES)),
+                      (sum(s.motion == "grows" for s in specs) / 2000, len(MOTIONS))):  # fmt: skip
+        assert abs(share - 3 / (of + 2)) < 0.04
+    with pytest.raises(ValueError, match="often: 'comet' is neither a shape nor a motion"):
+        ClipGenerator(16, 2, often=("comet",))
+
+
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_a_clip_played_backwards_is_read_as_the_opposite(motion):
     opposite = {

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline import ImageAnimationPipeline
 from pipeline.cli import main
@@ -154,6 +156,20 @@ def test_the_command_makes_a_student_and_goes_on_where_it_stopped(teacher_folder
     assert json.loads((tmp_path / "settings.json").read_text())["student_steps"] == 1
     assert torch.isfinite(animate(ImageAnimationPipeline.from_pretrained(tmp_path / "student"))).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "losses.csv", "settings.json", "student"]
+
+
+def test_sample_grids_are_drawn_and_change_nothing_of_the_training(teacher_folder, tmp_path):
+    drawn, plain = tmp_path / "drawn", tmp_path / "plain"
+    assert main(command(teacher_folder, drawn, "-p", "sample_every", "1")) == 0
+    assert main(command(teacher_folder, plain)) == 0
+    grids = sorted((drawn / "samples").iterdir())
+    assert [grid.name for grid in grids] == ["update-000001.png", "update-000002.png"]
+    before, after = (np.asarray(Image.open(grid)) for grid in grids)
+    height = before.shape[0] // 2  # one example: the teacher's clip above, the student's below
+    assert np.array_equal(before[:height], after[:height])
+    assert not np.array_equal(before[height:], after[height:])
+    name = "student/unet/diffusion_pytorch_model.safetensors"
+    assert (drawn / name).read_bytes() == (plain / name).read_bytes()
 
 
 def test_the_command_learns_from_a_folder(teacher_folder, picture, tmp_path):

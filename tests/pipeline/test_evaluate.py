@@ -4,12 +4,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pipeline.baseline import branch_clips
 from pipeline.clips import ClipGenerator
 from pipeline.distill.student import build_student, teacher_grid
 from pipeline.engine import Animator
 from pipeline.errors import ModelError
-from pipeline.evaluate import Sampling, compare, evaluate, wilson_interval
+from pipeline.evaluate import Sampling, compare, compare_students, evaluate, wilson_interval
 from pipeline.guidance import Guidance
 from pipeline.perception import Perception
 from pipeline.sources import open_checkpoint
@@ -225,6 +227,28 @@ def test_a_student_is_judged_beside_three_samplings_of_its_teacher():
     assert by_plan == {(32, 4.0, 1.5): batches, (8, 4.0, 1.5): [batches[0], *batches], (8, 1.0, 1.0): batches}
 
 
+def test_students_are_judged_together_and_the_teacher_is_sampled_once():
+    error = {(32, 4): 0, (8, 4): 0.02, (8, 1): 0.1, (2, 4): 0.05, (2, 1): 0.2}
+    teacher = stills("embedded teacher", PLAN, lambda steps, text: error[steps, text])
+    plan = {"num_inference_steps": 8, "guidance_scale": 1.0, "image_guidance_scale": 1.0}
+    students = {
+        "eight": stills("eight", plan, lambda _steps, _text: 0.01),
+        "other": stills("other", plan, lambda _steps, _text: 0.1),
+        "two": stills("two", {**plan, "num_inference_steps": 2}, lambda _steps, _text: 0.02),
+    }
+    compared = compare_students(students, teacher, clips=5, seed=7, batch=4)
+    assert [c.student.model for c in compared.values()] == ["eight", "other", "two"]
+    assert [c.undistilled.passes for c in compared.values()] == [8, 8, 2]
+    assert [c.undistilled_guided.passes for c in compared.values()] == [24, 24, 6]
+    to_teacher = [c.student.psnr_to_teacher_db for c in compared.values()]
+    assert to_teacher == pytest.approx([40, 20, 34], abs=1)
+    assert len({id(c.teacher) for c in compared.values()}) == 1
+    assert len([call for call in teacher.pipe.calls if call[0] == 32]) == 2
+    # The same as each by itself.
+    alone = compare(students["two"], teacher, clips=5, seed=7, batch=4)
+    assert alone.student.psnr_to_teacher_db == compared["two"].student.psnr_to_teacher_db
+
+
 def test_a_student_of_a_pipeline_is_compared_in_one_run(teacher_folder):
     teacher = open_checkpoint(teacher_folder)
     grid = teacher_grid(teacher.pipe, student_steps=1)
@@ -234,6 +258,7 @@ def test_a_student_of_a_pipeline_is_compared_in_one_run(teacher_folder):
     assert [r["passes"] for r in comparison.to_dict().values()] == [6, 3, 1, 1]
     assert comparison.teacher.ssim_to_teacher is None
     assert all(r["diversity"] > 0 and r["seconds_per_clip"] > 0 for r in comparison.to_dict().values())
+    assert list(branch_clips(student, Image.new("RGB", (32, 32)), "a ball", seed=1)) == ["guided"]
     alone = evaluate(student, clips=2, teacher=teacher)
     assert alone.psnr_to_teacher_db == comparison.student.psnr_to_teacher_db
 

@@ -240,6 +240,12 @@ def test_the_command_line_takes_a_range(text, found):
     assert settings_with_parameters(options, DistillSettings(), of="distill").guidance_range == found
 
 
+@pytest.mark.parametrize("text", ["2e-4", "0.0002", "2.0E-04"])
+def test_the_command_line_takes_numbers_as_people_write_them(text):
+    options = SimpleNamespace(parameters=[("learning_rate", text)])
+    assert settings_with_parameters(options, DistillSettings(), of="distill").learning_rate == 2e-4
+
+
 # ------------------------------------------------------------------ how it is asked
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import ImageAnimationPipeline
+from pipeline.engine import AnimationRequest, Animator
 from pipeline.optimise.base import Change, NotApplicable
+from pipeline.optimise.choice import ways_to_run
 from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once
 from pipeline.optimise.runtimes import (
     REPEATED,
@@ -31,6 +34,8 @@ from pipeline.optimise.runtimes import (
     shapes_of,
     trace,
 )
+from pipeline.optimise.threads import threads
+from pipeline.store import describe
 
 FRAMES = 2  # of the pipelines of these tests
 
@@ -281,3 +286,37 @@ def test_inductor_gives_the_same(ready):
     with undone(compile_blocks(ready)), undone(compile_decoder(ready)):
         assert difference(animate(ready, output_type="pt"), plain) < 1e-4
     assert torch.equal(animate(ready, output_type="pt"), plain)
+
+
+def test_the_fastest_way_to_run_is_found_by_measurement_and_leaves_the_pipeline_as_it_was(teacher_folder, monkeypatch):
+    pipe = ImageAnimationPipeline.from_pretrained(teacher_folder)
+    denoiser, before = pipe.denoiser, torch.get_num_threads()
+    with threads(2):
+        ways = ways_to_run(pipe, requests=1)
+    assert pipe.denoiser is denoiser
+    assert torch.get_num_threads() == before
+    assert {(way.runtime, way.threads) for way in ways} == {
+        ("eager", None), ("eager", 1), ("torchscript", None), ("torchscript", 1),
+    }  # fmt: skip
+    default = next(way for way in ways if (way.runtime, way.threads) == ("eager", None))
+    assert ways[0] is default or ways[0].request_s < 0.95 * default.request_s
+    assert min(way.request_s for way in ways) > 0.95 * ways[0].request_s
+
+    def refuse(*_: Any) -> None:
+        raise NotApplicable("torchscript: unet: cannot be traced: for a reason")
+
+    monkeypatch.setattr("pipeline.optimise.choice.trace", refuse)
+    with threads(1):
+        assert [(way.runtime, way.threads) for way in ways_to_run(pipe, requests=1)] == [("eager", None)]
+    assert pipe.denoiser is denoiser
+
+
+def test_a_model_computes_on_the_threads_it_was_packaged_with(teacher_folder):
+    pipe = ImageAnimationPipeline.from_pretrained(teacher_folder)
+    used = []
+    pipe.unet.register_forward_pre_hook(lambda _module, _inputs: used.append(torch.get_num_threads()))
+    animator = Animator(pipe, replace(describe(pipe, "x", {}), threads=1), "x")
+    with threads(3):
+        animator.animate(Image.new("RGB", (32, 32)), AnimationRequest("a ball", seed=1))
+        assert torch.get_num_threads() == 3
+    assert set(used) == {1}

@@ -255,6 +255,7 @@ def test_once_looks_twice_publishes_and_ends(fleet, control, tmp_path, capsys):
         (["--prometheus", "localhost:9090", "--interval", "0.5"], 2, "--prometheus: localhost:9090 is no address"),
         (["--listen", "nowhere", "--interval", "0.5"], 2, "--listen: nowhere is no host and port"),
         (["--out", "/proc/none", "--interval", "0.5"], 1, "/proc/none: cannot be made"),
+        (["--envoy", "/none", "--interval", "0.5"], 2, "--envoy: /none has no edge of a; write its files with"),
     ],
 )
 def test_wrong_use_is_named(control, capsys, more, code, text):

@@ -53,8 +53,3 @@ def test_gpu_servers_of_some_regions_only_are_not_enough(fleet_file):
     fleet = load_fleet(fleet_file(lambda content: content.update(metrics={"pages": pages})))
     with pytest.raises(InputError, match=r"metrics\.pages\.us-west\.gpu_servers: is missing"):
         targets(fleet)
-
-
-def test_a_fleet_that_says_nothing_of_metrics_is_told_what_to_give(example_fleet):
-    with pytest.raises(InputError, match=r"no machine to ask: give metrics\.pages"):
-        targets(example_fleet)

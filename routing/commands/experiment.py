@@ -1,0 +1,44 @@
+"""`experiment`: retry policies on real Envoys, beside what queueing theory allows."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from ..console import tell
+
+NAME = "experiment"
+HELP = "compare retry policies on real Envoys, one tier and two, beside the ideal queue"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    text = "a minute and a half instead of ten minutes: enough to see that it works, too little for its figures"
+    parser.add_argument("--quick", action="store_true", help=text)
+    text = "folder for experiment.json, .md and .png (default: experiment)"
+    parser.add_argument("--out", type=Path, default=Path("experiment"), metavar="DIR", help=text)
+    parser.add_argument("--seed", type=int, default=0, help="of arrivals and service times (default: 0)")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, and write the results."""
+    from ..local.experiment.cases import CASES
+    from ..local.experiment.measure import FULL, QUICK, measure
+    from ..local.experiment.results import document, write
+
+    effort = QUICK if options.quick else FULL
+    began = time.monotonic()
+    found = measure(CASES, effort, options.seed)
+    result = document(found, effort, options.seed, time.monotonic() - began)
+    for path in write(result, options.out):
+        tell(f"written: {path}")
+    return result
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The table."""
+    from ..local.experiment.results import table
+
+    return table(result)

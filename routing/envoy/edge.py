@@ -1,0 +1,226 @@
+"""The edge of a source region: takes users' requests, picks a region by the table, retries with backoff."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from ..data_plane import DataPlane, Place
+from ..fleet import Fleet, RetryPolicy
+from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES, Waits, attempts_by_table
+from ..table import RoutingTable
+from . import delay, tls
+from .bootstrap import bootstrap
+from .clusters import ENDPOINTS, JOBS, PAGES, edge_cluster
+from .http import (
+    ATTEMPTS_HEADER,
+    JOB_PATHS,
+    MIB,
+    SOURCE_HEADER,
+    access_log,
+    connection_manager,
+    health_filter,
+    listener,
+)
+from .keys import FILTER, key_filter
+from .messages import Message, extension, file_source, header, seconds, socket_address, typed
+
+ROUTES_KIND = "envoy.config.route.v3.RouteConfiguration"
+ROUTES = "edge"
+_IDLE_S = 60.0  # of what is no job
+_WEIGHT = 1_000_000  # of a whole row of the table: shares of a millionth are kept
+
+
+def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> Message:
+    """All of an edge that does not change while it runs.
+
+    Args:
+        fleet: with its data plane.
+        region: where the edge's users are.
+        place: of the region.
+        root: folder of the edge's files, as Envoy sees it.
+    """
+    plane = fleet.data_plane
+    limits = plane.limits
+    users = tls.users_socket(root / "tls.yaml") if plane.tls else None
+    mutual = plane.mutual_tls
+    peers = tls.calling_socket(mutual, root / "peers.yaml", root / "authority.yaml") if mutual else None
+    manager = connection_manager(
+        "edge",
+        {"rds": {"route_config_name": ROUTES, "config_source": file_source(root / "routes.yaml")}},
+        _filters(plane, root),
+        limits,
+        faces_users=True,
+        request_timeout=seconds(limits.upload_s),
+        stream_idle_timeout=seconds(_IDLE_S),
+        **({"access_log": [access_log()]} if plane.access_log else {}),
+    )
+    return bootstrap(
+        "edge",
+        region,
+        place.admin,
+        limits,
+        root / "runtime.yaml",
+        # The answer goes into this buffer, so that a slow reader keeps no GPU from being counted as free.
+        [listener("users", place.edge, manager, limits.response_mb * MIB, users)],
+        [edge_cluster(name, root / "endpoints.yaml", limits, peers) for name in (JOBS, PAGES)],
+        place.metrics,
+    )
+
+
+def patience_s(fleet: Fleet, policy: RetryPolicy | None = None) -> float:
+    """Time that an edge gives a job, from its last byte on: the whole backoff, and one computation."""
+    return Waits.of(policy or fleet.retry).total_longest_s + fleet.data_plane.limits.job_s
+
+
+def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) -> Message:
+    """Routes of an edge, with its retry policy.
+
+    Args:
+        fleet: with its data plane.
+        region: where the edge's users are.
+        policy: for jobs; None: the fleet's.
+    """
+    patience = patience_s(fleet, policy)
+    jobs = {
+        "match": {"safe_regex": {"regex": JOB_PATHS}, "headers": [_method("POST")]},
+        # Counters of jobs by their last answer: `envoy_vhost_route_upstream_rq`.
+        "stat_prefix": "jobs",
+        "route": {
+            "cluster": JOBS,
+            "timeout": seconds(patience),
+            # A job is silent while it waits and computes. Above the limit before, which gives a proper answer.
+            "idle_timeout": seconds(patience + 5),
+            "retry_policy": job_retries(policy or fleet.retry),
+        },
+        # Above 1 MiB, its default, a body is sent once and not again.
+        "request_body_buffer_limit": fleet.data_plane.limits.body_mb * MIB,
+    }
+    pages = {
+        "route": {
+            "cluster": PAGES,
+            "timeout": seconds(15),
+            # Safe to ask twice, whatever happened to the first.
+            "retry_policy": {"retry_on": "5xx,reset,connect-failure,refused-stream", "num_retries": 2},
+        },
+    }
+    alive: Message = {
+        "match": {"path": "/livez"},
+        "direct_response": {"status": 200, "body": {"inline_string": "alive\n"}},
+    }
+    if fleet.data_plane.api_keys is not None:
+        alive["typed_per_filter_config"] = {FILTER: typed("envoy.config.route.v3.FilterConfig", disabled=True)}
+    return {
+        "name": ROUTES,
+        "virtual_hosts": [
+            {
+                "name": "edge",
+                "domains": ["*"],
+                "routes": [alive, jobs, *({"match": match, **pages} for match in _PAGES)],
+                "request_headers_to_add": [header(SOURCE_HEADER, region)],
+                "response_headers_to_add": [header(ATTEMPTS_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")],
+                "response_headers_to_remove": ["x-envoy-overloaded", "x-envoy-upstream-service-time"],
+            }
+        ],
+    }
+
+
+def job_retries(policy: RetryPolicy) -> Message:
+    """A retry policy whose retries compute nothing twice.
+
+    A job is tried again when no server has begun it: the connection was not made, the stream was refused, or
+    the answer is 429 (busy) or 503 (nobody there). Never after its answer was lost (`5xx`, `reset`).
+
+    Envoy waits uniform(0, min(base * 2^(k-1), max)) before retry k. It would also take Retry-After of a refusal
+    into account, if told to: not here, since the next attempt finds other servers.
+    """
+    if policy.attempts == 1:
+        return {"num_retries": 0}
+    return {
+        "retry_on": ",".join([*RETRIABLE_CONDITIONS, "retriable-status-codes"]),
+        "retriable_status_codes": list(RETRIABLE_STATUSES),
+        "num_retries": policy.attempts - 1,
+        "retry_back_off": {
+            "base_interval": seconds(policy.base_interval_s),
+            "max_interval": seconds(policy.max_interval_s),
+        },
+        # First by the table, then to the regions that it keeps for retries. To leave a region after one refusal
+        # (`previous_hosts`) takes 12 % of the requests away from home at 70 % load, and this 4 %; never to leave
+        # loses 17 % where a region is at 150 % and the table does not know yet, and this 1.4 %.
+        "retry_priority": extension(
+            "envoy.retry_priorities.previous_priorities",
+            "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+            update_frequency=attempts_by_table(policy),
+        ),
+    }
+
+
+def edge_endpoints(fleet: Fleet, region: str, places: Mapping[str, Place], table: RoutingTable) -> Message:
+    """The table's row, as localities: each is a region, its hosts are the ingresses.
+
+    Priority 0 is what the planner placed, by its shares. The regions that have no more than the floor share, or
+    none, follow ring by ring: retries get there (`job_retries`), and all requests when every region before them
+    is dead. Regions beyond the rings that overflow may use are not there at all.
+    """
+    row = table.shares[region]
+    # A share this small is there for retries to find. As a weight it would send first attempts away from home.
+    placed = {name: share for name, share in row.items() if share > fleet.floor_share or (share and name == region)}
+    groups = [placed or dict(row)]
+    for ring in fleet.rings(region)[: fleet.farthest_ring + 1]:
+        groups.append({name: row.get(name) or fleet.floor_share for name in ring if name not in groups[0]})
+    found = [{name: share for name, share in group.items() if places[name].ingresses} for group in groups]
+    localities = [
+        _locality(name, places[name], round(share * _WEIGHT), priority)
+        for priority, group in enumerate(filter(None, found))
+        for name, share in group.items()
+    ]
+    return {
+        "cluster_name": ENDPOINTS,
+        "endpoints": localities,
+        # In percent. At the default of 140 the next regions would get a part as soon as less than 71 % of those
+        # before are healthy; now they get none while one of them is.
+        "policy": {"overprovisioning_factor": 10_000 * len(fleet.regions)},
+    }
+
+
+def _locality(name: str, place: Place, weight: int, priority: int) -> Message:
+    return {
+        "locality": {"region": name, "zone": name},
+        "load_balancing_weight": max(1, weight),
+        "priority": priority,
+        "lb_endpoints": [
+            {
+                "endpoint": {"address": socket_address(ingress.address)},
+                "load_balancing_weight": max(1, len(ingress.servers)),
+            }
+            for ingress in place.ingresses
+        ],
+    }
+
+
+def _filters(plane: DataPlane, root: PurePath) -> list[Message]:
+    """In order: health needs no key, keys come before work, a whole request comes before delay and routing."""
+    whole = extension(
+        "envoy.filters.http.buffer",
+        "envoy.extensions.filters.http.buffer.v3.Buffer",
+        # A request goes on when all of it is here: a slow upload keeps no GPU waiting. Larger ones: 413.
+        max_request_bytes=plane.limits.body_mb * MIB,
+    )
+    keys = [] if plane.api_keys is None else [key_filter(root / "keys.yaml")]
+    health = [health_filter(path, JOBS) for path in ("/readyz", "/healthz")]
+    return [*health, *keys, whole, *delay.filters(JOB_PATHS)]
+
+
+def _method(name: str) -> Message:
+    return {"name": ":method", "string_match": {"exact": name}}
+
+
+# What a GPU server has for people and programs. Not its /metrics, which are the operator's.
+_PAGES: tuple[dict[str, Any], ...] = (
+    {"path": "/"},
+    {"path": "/docs.json"},
+    {"path": "/schema.json"},
+    {"path_separated_prefix": "/ui"},
+    {"safe_regex": {"regex": JOB_PATHS}},  # by another method than POST: the server says what it takes
+)

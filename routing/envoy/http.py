@@ -1,0 +1,230 @@
+"""What edges and ingresses share of HTTP: a listener that is safe to leave alone, and what its answers look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..data_plane import Limits, host_and_port
+from .messages import Message, extension, header, seconds, socket_address
+
+MIB = 2**20
+JOB_PATHS = "/animate(/stream)?"
+"""Regular expression of the paths that take a GPU, by POST."""
+SOURCE_HEADER = "x-stillmotion-source"
+"""From edge to ingress: the region whose user it is."""
+REGION_HEADER = "x-stillmotion-region"
+"""To the user: the region that answered."""
+ATTEMPTS_HEADER = "x-stillmotion-attempts"
+"""To the user: how often the edge tried."""
+
+_LOGGED = {
+    "time": "%START_TIME%",
+    "request_id": "%REQ(X-REQUEST-ID)%",
+    "client": "%REQ(X-STILLMOTION-CLIENT)%",
+    "address": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+    "method": "%REQ(:METHOD)%",
+    "path": "%PATH(NQ:PATH)%",
+    "status": "%RESPONSE_CODE%",
+    "why": "%RESPONSE_CODE_DETAILS%",
+    "flags": "%RESPONSE_FLAGS%",
+    "region": "%RESP(X-STILLMOTION-REGION)%",
+    "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+    "duration_ms": "%DURATION%",
+    "bytes_in": "%BYTES_RECEIVED%",
+    "bytes_out": "%BYTES_SENT%",
+}
+_SERVER = "stillmotion"
+_RETRY_AFTER_S = 1
+
+# Flags of Envoy's access log. A request whose answer was lost on the way may have been computed: its status must
+# be none that an edge retries (Envoy's own would be 503).
+_LOST = ["UC", "UR", "UPE", "LR"]
+# The ingress's circuit breaker: more requests than GPUs.
+_OVERFLOW = ["UO"]
+
+
+def connection_manager(
+    prefix: str, routes: Message, filters: Iterable[Message], limits: Limits, *, faces_users: bool, **more: Any
+) -> Message:
+    """The HTTP side of a listener.
+
+    Args:
+        prefix: of its counters.
+        routes: `{"route_config": ...}` or `{"rds": ...}`.
+        filters: before the router.
+        limits: of the fleet.
+        faces_users: an edge, which believes nothing that a request says of where it comes from.
+        more: further fields.
+    """
+    router = extension(
+        "envoy.filters.http.router",
+        "envoy.extensions.filters.http.router.v3.Router",
+        suppress_envoy_headers=faces_users,
+    )
+    return extension(
+        "envoy.filters.network.http_connection_manager",
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=prefix,
+        codec_type="AUTO",
+        **routes,
+        **_identity(faces_users=faces_users),
+        **_strictness(limits),
+        common_http_protocol_options={
+            "idle_timeout": seconds(60 if faces_users else 300),
+            "headers_with_underscores_action": "REJECT_REQUEST",  # to servers, _ and - may be the same header
+            "max_headers_count": 100,
+        },
+        http2_protocol_options={
+            "max_concurrent_streams": 100,
+            # An upload over 100 ms of round trip moves 10 MiB/s with this; the 64 KiB that Envoy's guide for
+            # edges advises would make it 0.6.
+            "initial_stream_window_size": MIB,
+            "initial_connection_window_size": 16 * MIB,
+        },
+        local_reply_config=local_replies(),
+        http_filters=[*filters, router],
+        **more,
+    )
+
+
+def listener(
+    name: str, address: str, manager: Message, buffer_bytes: int, transport_socket: Message | None = None
+) -> Message:
+    """A listener with one connection manager.
+
+    Args:
+        name: of the listener.
+        address: that others connect to. Elsewhere than on loopback it binds all interfaces, since a load
+            balancer or a container may own the address itself.
+        manager: as of `connection_manager`.
+        buffer_bytes: that a connection may hold of what its client has not taken.
+        transport_socket: TLS, or None.
+    """
+    chain: Message = {"filters": [manager]}
+    if transport_socket is not None:
+        chain["transport_socket"] = transport_socket
+    return {
+        "name": name,
+        "address": socket_address(bind_address(address)),
+        "per_connection_buffer_limit_bytes": buffer_bytes,
+        "filter_chains": [chain],
+    }
+
+
+def bind_address(address: str) -> str:
+    """What a proxy listens on so that it can be reached at `address`."""
+    host, port = host_and_port(address)
+    if host.startswith("127.") or host == "::1":
+        return address
+    return f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}"
+
+
+def health_filter(path: str, cluster: str) -> Message:
+    """Answers `path` with 200 while 1 % of the cluster's hosts are healthy, of up to a hundred: any; else with 503.
+
+    `/healthcheck/fail` of the admin page makes it 503 too: that is how a proxy is taken out before it stops.
+    """
+    return extension(
+        f"stillmotion.health{path.replace('/', '.')}",
+        "envoy.extensions.filters.http.health_check.v3.HealthCheck",
+        pass_through_mode=False,
+        headers=[{"name": ":path", "string_match": {"exact": path}}],
+        # In whole percent: Envoy takes 0.5 for 0, and 0 for no condition.
+        cluster_min_healthy_percentages={cluster: {"value": 1}},
+    )
+
+
+def access_log() -> Message:
+    """A line of JSON for each request but health checks. It holds no key, no query and no picture."""
+    return {
+        **extension(
+            "envoy.access_loggers.stdout",
+            "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+            log_format={"json_format": _LOGGED},
+        ),
+        "filter": {"not_health_check_filter": {}},
+    }
+
+
+def local_replies() -> Message:
+    """Answers that Envoy makes itself, in the shape of the service's own."""
+    return {
+        "mappers": [
+            # As a busy GPU server answers, without a body: with one, an edge that retries would have to read
+            # it or give up the connection.
+            {
+                "filter": _flags(_OVERFLOW),
+                "status_code": 429,
+                "headers_to_add": [header("retry-after", str(_RETRY_AFTER_S))],
+                "body_format_override": {"text_format_source": {"inline_string": ""}},
+            },
+            {
+                "filter": _flags(_LOST),
+                "status_code": 502,
+                "body_format_override": _error("lost", "the connection to the server was lost; it may have computed"),
+            },
+            _error_of(400, "bad_request", "the request is malformed"),
+            _error_of(401, "unauthorized", "give an API key: the header X-API-Key"),
+            _error_of(404, "not_found", "there is nothing here"),
+            _error_of(408, "slow_upload", "the request did not arrive in time"),
+            _error_of(413, "too_large", "the request is larger than this service takes"),
+            _error_of(431, "too_large", "the headers are larger than this service takes"),
+            _error_of(503, "unavailable", "no server can take this now", retry_after=True),
+            _error_of(504, "deadline", "not finished in time"),
+        ]
+    }
+
+
+def _identity(*, faces_users: bool) -> Message:
+    """Who the client is, and which headers it may set."""
+    removed = ["x-envoy-", "x-stillmotion-"] if faces_users else ["x-envoy-"]
+    return {
+        "server_name": _SERVER,
+        # From the connection, not from a header that anybody can send.
+        "use_remote_address": faces_users,
+        "xff_num_trusted_hops": 0 if faces_users else 1,
+        # No address makes a client one of us. Envoy lets those that are set retries and timeouts by header.
+        "internal_address_config": {"unix_sockets": False, "cidr_ranges": []},
+        "generate_request_id": True,
+        "preserve_external_request_id": not faces_users,
+        "always_set_request_id_in_response": faces_users,
+        "early_header_mutation_extensions": [
+            extension(
+                "stillmotion.headers_of_ours",
+                "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+                mutations=[{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in removed],
+            )
+        ],
+    }
+
+
+def _strictness(limits: Limits) -> Message:
+    """Time and size."""
+    return {
+        "max_request_headers_kb": limits.headers_kb,
+        "request_headers_timeout": seconds(10),
+        "delayed_close_timeout": seconds(1),
+        "normalize_path": True,
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+    }
+
+
+def _flags(flags: list[str]) -> Message:
+    return {"response_flag_filter": {"flags": flags}}
+
+
+def _error(code: str, message: str) -> Message:
+    return {"json_format": {"error": message, "code": code, "field": None}}
+
+
+def _error_of(status: int, code: str, message: str, *, retry_after: bool = False) -> Message:
+    value = {"default_value": status, "runtime_key": f"stillmotion.status_{status}"}
+    mapper: Message = {
+        "filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}},
+        "body_format_override": _error(code, message),
+    }
+    if retry_after:
+        mapper["headers_to_add"] = [header("retry-after", str(_RETRY_AFTER_S))]
+    return mapper

@@ -1,0 +1,149 @@
+"""Runs the cases: a fleet each, several fleets at a time, the loads one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+
+from ...console import tell
+from ...table import RoutingTable
+from ..arrivals import Arrival, burst, poisson
+from ..client import Outcome, Summary, send
+from ..launch import Options, Started, running, two_tiers
+from .cases import BURSTS, CAPACITY_RPS, LOADS, REGIONS, Case, fixed_shares, fleet_of
+from .one_tier import one_tier
+
+_SETTLE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long everything is measured.
+
+    Attributes:
+        seconds: of each load.
+        warm_s, controlled_warm_s: of traffic before it that is not counted; longer for a control loop.
+        bursts: of each size.
+        fleets: at a time. An Envoy takes three of the 128 inotify instances that Linux gives a user.
+    """
+
+    seconds: float
+    warm_s: float
+    controlled_warm_s: float
+    bursts: int
+    fleets: int
+
+
+FULL = Effort(seconds=50.0, warm_s=3.0, controlled_warm_s=15.0, bursts=6, fleets=5)
+QUICK = Effort(seconds=5.0, warm_s=1.0, controlled_warm_s=4.0, bursts=1, fleets=5)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One case at one load, or in bursts of one size.
+
+    Attributes:
+        load: share of the capacity; None for bursts.
+        burst: requests at once; None for a load.
+        summary: of the requests.
+        gpu_attempts: requests that reached a GPU server, refused ones too, for each of the users'.
+    """
+
+    load: float | None
+    burst: int | None
+    summary: Summary
+    gpu_attempts: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A case and what was counted of it."""
+
+    case: Case
+    cells: list[Cell]
+
+
+def measure(cases: tuple[Case, ...], effort: Effort, seed: int) -> list[Measured]:
+    """Run all cases.
+
+    Raises:
+        RoutingError: a fleet does not start.
+    """
+    found: list[Measured] = []
+    with tempfile.TemporaryDirectory(prefix="stillmotion-experiment-") as root:
+        for begin in range(0, len(cases), effort.fleets):
+            group = cases[begin : begin + effort.fleets]
+            for case in group:
+                tell(f"{case.tiers} tier{'s' * (case.tiers > 1)}: {case.name}")
+            found += _together(group, Path(root) / str(begin), effort, seed)
+    return found
+
+
+def _together(group: tuple[Case, ...], root: Path, effort: Effort, seed: int) -> list[Measured]:
+    """Several fleets at once: they have nothing in common but the processors, which they leave idle mostly."""
+    with contextlib.ExitStack() as stack:
+        fleets = []
+        for number, case in enumerate(group):
+            folder = root / str(number)
+            table = RoutingTable(generated_at=datetime.now(UTC), shares=fixed_shares())
+            options = Options(
+                prometheus="no",
+                control=case.controlled,
+                table=None if case.controlled else table,
+                proxies=one_tier if case.tiers == 1 else two_tiers,
+                seed=seed,
+                alone=False,
+            )
+            fleets.append(stack.enter_context(running(fleet_of(case), folder / "fleet.yaml", folder, options)))
+        cells = asyncio.run(_all(group, fleets, effort, seed))
+    return [Measured(case, each) for case, each in zip(group, cells, strict=True)]
+
+
+async def _all(group: tuple[Case, ...], fleets: list[Started], effort: Effort, seed: int) -> list[list[Cell]]:
+    return await asyncio.gather(*(_one(case, fleet, effort, seed) for case, fleet in zip(group, fleets, strict=True)))
+
+
+async def _one(case: Case, fleet: Started, effort: Effort, seed: int) -> list[Cell]:
+    cells = []
+    warm_s = effort.controlled_warm_s if case.controlled else effort.warm_s
+    for load in LOADS:
+        generator = random.Random(f"{seed} {load}")  # noqa: S311  # the same arrivals for each case
+        rps = dict.fromkeys(REGIONS, load * CAPACITY_RPS / len(REGIONS))
+        arrivals = poisson(rps, warm_s + effort.seconds, generator)
+        cells.append(await _cell(fleet, arrivals, warm_s, load=load))
+    for size in BURSTS:
+        counts = dict.fromkeys(REGIONS, size // len(REGIONS))
+        outcomes: list[Outcome] = []
+        before = await _attempts(fleet)
+        for _ in range(effort.bursts):
+            outcomes += await send(burst(counts), fleet.edges)
+            await asyncio.sleep(_SETTLE_S)
+        attempts = await _attempts(fleet) - before
+        cells.append(Cell(None, size, Summary.of(outcomes), attempts / len(outcomes)))
+    return cells
+
+
+async def _cell(fleet: Started, arrivals: list[Arrival], warm_s: float, load: float) -> Cell:
+    before = await _attempts(fleet)
+    outcomes = await send(arrivals, fleet.edges)
+    attempts = await _attempts(fleet) - before
+    await asyncio.sleep(_SETTLE_S)
+    counted = [one for one in outcomes if one.at_s >= warm_s]
+    return Cell(load, None, Summary.of(counted), attempts / len(outcomes))
+
+
+async def _attempts(fleet: Started) -> int:
+    """Requests that GPU servers have had."""
+    urls = [url for region in fleet.about.regions.values() for url in region.gpu_servers.values()]
+    async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+        pages = await asyncio.gather(*(client.get(f"{url}/standin") for url in urls))
+    counts: list[Mapping[str, int]] = [page.json()["requests"] for page in pages]
+    return sum(sum(one.values()) for one in counts)

@@ -1,0 +1,384 @@
+"""Fleets of real Envoys on loopback, with small stand-ins for GPU servers, for as long as a test lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+
+from routing.envoy.binary import find_envoy
+from routing.envoy.folders import Proxy, edge_folder, ingress_folder, write_fleet
+from routing.envoy.live import write_table
+from routing.errors import RoutingError
+from routing.fleet import Fleet
+from routing.schema import validated
+from routing.table import RoutingTable
+
+JOB = b"a picture and a prompt"
+_LINES = {200: "OK", 429: "Too Many Requests", 503: "Service Unavailable"}
+
+
+@dataclass
+class GpuServer:
+    """Computes one job at a time and refuses the rest, as a GPU server does. What is computed is time.
+
+    Attributes:
+        started, finished, refused: jobs, counted.
+        connections: that were opened for jobs.
+        dies_at: share of a job after which the connection is cut, or None.
+        headers: of the jobs, in order of arrival.
+    """
+
+    service_s: float = 0.2
+    ready: bool = True
+    dies_at: float | None = None
+    answer: bytes = b"video"
+    started: int = 0
+    finished: int = 0
+    refused: int = 0
+    connections: int = 0
+    most: int = 0
+    draining: bool = False
+    connected: int = 0
+    busy: int = 0
+    address: str = ""
+    headers: list[dict[str, str]] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
+    ids: Counter = field(default_factory=Counter)
+
+    async def listen(self, port: int) -> None:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        self.address = f"127.0.0.1:{port}"
+
+    async def close(self) -> None:
+        self.server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def __post_init__(self) -> None:
+        self._tasks: set[asyncio.Task] = set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        jobs = 0
+        try:
+            while True:
+                method, path, headers = await self._head(reader)
+                length = int(headers.get("content-length", "0"))
+                if method == "POST" and path.startswith("/animate"):
+                    jobs += 1
+                    self.connections += jobs == 1
+                    self.connected += jobs == 1
+                    await self._job(path, headers, length, reader, writer)
+                elif path == "/readyz":
+                    self._send(writer, 200 if self.ready else 503)
+                else:
+                    self._send(writer, 200, {"content-type": "application/json"}, json.dumps(headers).encode())
+                await writer.drain()
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
+            self.connected -= jobs > 0
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _head(self, reader):
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        method, path, _ = lines[0].split(" ", 2)
+        headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+        return method, path, {name.lower(): value for name, value in headers.items()}
+
+    async def _job(self, path, headers, length, reader, writer) -> None:
+        self.headers.append(headers)
+        self.arrivals.append(time.monotonic())
+        if self.draining:
+            await reader.readexactly(length)
+            self._send(writer, 503, {"retry-after": "5"}, b'{"code": "draining"}')
+            return
+        if self.busy:
+            self.refused += 1
+            await reader.readexactly(length)
+            self._send(writer, 429, {"retry-after": "1"})
+            return
+        self.busy += 1
+        self.started += 1
+        self.ids[headers.get("x-request-id")] += 1
+        self.most = max(self.most, self.busy)
+        try:
+            await reader.readexactly(length)
+            if self.dies_at is not None:
+                await asyncio.sleep(self.service_s * self.dies_at)
+                writer.transport.abort()
+                raise ConnectionError
+            if path == "/animate/stream":
+                await self._stream(writer)
+            else:
+                await self._compute(reader)
+        finally:
+            self.busy -= 1
+        self.finished += 1
+        if path != "/animate/stream":
+            about = {"content-type": "video/mp4", "x-stillmotion-region": "local", "x-length": str(length)}
+            self._send(writer, 200, about, self.answer)
+
+    async def _compute(self, reader) -> None:
+        gone = asyncio.ensure_future(reader.read(1))
+        done, _ = await asyncio.wait({gone}, timeout=self.service_s)
+        if done:
+            raise ConnectionError
+        gone.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await gone
+
+    async def _stream(self, writer) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for step in range(4):
+            event = f'event: step\ndata: {{"step": {step}}}\n\n'.encode()
+            writer.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(self.service_s / 4)
+        writer.write(b"0\r\n\r\n")
+
+    def _send(self, writer, status, headers=None, body=b"") -> None:
+        lines = [f"HTTP/1.1 {status} {_LINES[status]}", f"content-length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+
+
+class RunningFleet:
+    """A fleet whose proxies run. Its stand-ins answer only while the test's event loop turns.
+
+    Attributes:
+        fleet, table, root: what the files were written from, and where.
+        servers: stand-ins by region.
+        client: sends requests, over as many connections as they need.
+    """
+
+    def __init__(self, envoy, root: Path, fleet: Fleet, table: RoutingTable) -> None:
+        self.envoy, self.root, self.fleet, self.table = envoy, root, fleet, table
+        self.scheme = "https" if fleet.data_plane.tls else "http"
+        self.places = fleet.places()
+        self.servers: dict[str, list[GpuServer]] = {}
+        self.processes: dict[tuple[str, str], subprocess.Popen] = {}
+        limits = httpx.Limits(max_connections=500)
+        self.client = httpx.AsyncClient(timeout=30, limits=limits, verify=False, trust_env=False)  # noqa: S501
+
+    async def open(self, proxies: list[Proxy], edges: list[str], service_s: float) -> None:
+        """Start servers, ingresses and these edges, each when what it checks is there."""
+        for region, place in self.places.items():
+            self.servers[region] = [GpuServer(service_s) for _ in place.servers]
+            for server, address in zip(self.servers[region], place.servers, strict=True):
+                await server.listen(int(address.rpartition(":")[2]))
+        ingresses = [proxy for proxy in proxies if proxy.role == "ingress"]
+        for proxy in ingresses:
+            self.start(proxy)
+        for proxy in ingresses:
+            await self.until(f"http://{self.places[proxy.region].ingresses[0].admin}/ready")
+            if not self.fleet.data_plane.mutual_tls:
+                await self.until(self.ingress_url(proxy.region, "/readyz"))
+        for region in edges:
+            self.start_edge(region)
+        for region in edges:
+            await self.until(self.url(region, "/readyz"))
+
+    async def close(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+        for process in self.processes.values():
+            process.wait()
+        await asyncio.gather(*(server.close() for server in self.all_servers()))
+        await self.client.aclose()
+
+    def url(self, region: str, path: str = "/animate") -> str:
+        return f"{self.scheme}://{self.places[region].edge}{path}"
+
+    def ingress_url(self, region: str, path: str = "/animate") -> str:
+        return f"http://{self.places[region].ingresses[0].address}{path}"
+
+    async def jobs(self, count: int, url: str, **more) -> list[httpx.Response]:
+        """As many jobs at once."""
+        return await asyncio.gather(*(self.client.post(url, content=JOB, **more) for _ in range(count)))
+
+    async def counter(self, region: str, name: str, role: str = "edge") -> int:
+        """A counter or gauge of a proxy."""
+        place = self.places[region]
+        admin = place.admin if role == "edge" else place.ingresses[0].admin
+        text = (await self.client.get(f"http://{admin}/stats", params={"filter": f"^{name}$"})).text
+        return int(text.rpartition(":")[2]) if text else 0
+
+    def publish(self, shares: dict[str, dict[str, float]]) -> list[str]:
+        """Write a table with these rows, the others as they were."""
+        self.table = make_table({**self.table.shares, **shares}, self.table.version + 1)
+        return write_table(self.root, self.fleet, self.table)
+
+    async def taken(self, region: str, name: str, before: int, role: str = "edge", limit_s: float = 5.0) -> None:
+        """Wait until a counter is above what it was."""
+        end = time.monotonic() + limit_s
+        while await self.counter(region, name, role) <= before:
+            assert time.monotonic() < end, f"{name} stays at {before}"
+            await asyncio.sleep(0.02)
+
+    async def dead(self, region: str, count: int, limit_s: float = 10.0) -> None:
+        """Wait until an edge knows that so many ingresses are dead."""
+        end = time.monotonic() + limit_s
+        while True:
+            total = await self.counter(region, r"cluster\.jobs\.membership_total")
+            healthy = await self.counter(region, r"cluster\.jobs\.membership_healthy")
+            if total - healthy == count:
+                return
+            assert time.monotonic() < end, f"{total - healthy} of {total} are dead"
+            await asyncio.sleep(0.02)
+
+    def all_servers(self) -> list[GpuServer]:
+        return [server for servers in self.servers.values() for server in servers]
+
+    def start(self, proxy: Proxy) -> None:
+        # Should the tests themselves be killed, no proxy stays.
+        tied = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        with (proxy.folder / "log.txt").open("wb") as log:
+            process = subprocess.Popen([*tied, *self.envoy.command(proxy.bootstrap)], stdout=log, stderr=log)
+        self.processes[proxy.region, proxy.role] = process
+
+    def start_edge(self, region: str) -> None:
+        self.start(Proxy(region, "edge", edge_folder(self.root, region), 1))
+
+    def start_ingress(self, region: str) -> None:
+        self.start(Proxy(region, "ingress", ingress_folder(self.root, region), 1))
+
+    def kill(self, region: str, role: str) -> None:
+        process = self.processes.pop((region, role))
+        process.kill()
+        process.wait()
+
+    async def until(self, url: str, status: int = 200, limit_s: float = 10.0) -> None:
+        """Wait until a page answers with this status."""
+        end, last = time.monotonic() + limit_s, None
+        while time.monotonic() < end:
+            with contextlib.suppress(httpx.HTTPError):
+                last = (await self.client.get(url)).status_code
+                if last == status:
+                    return
+            await asyncio.sleep(0.02)
+        pytest.fail(f"{url}: {last} after {limit_s} s; logs:\n{self.logs()}")
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text()[-2000:] for path in self.root.rglob("log.txt"))
+
+
+def ports_that_are_free(count: int) -> list[int]:
+    """Ports that nobody has now, below those that the kernel gives away."""
+    generator = random.Random(os.getpid() ^ time.monotonic_ns())
+    taken: list[socket.socket] = []
+    try:
+        while len(taken) < count:
+            one = socket.socket()
+            try:
+                one.bind(("127.0.0.1", generator.randrange(10_000, 32_000)))
+            except OSError:
+                one.close()
+                continue
+            taken.append(one)
+        return [one.getsockname()[1] for one in taken]
+    finally:
+        for one in taken:
+            one.close()
+
+
+def fleet_content(gpus: dict[str, int], **data_plane) -> dict:
+    """A fleet with these GPUs on free ports, its regions 50 ms from one another."""
+    ports = iter(ports_that_are_free(sum(4 + count for count in gpus.values())))
+
+    def at() -> str:
+        return f"127.0.0.1:{next(ports)}"
+
+    places = {}
+    for name, count in gpus.items():
+        ingress = {"address": at(), "admin": at(), "servers": [at() for _ in range(count)]}
+        places[name] = {"edge": at(), "admin": at(), "ingresses": [ingress] if count else []}
+    names = list(gpus)
+    return {
+        "regions": {name: {"gpus": count} for name, count in gpus.items()},
+        "latency_ms": {a: dict.fromkeys(names[i + 1 :], 50) for i, a in enumerate(names) if names[i + 1 :]},
+        "service_time_s": 0.2,
+        "rings_ms": [100],
+        "thresholds": [{"load": 0.75, "ring": 1}],
+        "target_load": 0.75,
+        "retry": {"attempts": 5, "base_interval_s": 0.02, "max_interval_s": 0.2},
+        "data_plane": {"places": places, **data_plane},
+    }
+
+
+def make_table(shares: dict[str, dict[str, float]], version: int = 1) -> RoutingTable:
+    return RoutingTable(version=version, generated_at=datetime.now(UTC), shares=shares)
+
+
+@pytest.fixture(scope="session")
+def table_of():
+    """`table_of(shares)`: a table."""
+    return make_table
+
+
+@pytest.fixture(scope="session")
+def free_ports():
+    """`free_ports(count)`: for more listeners than a fleet has by itself."""
+    return ports_that_are_free
+
+
+@pytest.fixture(scope="session")
+def envoy():
+    """The pinned Envoy."""
+    try:
+        return find_envoy()
+    except RoutingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def running(envoy, tmp_path):
+    """`async with running({"a": 2, "b": 2}, shares, ...) as fleet`: see `RunningFleet`.
+
+    Args of it:
+        gpus: by region.
+        shares: of the table; rows left out: all at home.
+        edges: regions whose edges run; left out: the first's.
+        change: of the fleet's content, before it is read.
+        service_s: of each job.
+        base: folder of certificates and keys.
+        emulate_latency: as of `render`.
+        more: parts of the data plane.
+    """
+
+    @contextlib.asynccontextmanager
+    async def run(
+        gpus, shares=None, *, edges=None, change=None, service_s=0.2, base=tmp_path, emulate_latency=False, **more
+    ):
+        content = fleet_content(gpus, **more)
+        if change is not None:
+            change(content)
+        fleet = validated(Fleet, content)
+        table = make_table({name: {name: 1.0} for name in gpus} | (shares or {}))
+        root = tmp_path / "fleet"
+        proxies = write_fleet(root, fleet, table, base=base, emulate_latency=emulate_latency)
+        world = RunningFleet(envoy, root, fleet, table)
+        try:
+            await world.open(proxies, list(gpus)[:1] if edges is None else edges, service_s)
+            yield world
+        finally:
+            await world.close()
+
+    return run

@@ -1,0 +1,50 @@
+"""What the collector of the control loop makes of a real edge's counters."""
+
+import asyncio
+
+import pytest
+
+from routing.metrics.direct import DirectSource
+from routing.metrics.edges import Edge
+from routing.metrics.targets import Machine, targets
+
+
+def test_the_collector_counts_each_job_once_and_where_it_was_served(running):
+    async def scenario():
+        async with running({"a": 2, "b": 2}, {"a": {"a": 0.5, "b": 0.5}}, service_s=0.05) as fleet:
+            machine = Machine("a", "edge", fleet.places["a"].admin)
+            source = DirectSource(fleet.fleet, {machine: targets(fleet.fleet)[machine]})
+            edge = Edge(machine)
+
+            async def traffic():
+                reading = await source.read()
+                oddities = list(reading.oddities)
+                seen = edge.take(reading.pages[0], 15.0, oddities)
+                assert (oddities, reading.silences) == ([], ())
+                return seen
+
+            try:
+                assert await traffic() is None
+                for _ in range(10):
+                    await fleet.jobs(2, fleet.url("a"))
+                    await fleet.client.get(fleet.url("a", "/docs.json"))
+                seen = await traffic()
+                assert seen.jobs == 20
+                assert sum(seen.answered.values()) == 20
+                assert min(seen.answered.values()) > 0
+                # More jobs than GPUs: those that wait between two attempts have come as well.
+                waiting = asyncio.gather(*(fleet.client.post(fleet.url("a"), content=b"x") for _ in range(12)))
+                await asyncio.sleep(0.1)
+                early = await traffic()
+                await waiting
+                late = await traffic()
+                assert (early.jobs, late.jobs) == (12, 0)
+                assert early.retries + late.retries > 0
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(fleet.client.post(fleet.url("a"), content=b"x"), 0.01)
+                await asyncio.sleep(0.2)
+                assert (await traffic()).jobs == 1  # given up, and yet it came
+            finally:
+                await source.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,77 @@
+"""A share of the jobs waits before its first attempt, and both are changed while an edge runs."""
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.envoy import delay
+from routing.envoy.live import write_delay
+
+
+def seconds(responses) -> list[float]:
+    assert {response.status_code for response in responses} == {200}
+    return sorted(response.elapsed.total_seconds() for response in responses)
+
+
+def test_the_delay_changes_while_it_runs(running):
+    async def scenario():
+        async with running({"a": 60}, service_s=0.01) as fleet:
+
+            async def delayed(share, max_s):
+                before = await fleet.counter("a", r"runtime\.load_success")
+                if write_delay(fleet.root, "a", share, max_s):
+                    await fleet.taken("a", r"runtime\.load_success", before)
+                return seconds(await fleet.jobs(60, fleet.url("a")))
+
+            injected = r"http\.edge\.fault\.delays_injected"
+            usual = max(await delayed(0.0, 2.0))  # the machine may be busy
+            assert await fleet.counter("a", injected) == 0
+
+            took = await delayed(1.0, 2.0)  # uniform(0, 2 s), in eight steps
+            assert await fleet.counter("a", injected) == 60
+            assert max(took) < 2.5 + 2 * usual
+            assert sum(one > 0.8 for one in took) > 20
+            assert sum(one < 1.2 + 2 * usual for one in took) > 20
+
+            await delayed(0.3, 2.0)
+            assert 5 < await fleet.counter("a", injected) - 60 < 32
+
+    asyncio.run(scenario())
+
+
+def test_a_job_is_delayed_once_and_its_retries_are_not(running):
+    async def scenario():
+        def change(content):
+            content["retry"] |= {"attempts": 5, "base_interval_s": 0.01, "max_interval_s": 0.01}
+            content["retry"]["delay"] = {"share": 1.0, "max_s": 0.4, "burst_share": 1.0}
+
+        async with running({"a": 1}, change=change) as fleet:
+            fleet.servers["a"][0].busy = 1
+            (response,) = await fleet.jobs(1, fleet.url("a"))
+            assert response.headers["x-stillmotion-attempts"] == "5"
+            assert await fleet.counter("a", r"http\.edge\.fault\.delays_injected") == 1
+            for path in ("/docs.json", "/livez", "/readyz"):
+                response = await fleet.client.get(fleet.url("a", path))
+                assert response.status_code == 200
+            assert await fleet.counter("a", r"http\.edge\.fault\.delays_injected") == 1
+
+    asyncio.run(scenario())
+
+
+@given(share=st.floats(0, 1), max_s=st.floats(0, 1e6))
+def test_delays_are_uniform_up_to_the_longest(share, max_s):
+    values = delay.runtime_values(share, max_s)
+    steps = [value for name, value in values.items() if name.endswith("_ms")]
+    assert len(steps) == delay.STEPS
+    assert steps == sorted(steps)
+    assert all(0 <= step <= max_s * 1000 for step in steps)
+    assert abs(sum(steps) / len(steps) - max_s * 1000 / 2) <= 0.5
+    (drawn,) = (value["numerator"] for name, value in values.items() if name.endswith("share"))
+    assert abs(drawn / 1e6 - share) < 1e-6
+
+
+def test_every_request_id_has_one_delay():
+    regexes = [one["typed_config"]["headers"][1]["string_match"]["safe_regex"]["regex"] for one in delay.filters("/x")]
+    digits = "".join(regex.removeprefix(".*[").removesuffix("]") for regex in regexes)
+    assert sorted(digits) == sorted("0123456789abcdef")

@@ -1,0 +1,125 @@
+"""What a fleet file says of its proxies."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.data_plane import LAST_PORT, host_and_port, loopback_places
+from routing.errors import InputError
+from routing.fleet import load_fleet
+
+PLACES = {
+    "a": {
+        "edge": "203.0.113.1:443",
+        "ingresses": [{"address": "10.0.0.1:8443", "servers": ["10.0.1.1:3000", "10.0.1.2:3000"]}],
+    },
+    "b": {"edge": "[2001:db8::1]:443", "ingresses": [{"address": "10.1.0.1:8443", "servers": ["10.1.1.1:3000"]}]},
+}
+
+
+def two_regions(content):
+    content["regions"] = {"a": {"gpus": 2}, "b": {"gpus": 1}}
+    content["latency_ms"] = {"a": {"b": 30}}
+    content["data_plane"] = {"places": PLACES}
+
+
+def with_plane(**data_plane):
+    def change(content):
+        two_regions(content)
+        content["data_plane"] |= data_plane
+
+    return change
+
+
+def test_places_are_as_the_file_has_them(fleet_file):
+    places = load_fleet(fleet_file(two_regions)).places()
+    assert places["a"].servers == ("10.0.1.1:3000", "10.0.1.2:3000")
+    assert places["a"].admin == "127.0.0.1:9901"
+    assert host_and_port(places["b"].edge) == ("2001:db8::1", 443)
+
+
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(0, 300), min_size=1, max_size=10))
+def test_without_places_a_fleet_is_on_this_machine_with_a_port_for_each_part(gpus):
+    places = loopback_places(gpus, 21_000)
+    found = []
+    for name, place in places.items():
+        assert len(place.servers) == gpus[name]
+        assert bool(place.ingresses) == (gpus[name] > 0)
+        found += [place.edge, place.admin, *place.servers]
+        found += [address for ingress in place.ingresses for address in (ingress.address, ingress.admin)]
+    assert len(set(found)) == len(found)
+    for address in found:
+        host, port = host_and_port(address)
+        assert host == "127.0.0.1"
+        assert 21_000 <= port <= LAST_PORT
+
+
+def test_a_fleet_that_is_too_large_for_the_ports_of_one_machine_is_told_so(fleet_file):
+    def change(content):
+        content["regions"]["us-east"]["gpus"] = 12_000
+
+    fleet = load_fleet(fleet_file(change))
+    with pytest.raises(InputError, match=r"data_plane\.first_port: .* do not end by 32767; give the places"):
+        fleet.places()
+
+
+def changed(path, value):
+    def change(content):
+        two_regions(content)
+        part = content["data_plane"]["places"] = {name: {**place} for name, place in PLACES.items()}
+        part["a"] = {**PLACES["a"], "ingresses": [dict(PLACES["a"]["ingresses"][0])]}
+        *way, last = path
+        for key in way:
+            part = part[key]
+        part[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (
+            changed(["a", "edge"], "edge.example.com:443"),
+            "data_plane.places.a.edge: edge.example.com:443 is no IP",
+        ),
+        (changed(["a", "edge"], "10.0.0.1"), "data_plane.places.a.edge: 10.0.0.1 is no IP address with a port"),
+        (changed(["a", "edge"], "10.0.0.1:0"), "data_plane.places.a.edge: 10.0.0.1:0 is no IP address with a port"),
+        (changed(["a", "edge"], "10.0.0.1:99999"), "data_plane.places.a.edge"),
+        (changed(["a", "edge"], 443), "data_plane.places.a.edge"),
+        (changed(["a", "admin"], "10.0.0.1:9901"), "data_plane.places.a.admin: 10.0.0.1:9901 can be reached from"),
+        (changed(["a", "ingresses", 0, "admin"], "0.0.0.0:9901"), "data_plane.places.a.ingresses.0.admin"),
+        (changed(["a", "ingresses", 0, "servers"], ["10.0.1.1:3000"] * 2), "ingresses.0.servers.1: 10.0.1.1:3000 is"),
+        (changed(["a", "ingresses", 0, "servers"], ["10.0.1.1:3000"]), "have 1 servers, and the region has 2 GPUs"),
+        (changed(["c"], PLACES["b"]), "data_plane.places.c: is none of the regions"),
+        (changed(["a", "edges"], []), "data_plane.places.a.edges: unknown key; did you mean edge?"),
+        (with_plane(limits={"body_mb": 0}), "data_plane.limits.body_mb"),
+        (with_plane(limits={"heap": 1}), "data_plane.limits.heap: unknown key; did you mean heap_mb?"),
+        (with_plane(first_port=40_000), "data_plane.first_port"),
+        (with_plane(tls={"certificate": "a.pem"}), "data_plane.tls.key: is missing"),
+        (with_plane(tls={"cert": "a", "key": "b"}), "data_plane.tls.cert: unknown key; known are certificate, key"),
+        (with_plane(mutual_tls={"certificate": "a", "key": "b"}), "data_plane.mutual_tls.ca: is missing"),
+        (with_plane(api_keys=""), "data_plane.api_keys"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_key(fleet_file, change, error):
+    with pytest.raises(InputError) as caught:
+        load_fleet(fleet_file(change))
+    assert error in str(caught.value)
+
+
+def test_places_are_for_all_regions_or_none(fleet_file):
+    def change(content):
+        two_regions(content)
+        content["data_plane"]["places"] = {"a": PLACES["a"]}
+
+    with pytest.raises(InputError, match=r"data_plane\.places\.b: is missing; give the places of all"):
+        load_fleet(fleet_file(change))
+
+
+def test_the_example_with_all_settings_is_a_fleet(examples):
+    fleet = load_fleet(examples / "data-plane.yaml")
+    assert fleet.places()["us-east"].servers[-1] == "10.1.1.4:3000"
+    assert set(fleet.data_plane.model_fields_set) == set(type(fleet.data_plane).model_fields) - {"first_port"}
+    assert set(fleet.data_plane.limits.model_fields_set) == set(type(fleet.data_plane.limits).model_fields)
+    assert fleet.data_plane.limits == type(fleet.data_plane.limits)()  # the example shows the defaults

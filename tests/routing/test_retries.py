@@ -1,0 +1,47 @@
+"""What a retry policy costs at most."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.fleet import RetryPolicy
+from routing.retries import Waits, attempts_by_table, expected_attempts
+
+
+def test_waits_of_the_default_policy():
+    # 0.25 * 2^(k-1), at most 5, by hand.
+    waits = Waits.of(RetryPolicy())
+    assert waits.longest_s == (0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0)
+    assert waits.total_longest_s == 22.75
+    assert waits.total_mean_s == 11.375
+
+
+def test_one_attempt_waits_for_nothing():
+    waits = Waits.of(RetryPolicy(attempts=1))
+    assert (waits.longest_s, waits.total_longest_s) == ((), 0)
+
+
+@given(st.integers(1, 100), st.floats(1e-3, 1e3), st.floats(1, 1e3))
+def test_waits_grow_and_never_pass_the_limit(attempts, base, factor):
+    waits = Waits.of(RetryPolicy(attempts=attempts, base_interval_s=base, max_interval_s=base * factor))
+    assert len(waits.longest_s) == attempts - 1
+    assert list(waits.longest_s) == sorted(waits.longest_s)
+    assert all(wait <= base * factor for wait in waits.longest_s)
+
+
+@given(st.floats(0, 1), st.integers(1, 100))
+def test_attempts_are_between_one_and_the_policys(refused, attempts):
+    assert 1 <= expected_attempts(refused, attempts) <= attempts + 1e-9
+
+
+def test_expected_attempts_by_hand():
+    assert expected_attempts(0.0, 9) == 1
+    assert expected_attempts(1.0, 9) == 9
+    assert expected_attempts(0.5, 3) == pytest.approx(1.75)  # 1 + 1/2 + 1/4
+
+
+@given(st.integers(1, 100))
+def test_some_attempts_go_by_the_table_and_some_are_left_for_others(attempts):
+    by_table = attempts_by_table(RetryPolicy(attempts=attempts))
+    assert 1 <= by_table <= attempts
+    assert by_table < attempts or attempts == 1
