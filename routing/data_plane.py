@@ -51,14 +51,30 @@ class Ingress(Strict):
         address: where edges reach it.
         servers: GPU servers behind it. No other ingress has them: two that share servers send requests to
             busy ones (29 % fail at 70 % load, where one fails 6 %).
+        gpus: in place of `servers`, where these come and go: the most that there will be. Whoever starts them
+            writes who there is (`routing.envoy.live.write_servers`, `python -m routing follow`).
         admin: Envoy's own pages, on a loopback address.
         metrics: where a Prometheus of another machine reads its counters (`/metrics`); None: nowhere.
     """
 
     address: Address
-    servers: Annotated[tuple[Address, ...], Items]
+    servers: Annotated[tuple[Address, ...], Items] = ()
+    gpus: Annotated[Count, Field(ge=1)] | None = None
     admin: Address = f"127.0.0.1:{_INGRESS_ADMIN}"
     metrics: Address | None = None
+
+    @property
+    def size(self) -> int:
+        """GPU servers behind it, at most."""
+        return len(self.servers) if self.gpus is None else self.gpus
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.gpus is not None and self.servers:
+            raise wrong("gpus", "counts servers that come and go, and there are `servers` as well; give one of both")
+        if self.gpus is None and "servers" not in self.model_fields_set:
+            raise wrong("servers", "is missing; or give `gpus`, where they come and go")
+        return self
 
 
 class Place(Strict):
@@ -183,7 +199,7 @@ class DataPlane(Strict):
         for name, count in gpus.items():
             if name not in self.places:
                 raise wrong(f"data_plane.places.{name}", "is missing; give the places of all regions, or of none")
-            if (servers := len(self.places[name].servers)) != count:
+            if (servers := sum(ingress.size for ingress in self.places[name].ingresses)) != count:
                 key = f"data_plane.places.{name}.ingresses"
                 raise wrong(key, f"have {servers} servers, and the region has {count} GPUs")
 

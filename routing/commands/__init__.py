@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Protocol
 
-from . import capacity, control, experiment, fleet, plan, render, simulate, tune
+from . import capacity, control, drain, experiment, fleet, follow, plan, proxy, render, simulate, tune
 
 
 class Command(Protocol):
@@ -24,4 +24,16 @@ class Command(Protocol):
         """The result for people."""
 
 
-COMMANDS: tuple[Command, ...] = (plan, render, control, fleet, experiment, simulate, capacity, tune)
+COMMANDS: tuple[Command, ...] = (
+    plan,
+    render,
+    proxy,
+    control,
+    follow,
+    drain,
+    fleet,
+    experiment,
+    simulate,
+    capacity,
+    tune,
+)

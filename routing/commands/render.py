@@ -1,35 +1,50 @@
-"""`render`: a routing table as configuration of Envoy, Istio or Gateway API."""
+"""`render`: a routing table as configuration of Envoy, Kubernetes, Istio or Gateway API."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..console import tell
 
-NAME = "render"
-HELP = "write a routing table as configuration of Envoy, Istio or Gateway API"
+if TYPE_CHECKING:
+    from ..fleet import Fleet
+    from ..table import RoutingTable
 
-_FOR_ENVOY = ("seen_at", "emulate_latency", "validate")
-_FOR_KUBERNETES = ("namespace", "port")
+NAME = "render"
+HELP = "write a routing table as configuration of Envoy, Kubernetes, Istio or Gateway API"
+
+_BASE = Path("deploy/kubernetes/base")
+_OPTIONS = {
+    "envoy": ("seen_at", "emulate_latency", "validate"),
+    "kubernetes": ("settings", "base", "validate"),
+    "istio": ("namespace", "port"),
+    "gateway-api": ("namespace", "port"),
+}
+_ALL = dict.fromkeys(name for names in _OPTIONS.values() for name in names)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.add_argument("--fleet", type=Path, required=True, metavar="YAML", help="regions, proxies, policies")
-    parser.add_argument("--table", type=Path, required=True, metavar="JSON", help="as `plan --out` writes it")
-    parser.add_argument("--target", choices=("envoy", "istio", "gateway-api"), default="envoy", help="default: envoy")
+    text = "as `plan --out` writes it; for kubernetes it may be left out: all traffic at home, to begin with"
+    parser.add_argument("--table", type=Path, metavar="JSON", help=text)
+    parser.add_argument("--target", choices=tuple(_OPTIONS), default="envoy", help="default: envoy")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    text = "have Envoy check the files (envoy and kubernetes)"
+    parser.add_argument("--validate", action="store_true", default=None, help=text)
     envoy = parser.add_argument_group("for Envoy")
     text = "folder where Envoy will find the files (default: where they are written)"
     envoy.add_argument("--seen-at", type=Path, metavar="DIR", help=text)
     text = "ingresses delay requests by the round trip to where they come from, for a fleet on one machine"
     envoy.add_argument("--emulate-latency", action="store_true", default=None, help=text)
-    envoy.add_argument("--validate", action="store_true", default=None, help="have Envoy check the files")
-    kubernetes = parser.add_argument_group("for Istio and Gateway API")
-    kubernetes.add_argument("--namespace", help="of the resources (default: stillmotion)")
-    kubernetes.add_argument("--port", type=_port, help="of the Services of ingresses (default: 8080)")
+    kubernetes = parser.add_argument_group("for Kubernetes")
+    kubernetes.add_argument("--settings", type=Path, metavar="YAML", help="images, clusters, scaling")
+    kubernetes.add_argument("--base", type=Path, metavar="DIR", help=f"(default: {_BASE})")
+    others = parser.add_argument_group("for Istio and Gateway API")
+    others.add_argument("--namespace", help="of the resources (default: stillmotion)")
+    others.add_argument("--port", type=_port, help="of the Services of ingresses (default: 8080)")
 
 
 def _port(text: str) -> int:
@@ -41,27 +56,47 @@ def _port(text: str) -> int:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Write the files."""
-    others = _FOR_KUBERNETES if options.target == "envoy" else _FOR_ENVOY
-    for name in others:
-        if getattr(options, name) is not None:
+    for name in _ALL:
+        if getattr(options, name) is not None and name not in _OPTIONS[options.target]:
             options.usage_error(f"--{name.replace('_', '-')} is not for --target {options.target}")
+    if options.table is None and options.target != "kubernetes":
+        options.usage_error("the following arguments are required: --table")
+    if options.settings is None and options.target == "kubernetes":
+        options.usage_error("--settings is required for --target kubernetes")
 
     from ..fleet import load_fleet
-    from ..table import RoutingTable
 
     fleet = load_fleet(options.fleet)
-    table = RoutingTable.read(options.table, fleet)
+    table = _table(options, fleet)
     result = {"target": options.target, "out": str(options.out), "table_version": table.version}
-    if options.target != "envoy":
-        from ..targets.manifests import Place
-        from ..targets.render import write_target
+    if options.target == "envoy":
+        return {**result, **_envoy(options, fleet, table)}
+    if options.target == "kubernetes":
+        return {**result, **_kubernetes(options, fleet, table)}
+    from ..targets.manifests import Place
+    from ..targets.render import write_target
 
-        given = {name: value for name in _FOR_KUBERNETES if (value := getattr(options, name)) is not None}
-        rendered = write_target(options.target, options.out, fleet, table, Place(**given))
-        for note in rendered.notes:
-            tell(f"note: {note}")
-        return {**result, "files": [str(path) for path in rendered.files], "notes": list(rendered.notes)}
+    given = {name: value for name in _OPTIONS["istio"] if (value := getattr(options, name)) is not None}
+    rendered = write_target(options.target, options.out, fleet, table, Place(**given))
+    for note in rendered.notes:
+        tell(f"note: {note}")
+    return {**result, "files": [str(path) for path in rendered.files], "notes": list(rendered.notes)}
 
+
+def _table(options: argparse.Namespace, fleet: Fleet) -> RoutingTable:
+    from ..table import RoutingTable
+
+    if options.table is not None:
+        return RoutingTable.read(options.table, fleet)
+    from datetime import UTC, datetime
+
+    from ..load import Load
+    from ..planner import plan
+
+    return plan(fleet, Load.of(fleet, {}), generated_at=datetime.fromtimestamp(0, UTC))
+
+
+def _envoy(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) -> dict[str, Any]:
     from ..envoy.folders import write_fleet
 
     proxies = write_fleet(
@@ -82,11 +117,41 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         {"region": one.region, "role": one.role, "bootstrap": str(one.bootstrap), "threads": one.threads}
         for one in proxies
     ]
-    return {**result, "validated": bool(options.validate), "proxies": about}
+    return {"validated": bool(options.validate), "proxies": about}
+
+
+def _kubernetes(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) -> dict[str, Any]:
+    from ..targets.kubernetes.overlays import write_overlays
+    from ..targets.kubernetes.settings import load_settings
+
+    settings, folder = load_settings(options.settings), options.fleet.parent
+    if options.validate:
+        _try_with_envoy(fleet, table, folder)
+    rendered = write_overlays(options.out, fleet, table, settings, base=options.base or _BASE, folder=folder)
+    for note in rendered.notes:
+        tell(f"note: {note}")
+    about = [{"region": name, "folder": str(path)} for name, path in zip(fleet.names, rendered.folders, strict=True)]
+    return {"validated": bool(options.validate), "overlays": about, "notes": list(rendered.notes)}
+
+
+def _try_with_envoy(fleet: Fleet, table: RoutingTable, folder: Path) -> None:
+    """What pods will have, but for the paths of certificates, which are not here as they are there."""
+    import tempfile
+
+    from ..envoy.binary import find_envoy
+    from ..envoy.folders import write_fleet
+    from ..envoy.validation import validate
+
+    with tempfile.TemporaryDirectory() as scratch:
+        proxies = write_fleet(Path(scratch), fleet, table, base=folder)
+        validate(find_envoy(), proxies)
+    tell(f"Envoy accepts all {len(proxies)}")
 
 
 def lines(result: dict[str, Any]) -> list[str]:
     """What was written."""
     if "files" in result:
         return list(result["files"])
+    if "overlays" in result:
+        return [f"{one['region']:<16} kubectl apply -k {one['folder']}" for one in result["overlays"]]
     return [f"{one['role']:<8} {one['region']:<16} {one['bootstrap']}" for one in result["proxies"]]

@@ -34,7 +34,8 @@ class EnvoyPublisher:
     def set_ready(self, region: str, servers: Collection[str]) -> Collection[str]:
         # Metrics may name machines otherwise than the data plane does. Then nothing is known of its servers, and
         # to count them as down would be to close the region.
-        if not self._servers[region].issuperset(servers):
+        # Those that come and go are somebody else's to write.
+        if not self._servers[region] or not self._servers[region].issuperset(servers):
             return ()
         before = self._limits(region)
         write_ready(self._root, self._fleet, region, servers)

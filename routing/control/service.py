@@ -27,6 +27,7 @@ from .exported import Exported
 from .journal import NAME, Journal
 from .leader import Leader
 from .loop import Loop, Snapshot, wall_clock
+from .published import Published
 from .publishing import TABLE, FolderPublisher, Publishers
 from .saved import last_good
 from .status import Status, status
@@ -74,7 +75,7 @@ async def serve(fleet: Fleet, options: Options, wall: Callable[[], datetime] = w
     stop = asyncio.Event()
     collector = make_collector(fleet, _url(options.prometheus))
     try:
-        with _signals(stop), Leader(_folder(options.out)) as leader:
+        with signals(stop), Leader(_folder(options.out)) as leader:
             if options.standby and not leader.take():
                 tell(f"standby: {leader.holder()} publishes into {options.out}")
                 if not await leader.wait(stop):
@@ -123,6 +124,12 @@ async def _lead(
         silent_s = 0.0 if begun is None else monotonic() - begun
         return f"no round for {silent_s:.0f} s" if silent_s > _HUNG_AFTER * options.interval_s else ""
 
+    def published() -> dict[str, Any]:
+        known = now()
+        shares = {name: region.delay_share for name, region in known.regions.items()}
+        found = Published(table=loop.snapshot.table, delay_share=shares, not_ready=known.not_ready)
+        return found.to_dict()
+
     def series() -> bytes:
         well_at = loop.snapshot.well_at
         return exported.page(None if well_at is None else monotonic() - well_at)
@@ -130,7 +137,7 @@ async def _lead(
     loop.watch = watch
     with listening(options.listen) as sock:
         tell(f"status page at http://{options.listen}/")
-        async with _pages(make_app(now, series, live=live), sock):
+        async with pages(make_app(now, series, published, live=live), sock):
             await loop.run(stop)
     return now().to_dict()
 
@@ -146,7 +153,8 @@ def _envoys(fleet: Fleet, root: Path | None) -> list[EnvoyPublisher]:
 
 
 @contextlib.asynccontextmanager
-async def _pages(app: Starlette, sock: socket.socket) -> AsyncIterator[None]:
+async def pages(app: Starlette, sock: socket.socket) -> AsyncIterator[None]:
+    """Serve them while the block runs."""
     server = make_server(app)
     task = asyncio.create_task(server.serve(sockets=[sock]))
     try:
@@ -157,7 +165,7 @@ async def _pages(app: Starlette, sock: socket.socket) -> AsyncIterator[None]:
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
+def signals(stop: asyncio.Event) -> Iterator[None]:
     """SIGTERM and SIGINT end the loop after its round, instead of in the midst of it."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

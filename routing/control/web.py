@@ -1,4 +1,4 @@
-"""The loop's own pages: `/` for people, `/status.json`, `/metrics`, `/livez` and `/readyz` for programs.
+"""The loop's own pages: `/` is for people; `/status.json`, `/published.json` and the others are for programs.
 
 They only show; nothing can be changed through them. They name machines, so they listen on loopback unless told
 otherwise.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -29,12 +30,19 @@ _HEADERS = {
 }
 
 
-def make_app(status: Callable[[], Status], metrics: Callable[[], bytes], *, live: Callable[[], str]) -> Starlette:
+def make_app(
+    status: Callable[[], Status],
+    metrics: Callable[[], bytes],
+    published: Callable[[], Mapping[str, Any]],
+    *,
+    live: Callable[[], str],
+) -> Starlette:
     """The pages.
 
     Args:
         status: gives what they show.
         metrics: gives the text for Prometheus.
+        published: gives what followers take over.
         live: says what is wrong with the loop itself; empty: nothing.
     """
 
@@ -43,6 +51,9 @@ def make_app(status: Callable[[], Status], metrics: Callable[[], bytes], *, live
 
     async def document(_: Request) -> Response:
         return JSONResponse(status().to_dict(), headers=_HEADERS)
+
+    async def table(_: Request) -> Response:
+        return JSONResponse(published(), headers=_HEADERS)
 
     async def series(_: Request) -> Response:
         return Response(metrics(), media_type=CONTENT_TYPE_LATEST, headers=_HEADERS)
@@ -55,8 +66,15 @@ def make_app(status: Callable[[], Status], metrics: Callable[[], bytes], *, live
         problem = live() or status().not_ready
         return PlainTextResponse(f"{problem or 'ready'}\n", 503 if problem else 200, headers=_HEADERS)
 
-    pages = (("/", page), ("/status.json", document), ("/metrics", series), ("/livez", livez), ("/readyz", readyz))
-    return Starlette(routes=[Route(path, answer) for path, answer in pages])
+    pages = {
+        "/": page,
+        "/status.json": document,
+        "/published.json": table,
+        "/metrics": series,
+        "/livez": livez,
+        "/readyz": readyz,
+    }
+    return Starlette(routes=[Route(path, answer) for path, answer in pages.items()])
 
 
 def listening(address: str) -> socket.socket:

@@ -192,7 +192,7 @@ def _locality(name: str, place: Place, weight: int, priority: int) -> Message:
         "lb_endpoints": [
             {
                 "endpoint": {"address": socket_address(ingress.address)},
-                "load_balancing_weight": max(1, len(ingress.servers)),
+                "load_balancing_weight": max(1, ingress.size),
             }
             for ingress in place.ingresses
         ],

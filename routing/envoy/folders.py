@@ -32,8 +32,8 @@ from .messages import Message, discovery
 BOOTSTRAP, ENDPOINTS, ROUTES, RUNTIME = "bootstrap.yaml", "endpoints.yaml", "routes.yaml", "runtime.yaml"
 TLS, PEERS, AUTHORITY, KEYS = "tls.yaml", "peers.yaml", "authority.yaml", "keys.yaml"
 
-_ENDPOINTS_KIND = "envoy.config.endpoint.v3.ClusterLoadAssignment"
-_RUNTIME_KIND = "envoy.service.runtime.v3.Runtime"
+ENDPOINTS_KIND = "envoy.config.endpoint.v3.ClusterLoadAssignment"
+RUNTIME_KIND = "envoy.service.runtime.v3.Runtime"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def write_fleet(
     keys = None if plane.api_keys is None else key_config(read_keys(seen_from(base, plane.api_keys)))
     for region, place in places.items():
         folder, at = edge_folder(root, region), edge_folder(Path(seen), region)
-        write_resources(folder / ENDPOINTS, _ENDPOINTS_KIND, [edge_endpoints(fleet, region, places, table)])
+        write_resources(folder / ENDPOINTS, ENDPOINTS_KIND, [edge_endpoints(fleet, region, places, table)])
         write_resources(folder / ROUTES, ROUTES_KIND, [edge_routes(fleet, region)])
         write_runtime(folder / RUNTIME, delay.resting(fleet.retry.delay))
         if plane.tls is not None:
@@ -109,7 +109,7 @@ def write_fleet(
         proxies.append(Proxy(region, "edge", folder, plane.limits.edge_threads))
         for number, ingress in enumerate(place.ingresses, start=1):
             folder, at = ingress_folder(root, region, number), ingress_folder(Path(seen), region, number)
-            write_resources(folder / ENDPOINTS, _ENDPOINTS_KIND, [ingress_endpoints(region, ingress.servers)])
+            write_resources(folder / ENDPOINTS, ENDPOINTS_KIND, [ingress_endpoints(region, ingress.servers)])
             write_runtime(folder / RUNTIME, ready_values(len(ingress.servers)))
             _write_peers(folder, plane, base)
             content = ingress_bootstrap(fleet, region, ingress, at, emulate_latency=emulate_latency)
@@ -120,12 +120,17 @@ def write_fleet(
 
 def write_endpoints(path: Path, endpoints: Message) -> bool:
     """Replace a file of endpoints, as of `edge_endpoints` or `ingress_endpoints`; whether it is another now."""
-    return write_resources(path, _ENDPOINTS_KIND, [endpoints])
+    return write_resources(path, ENDPOINTS_KIND, [endpoints])
 
 
 def write_runtime(path: Path, values: dict[str, Any]) -> bool:
     """Replace a file of live values; whether it is another now."""
-    return write_resources(path, _RUNTIME_KIND, [{"name": RUNTIME_LAYER, "layer": values}])
+    return write_resources(path, RUNTIME_KIND, [runtime_resource(values)])
+
+
+def runtime_resource(values: dict[str, Any]) -> Message:
+    """What a file of live values holds."""
+    return {"name": RUNTIME_LAYER, "layer": values}
 
 
 def write_resources(path: Path, kind: str, resources: Iterable[Message], *, secret: bool = False) -> bool:
@@ -133,18 +138,26 @@ def write_resources(path: Path, kind: str, resources: Iterable[Message], *, secr
 
     Its version is a digest of what it says, which Envoy shows when it has taken it (`cluster.jobs.version_text`).
     """
+    return _write(path, resources_text(kind, resources), secret=secret)
+
+
+def resources_text(kind: str, resources: Iterable[Message]) -> str:
+    """Text of a file that Envoy watches; see `write_resources`."""
     found = list(resources)
     version = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
-    return write_message(path, discovery(kind, found, version), secret=secret)
+    return yaml_text(discovery(kind, found, version))
 
 
-def write_message(path: Path, message: Message, *, secret: bool = False) -> bool:
+def write_message(path: Path, message: Message) -> bool:
     """Replace a file at once, if its content is another; whether it was.
 
     Raises:
         RoutingError: it cannot be written; the old one is as it was.
     """
-    text = yaml_text(message)
+    return _write(path, yaml_text(message))
+
+
+def _write(path: Path, text: str, *, secret: bool = False) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if secret:

@@ -46,7 +46,7 @@ def ingress_bootstrap(
         limits,
         root / "runtime.yaml",
         [listener("edges", ingress.address, manager, MIB, peers)],
-        [jobs_cluster(endpoints, len(ingress.servers)), pages_cluster(endpoints)],
+        [jobs_cluster(endpoints, ingress.size), pages_cluster(endpoints)],
         ingress.metrics,
     )
 

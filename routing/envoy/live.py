@@ -102,9 +102,14 @@ def write_servers(root: Path, region: str, servers: tuple[str, ...], number: int
         InputError: the fleet has no such ingress.
     """
     folder = ingress_folder(root, region, number)
+    if not (folder / ENDPOINTS).is_file():
+        raise InputError(f"{region} has no ingress {number}: {folder / ENDPOINTS} is missing")
+    write_servers_in(folder, region, servers)
+
+
+def write_servers_in(folder: Path, region: str, servers: tuple[str, ...]) -> None:
+    """The same, where the folder of the ingress's files is known."""
     endpoints, runtime = folder / ENDPOINTS, folder / RUNTIME
-    if not endpoints.is_file():
-        raise InputError(f"{region} has no ingress {number}: {endpoints} is missing")
     if len(servers) < endpoints.read_text(encoding="utf-8").count("endpoint:"):
         write_runtime(runtime, ready_values(len(servers)))
     write_endpoints(endpoints, ingress_endpoints(region, servers))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..data_plane import Limits
-from .http import connection_manager, listener
+from .clusters import JOBS
+from .http import connection_manager, health_filter, listener
 from .messages import Message, seconds, socket_address
 
 _ADMIN = "admin"
@@ -11,7 +12,10 @@ _BUFFER = 2**20  # bytes; a page has some hundred kB
 
 
 def metrics_listener(address: str, limits: Limits) -> Message:
-    """`GET /metrics`, and nothing else. Without TLS and keys: for the operator's network."""
+    """`/metrics`, and `/readyz` for what starts and watches proxies. Without TLS and keys, for the operator's network.
+
+    The proxy's own `/readyz` says the same, but that of an ingress may ask for the certificate of an edge.
+    """
     route = {
         "match": {"path": "/metrics", "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
         "route": {"cluster": _ADMIN, "prefix_rewrite": "/stats/prometheus", "timeout": seconds(10)},
@@ -19,7 +23,9 @@ def metrics_listener(address: str, limits: Limits) -> Message:
     hosts = [{"name": "metrics", "domains": ["*"], "routes": [route]}]
     routes = {"route_config": {"name": "metrics", "virtual_hosts": hosts}}
     limited = {"request_timeout": seconds(10), "stream_idle_timeout": seconds(30)}
-    manager = connection_manager("metrics", routes, [], limits, faces_users=True, **limited)
+    manager = connection_manager(
+        "metrics", routes, [health_filter("/readyz", JOBS)], limits, faces_users=True, **limited
+    )
     # Counters are wanted most when there are too many connections.
     return {**listener("metrics", address, manager, _BUFFER), "ignore_global_conn_limit": True}
 

@@ -91,6 +91,12 @@ def changed(path, value):
         (changed(["a", "ingresses", 0, "admin"], "0.0.0.0:9901"), "data_plane.places.a.ingresses.0.admin"),
         (changed(["a", "ingresses", 0, "servers"], ["10.0.1.1:3000"] * 2), "ingresses.0.servers.1: 10.0.1.1:3000 is"),
         (changed(["a", "ingresses", 0, "servers"], ["10.0.1.1:3000"]), "have 1 servers, and the region has 2 GPUs"),
+        (changed(["a", "ingresses", 0, "gpus"], 2), "ingresses.0.gpus: counts servers that come and go, and there are"),
+        (changed(["a", "ingresses", 0], {"address": "10.0.0.1:8443"}), "servers: is missing; or give `gpus`"),
+        (
+            changed(["a", "ingresses", 0], {"address": "10.0.0.1:8443", "gpus": 3}),
+            "have 3 servers, and the region has 2",
+        ),
         (changed(["c"], PLACES["b"]), "data_plane.places.c: is none of the regions"),
         (changed(["a", "edges"], []), "data_plane.places.a.edges: unknown key; did you mean edge?"),
         (with_plane(limits={"body_mb": 0}), "data_plane.limits.body_mb"),
@@ -106,6 +112,15 @@ def test_what_is_wrong_is_named_by_its_key(fleet_file, change, error):
     with pytest.raises(InputError) as caught:
         load_fleet(fleet_file(change))
     assert error in str(caught.value)
+
+
+def test_servers_that_come_and_go_are_counted(fleet_file):
+    def change(content):
+        changed(["a", "ingresses", 0], {"address": "10.0.0.1:8443", "gpus": 2})(content)
+
+    place = load_fleet(fleet_file(change)).places()["a"]
+    assert place.servers == ()
+    assert [one.size for one in place.ingresses] == [2]
 
 
 def test_places_are_for_all_regions_or_none(fleet_file):

@@ -135,16 +135,17 @@ def test_what_prometheus_sees(shown):
 
 def test_pages_answer_and_health_follows_the_loop(shown):
     state = {"status": shown, "live": ""}
-    app = make_app(lambda: state["status"], lambda: b"x 1\n", live=lambda: state["live"])
+    app = make_app(lambda: state["status"], lambda: b"x 1\n", lambda: {"table": 1}, live=lambda: state["live"])
 
     async def get(*paths):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://loop") as client:
             return [await client.get(path) for path in paths]
 
-    page, document, series, livez, readyz, none = asyncio.run(
-        get("/", "/status.json", "/metrics", "/livez", "/readyz", "/nothing")
+    page, document, series, livez, readyz, published, none = asyncio.run(
+        get("/", "/status.json", "/metrics", "/livez", "/readyz", "/published.json", "/nothing")
     )
-    assert [one.status_code for one in (page, document, series, livez, readyz, none)] == [200] * 5 + [404]
+    assert [one.status_code for one in (page, document, series, livez, readyz, published, none)] == [200] * 6 + [404]
+    assert published.json() == {"table": 1}
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
     assert document.json()["regions"]["a"]["load"] == {"gpu": shown.regions["a"].load["gpu"]}
     assert document.json()["moves"][0].keys() == {"from", "to", "source", "rps", "ring", "why"}

@@ -1,0 +1,42 @@
+"""`drain`: take a proxy out before it stops."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+NAME = "drain"
+HELP = "take a proxy out: its /readyz is 503 from now on, and its requests end"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    text = "its admin page (default: 127.0.0.1:9901)"
+    parser.add_argument("--admin", default="127.0.0.1:9901", metavar="HOST:PORT", help=text)
+    text = "time for load balancers and edges to see it (default: 5)"
+    parser.add_argument("--leave", type=_seconds, default=5.0, metavar="S", help=text)
+    text = "time for requests in flight after that (default: 230)"
+    parser.add_argument("--limit", type=_seconds, default=230.0, metavar="S", help=text)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 86,400 seconds")
+    return value
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Drain it; how many requests were left."""
+    from ..errors import RoutingError
+    from ..follow.drain import drain
+
+    left = drain(options.admin, options.leave, options.limit)
+    if left:
+        raise RoutingError(f"{left} requests are still in flight after {options.leave + options.limit:g} s")
+    return {"admin": options.admin, "in_flight": left}
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """That it is done."""
+    return [f"{result['admin']}: nothing is in flight; it can be stopped"]

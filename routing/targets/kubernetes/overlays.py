@@ -1,0 +1,190 @@
+"""The files of all overlays: made in memory, and written when all of them could be made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError, RoutingError
+from ...files import write_atomically
+from ...fleet import Fleet
+from ...table import RoutingTable
+from ...yaml_text import yaml_text
+from .checks import check, read_secrets
+from .patches import control_patches, edge_patches, ingress_patches, network_patches, scaling_patch, suffix
+from .place import CONTROL_PORT, edge_drain_s, edge_files, ingress_drain_s, ingress_files, key_file
+from .settings import KubernetesSettings, image_parts
+
+_FLEET = "fleet.yaml"
+_SECRETS = "secrets"
+_PARTS = ("region", "edge", "ingress", "control", "scaling")
+
+
+@dataclass(frozen=True)
+class Overlays:
+    """What was written.
+
+    Attributes:
+        folders: one for each region, for `kubectl apply -k`.
+        notes: what is allowed, and should be known.
+    """
+
+    folders: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def write_overlays(
+    out: Path, fleet: Fleet, table: RoutingTable, settings: KubernetesSettings, *, base: Path, folder: Path
+) -> Overlays:
+    """Write an overlay for each region.
+
+    Args:
+        out: folder to write to.
+        fleet: with its data plane.
+        table: that edges start with.
+        settings: of the clusters.
+        base: `deploy/kubernetes/base`.
+        folder: that paths of certificates and keys are seen from: the fleet file's.
+
+    Raises:
+        InputError: the settings do not fit the fleet, or a certificate, key or base is missing. Nothing is written.
+        RoutingError: a file cannot be written.
+    """
+    notes = check(fleet, settings)
+    secrets = read_secrets(fleet, folder)
+    for part in _PARTS:
+        if not (base / part / "kustomization.yaml").is_file():
+            raise InputError(f"{base} has no {part}/kustomization.yaml; it is deploy/kubernetes/base", key="--base")
+    files: dict[Path, str] = {out / ".gitignore": f"# Keys and certificates.\n{_SECRETS}/\n"}
+    for name in fleet.names:
+        region = _Region(fleet, table, settings, name, base.resolve(), out.resolve() / name)
+        files |= {out / name / path: text for path, text in region.files(secrets, key_file(fleet, folder)).items()}
+    for path, text in files.items():
+        _write(path, text, secret=path.parent.name == _SECRETS)
+    return Overlays(tuple(out / name for name in fleet.names), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Region:
+    """The overlay of one region."""
+
+    fleet: Fleet
+    table: RoutingTable
+    settings: KubernetesSettings
+    name: str
+    base: Path
+    folder: Path
+
+    def files(self, secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str]) -> dict[str, str]:
+        """Text of each file, by its path in the overlay."""
+        edge = edge_files(self.fleet, self.name, self.table)
+        found = {f"edge/{name}": text for name, text in edge.items()}
+        found[_FLEET] = yaml_text(self.fleet.model_dump(mode="json", by_alias=True, exclude_none=True))
+        ingresses = self.fleet.places()[self.name].ingresses
+        wanted = {name: content for name, content in secrets.items() if name != "peer-tls" or ingresses or edge}
+        for name, content in wanted.items():
+            found |= {f"{_SECRETS}/{name}.{file}": text for file, text in content.items()}
+        found |= {f"{_SECRETS}/{name}": text for name, text in keys.items()}
+        for number, ingress in enumerate(ingresses, start=1):
+            part = f"ingress-{number}"
+            files = ingress_files(self.fleet, self.name, ingress.size)
+            found |= {f"{part}/{name}": text for name, text in files.items()}
+            found[f"{part}/kustomization.yaml"] = yaml_text(self._ingress(number, sorted(files)))
+        found["kustomization.yaml"] = yaml_text(self._region(sorted(edge), wanted, keys, len(ingresses)))
+        return found
+
+    def _region(
+        self, edge: list[str], secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str], ingresses: int
+    ) -> dict[str, Any]:
+        leads = self.name in self.settings.control
+        parts = [self._base("region"), self._base("edge"), *(f"ingress-{i}" for i in range(1, ingresses + 1))]
+        parts += [self._base("control", self.folder)] if leads else []
+        patches = [*edge_patches(self.fleet, self.settings, self.name)]
+        patches += network_patches(self.fleet, self.settings, self.name)
+        patches += control_patches(self.settings, self.name) if leads else []
+        generated: list[dict[str, Any]] = [
+            {"name": "place", "literals": [f"{key}={value}" for key, value in self._place().items()]},
+            {"name": "fleet", "files": [_FLEET]},
+            {"name": "edge-files", "files": [f"edge/{name}" for name in edge]},
+        ]
+        if self.settings.server:
+            literals = [f"{key}={value}" for key, value in self.settings.server.items()]
+            generated.append({"name": "server", "literals": literals})
+        images = {"stillmotion": self.settings.images.server, "stillmotion-routing": self.settings.images.routing}
+        found = {
+            "namespace": self.settings.namespace,
+            "resources": parts,
+            # Prometheus takes its label `region` from it.
+            "labels": [{"pairs": {"stillmotion-region": self.name}, "includeTemplates": True}],
+            "images": [{"name": name, **image_parts(image)} for name, image in images.items()],
+            "configMapGenerator": generated,
+            "patches": patches,
+        }
+        made = [_secret(name, content) for name, content in secrets.items()]
+        if keys:
+            made.append({"name": "edge-keys", "type": "Opaque", "files": [f"{_SECRETS}/{name}" for name in keys]})
+        return _kustomization(found | ({"secretGenerator": made} if made else {}))
+
+    def _ingress(self, number: int, files: list[str]) -> dict[str, Any]:
+        folder = self.folder / f"ingress-{number}"
+        parts, patches = [self._base("ingress", folder)], ingress_patches(self.fleet, self.settings, self.name, number)
+        if self.settings.regions[self.name].scaling is not None:
+            parts.append(self._base("scaling", folder))
+            patches.append(scaling_patch(self.fleet, self.settings, self.name, number))
+        found = {
+            "resources": parts,
+            # What tells the GPU servers of one ingress from those of another, to Services and to Prometheus.
+            "labels": [{"pairs": {"stillmotion-ingress": str(number)}, "includeSelectors": True}],
+            "configMapGenerator": [{"name": "ingress-files", "files": files}],
+            "patches": patches,
+        }
+        return _kustomization(found | ({"nameSuffix": suffix(number)} if number > 1 else {}))
+
+    def _place(self) -> dict[str, str]:
+        """What pods are told of where they are."""
+        plane, settings = self.fleet.data_plane, self.settings
+        return {
+            "REGION": self.name,
+            "STILLMOTION_REGION": self.name,
+            "CONTROL": ",".join(self._control(name) for name in settings.control),
+            "PROMETHEUS": settings.prometheus,
+            "EDGE_THREADS": str(plane.limits.edge_threads),
+            "LEAVE_S": f"{settings.leave_s:g}",
+            "EDGE_DRAIN_S": str(edge_drain_s(self.fleet)),
+            "JOB_S": str(ingress_drain_s(self.fleet)),
+        }
+
+    def _control(self, region: str) -> str:
+        at = self.settings.regions[region].control
+        return f"http://control:{CONTROL_PORT}" if region == self.name or at is None else f"http://{at}"
+
+    def _base(self, part: str, seen_from: Path | None = None) -> str:
+        return os.path.relpath(self.base / part, seen_from or self.folder)
+
+
+def _kustomization(content: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", **content}
+
+
+def _secret(name: str, content: Mapping[str, str]) -> dict[str, Any]:
+    # Its name stays when a certificate is renewed, and Envoy takes that without a restart.
+    return {
+        "name": name,
+        "type": "kubernetes.io/tls",
+        "files": [f"{file}={_SECRETS}/{name}.{file}" for file in content],
+        "options": {"disableNameSuffixHash": True},
+    }
+
+
+def _write(path: Path, text: str, *, secret: bool) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if secret:
+            path.touch(mode=0o600)  # before there is anything to read in it
+            path.chmod(0o600)
+    except OSError as error:
+        raise RoutingError(f"{path}: cannot be written ({error.strerror})") from error
+    write_atomically(path, text)

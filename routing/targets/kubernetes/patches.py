@@ -1,0 +1,168 @@
+"""What of the base differs from region to region, as kustomize's patches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from math import ceil
+from typing import Any
+
+from ...data_plane import Ingress, host_and_port
+from ...fleet import Fleet
+from .place import CONTROL_PORT, EDGES_PORT, GPU_PORT, PEERS_CERTIFICATE, USERS_CERTIFICATE, grace_s
+from .settings import KubernetesSettings, RegionSettings
+
+Patch = dict[str, Any]
+
+_SERVERS = "/spec/template/spec/initContainers/1/env/0/value"
+_MEMORY_OVER_HEAP = 1.25
+"""What Envoy takes beside the heap that it counts: code, stacks, and what the allocator keeps."""
+
+
+def edge_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> list[Patch]:
+    """Of a region's edges and their Service."""
+    region = settings.regions[name]
+    secrets = {"edge-tls": str(USERS_CERTIFICATE)} if fleet.data_plane.tls else {}
+    pod = _proxy_pod(fleet, settings, "edge", secrets)
+    return [
+        _merge("Deployment", "edge", {"replicas": region.edges, "template": {"spec": pod}}),
+        _service("edge", fleet.places()[name].edge, "users", region),
+    ]
+
+
+def ingress_patches(fleet: Fleet, settings: KubernetesSettings, name: str, number: int) -> list[Patch]:
+    """Of one ingress, its Service, and the GPU servers behind it. They see names without the suffix."""
+    region, ingress = settings.regions[name], fleet.places()[name].ingresses[number - 1]
+    pod = _proxy_pod(fleet, settings, "ingress", {})
+    server: dict[str, Any] = {"name": "server"}
+    if settings.gpu_resource != "nvidia.com/gpu":
+        server["resources"] = {"limits": {"nvidia.com/gpu": None, settings.gpu_resource: 1}}
+    gpu: dict[str, Any] = {"terminationGracePeriodSeconds": grace_s(fleet, settings.leave_s)["gpu"]}
+    gpu["containers"] = [server]
+    # Nodes with GPUs are often kept free of all that does not ask for one.
+    gpu["tolerations"] = [{"key": settings.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}]
+    if region.gpu_nodes:
+        gpu["nodeSelector"] = dict(region.gpu_nodes)
+    replicas = None if region.scaling else ingress.size  # the scaler's to say
+    return [
+        _merge("Deployment", "ingress", {"template": {"spec": pod}}),
+        # Not merged: that would put the sidecar before the container that makes its files.
+        _json(
+            "Deployment", "ingress", [{"op": "replace", "path": _SERVERS, "value": f"gpu{suffix(number)}:{GPU_PORT}"}]
+        ),
+        _service("ingress", ingress.address, "edges", region),
+        _merge("Deployment", "gpu", {"replicas": replicas, "template": {"spec": gpu}}),
+    ]
+
+
+def scaling_patch(fleet: Fleet, settings: KubernetesSettings, name: str, number: int) -> Patch:
+    """Of what scales the GPU servers behind one ingress."""
+    scaling, ingress = settings.regions[name].scaling, fleet.places()[name].ingresses[number - 1]
+    assert scaling is not None
+    series = f'stillmotion_busy_seconds_total{{region="{name}",ingress="{number}"}}'
+    values: tuple[tuple[str, object], ...] = (
+        ("/spec/scaleTargetRef/name", f"gpu{suffix(number)}"),
+        ("/spec/minReplicaCount", least_servers(fleet, name, ingress, scaling.least)),
+        ("/spec/maxReplicaCount", ingress.size),
+        ("/spec/triggers/0/metadata/serverAddress", settings.prometheus),
+        ("/spec/triggers/0/metadata/query", f"sum(rate({series}[2m]))"),
+        ("/spec/triggers/0/metadata/threshold", f"{scaling.busy_share:g}"),
+    )
+    return _json("ScaledObject", "gpu", [{"op": "replace", "path": path, "value": value} for path, value in values])
+
+
+def control_patches(settings: KubernetesSettings, name: str) -> list[Patch]:
+    """Of a control loop, its Service, and its volume."""
+    region, found = settings.regions[name], []
+    if region.control is not None:
+        found.append(_service("control", region.control, "pages", region))
+    else:  # the fleet's only region: nobody calls from elsewhere
+        found.append(_merge("Service", "control", {"type": "ClusterIP", "externalTrafficPolicy": None}))
+    if region.storage_class is not None:
+        found.append(_merge("PersistentVolumeClaim", "control", {"storageClassName": region.storage_class}))
+    return found
+
+
+def network_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> list[Patch]:
+    """Of the policies: addresses of other regions, and the namespace of Prometheus."""
+    others = [other for other in fleet.names if other != name]
+    callers = [_block(network) for other in others for network in settings.regions[other].edges_from]
+    found = []
+    if callers:
+        rule = {"from": callers, "ports": [{"port": EDGES_PORT}]}
+        found.append(_add("NetworkPolicy", "edges-reach-ingresses", "/spec/ingress/-", rule))
+        if name in settings.control:
+            rule = {"from": callers, "ports": [{"port": CONTROL_PORT}]}
+            found.append(_add("NetworkPolicy", "followers-reach-control", "/spec/ingress/-", rule))
+    called = [one.address for other in fleet.names for one in fleet.places()[other].ingresses]
+    called += [at for other in settings.control if (at := settings.regions[other].control) is not None]
+    for address in called:
+        rule = {"to": [_block(_host_network(address))], "ports": [{"port": host_and_port(address)[1]}]}
+        found.append(_add("NetworkPolicy", "edges-reach-out", "/spec/egress/-", rule))
+    place = "/spec/ingress/0/from/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name"
+    change = {"op": "replace", "path": place, "value": settings.monitoring}
+    found.append(_json("NetworkPolicy", "prometheus-scrapes", [change]))
+    return found
+
+
+def suffix(number: int) -> str:
+    """Of names of what belongs to an ingress of a region; the first has none."""
+    return "" if number == 1 else f"-{number}"
+
+
+def least_servers(fleet: Fleet, region: str, ingress: Ingress, least: int) -> int:
+    """Its part of the least number of GPU servers of a region, rounded up."""
+    return min(ingress.size, ceil(least * ingress.size / fleet.regions[region].gpus))
+
+
+def _proxy_pod(fleet: Fleet, settings: KubernetesSettings, role: str, secrets: Mapping[str, str]) -> dict[str, Any]:
+    memory = {"memory": f"{ceil(fleet.data_plane.limits.heap_mb * _MEMORY_OVER_HEAP)}Mi"}
+    envoy: dict[str, Any] = {"name": "envoy", "resources": {"limits": memory}}
+    pod: dict[str, Any] = {"terminationGracePeriodSeconds": grace_s(fleet, settings.leave_s)[role]}
+    if fleet.data_plane.mutual_tls is not None:
+        secrets = {**secrets, "peer-tls": str(PEERS_CERTIFICATE)}
+    if secrets:
+        envoy["volumeMounts"] = [{"name": key, "mountPath": path, "readOnly": True} for key, path in secrets.items()]
+        pod["volumes"] = [{"name": key, "secret": {"secretName": key, "defaultMode": 0o440}} for key in secrets]
+    return {**pod, "containers": [envoy]}
+
+
+def _service(kind: str, address: str, port: str, region: RegionSettings) -> Patch:
+    """A load balancer's address and port."""
+    host, number = host_and_port(address)
+    change: list[dict[str, Any]] = [
+        {"op": "add", "path": "/spec/loadBalancerIP", "value": host},
+        {"op": "replace", "path": "/spec/ports/0", "value": {"name": port, "port": number, "targetPort": port}},
+    ]
+    annotations = region.annotations.get(kind)  # type: ignore[call-overload]  # one of the three
+    if annotations:
+        change.append({"op": "add", "path": "/metadata/annotations", "value": dict(annotations)})
+    return _json("Service", kind, change)
+
+
+def _block(network: str) -> dict[str, Any]:
+    return {"ipBlock": {"cidr": network}}
+
+
+def _host_network(address: str) -> str:
+    host, _ = host_and_port(address)
+    return f"{host}/{128 if ':' in host else 32}"
+
+
+def _merge(kind: str, name: str, spec: dict[str, Any]) -> Patch:
+    versions = {"Deployment": "apps/v1"}
+    head = {"apiVersion": versions.get(kind, "v1"), "kind": kind, "metadata": {"name": name}}
+    return _patch(kind, name, {**head, "spec": spec})
+
+
+def _add(kind: str, name: str, path: str, value: object) -> Patch:
+    return _json(kind, name, [{"op": "add", "path": path, "value": value}])
+
+
+def _json(kind: str, name: str, changes: Iterable[Mapping[str, Any]]) -> Patch:
+    return _patch(kind, name, list(changes))
+
+
+def _patch(kind: str, name: str, content: object) -> Patch:
+    # JSON is YAML; so a patch is one line of the file, and null is kept.
+    return {"target": {"kind": kind, "name": name}, "patch": json.dumps(content)}

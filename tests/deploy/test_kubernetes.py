@@ -1,0 +1,248 @@
+"""What is given to Kubernetes is what its schemas take, and fits together."""
+
+import re
+
+import pytest
+import yaml
+
+from routing.cli import build_parser
+from routing.envoy.validation import check as check_with_envoy
+from routing.envoy.validation import self_contained
+
+from .conftest import BASE, REGIONS
+
+
+def of_kind(resources, kind):
+    return {one["metadata"]["name"]: one for one in resources if one["kind"] == kind}
+
+
+def pods(resources):
+    """Pod templates, by the name of their Deployment."""
+    return {name: one["spec"]["template"] for name, one in of_kind(resources, "Deployment").items()}
+
+
+def containers(pod):
+    """Those that start first come first."""
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+
+
+def filled_in(text, known):
+    """A command's text, with the values of its environment."""
+    return re.sub(r'\$\((\w+)\)|"\$(\w+)"', lambda found: known[found[1] or found[2]], text)
+
+
+def selected(selector, labels):
+    return selector.items() <= labels.items()
+
+
+@pytest.mark.parametrize("part", sorted(path.name for path in BASE.iterdir()))
+def test_each_part_of_the_base_is_what_its_schema_takes(part, kustomize, check):
+    for one in kustomize(BASE / part):
+        check(one)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_each_overlay_is_what_its_schemas_take(region, overlays, check):
+    for one in overlays[region]:
+        check(one)
+        if one["kind"] != "Namespace":
+            assert one["metadata"]["namespace"] == "stillmotion"
+
+
+def test_a_field_that_a_schema_does_not_know_is_found(overlays, check):
+    for kind, path in (
+        ("Deployment", ("spec", "template", "spec", "containers", 0)),
+        ("NetworkPolicy", ("spec",)),
+        ("PodDisruptionBudget", ("spec",)),
+        ("ScaledObject", ("spec", "triggers", 0)),
+        ("ScaledObject", ("spec", "advanced", "horizontalPodAutoscalerConfig", "behavior", "scaleUp")),
+    ):
+        broken = yaml.safe_load(yaml.safe_dump(next(iter(of_kind(overlays["us-east"], kind).values()))))
+        part = broken
+        for key in path:
+            part = part[key]
+        part["replicsa"] = 1
+        with pytest.raises(Exception, match="replicsa"):
+            check(broken)
+
+
+def test_a_region_has_what_its_part_of_the_fleet_says(overlays):
+    found = {region: set(of_kind(resources, "Deployment")) for region, resources in overlays.items()}
+    assert found == {
+        "us-east": {"edge", "ingress", "gpu", "ingress-2", "gpu-2", "control"},
+        "eu-west": {"edge", "ingress", "gpu", "control"},
+        "sa-east": {"edge"},
+    }
+    us_east = of_kind(overlays["us-east"], "Deployment")
+    assert us_east["edge"]["spec"]["replicas"] == 3
+    assert "replicas" not in us_east["gpu"]["spec"]  # the scaler's to say
+    assert of_kind(overlays["eu-west"], "Deployment")["gpu"]["spec"]["replicas"] == 24
+    scaled = of_kind(overlays["us-east"], "ScaledObject")
+    limits = {name: (one["spec"]["minReplicaCount"], one["spec"]["maxReplicaCount"]) for name, one in scaled.items()}
+    assert limits == {"gpu": (18, 30), "gpu-2": (6, 10)}  # 24 of 40, shared out as 30 and 10 are
+    for name, one in scaled.items():
+        assert one["spec"]["scaleTargetRef"]["name"] == name
+    services = of_kind(overlays["us-east"], "Service")
+    assert {name: one["spec"].get("loadBalancerIP") for name, one in services.items()} == {
+        "edge": "203.0.113.10",
+        "ingress": "10.1.0.11",
+        "ingress-2": "10.1.0.12",
+        "control": "10.1.0.20",
+        "gpu": None,
+        "gpu-2": None,
+    }
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_selectors_find_the_pods_that_they_are_for_and_no_others(region, overlays):
+    resources = overlays[region]
+    labels = {name: pod["metadata"]["labels"] for name, pod in pods(resources).items()}
+    for kind in ("Deployment", "Service", "PodDisruptionBudget"):
+        for name, one in of_kind(resources, kind).items():
+            selector = one["spec"]["selector"]
+            selector = selector.get("matchLabels", {}) if kind != "Service" else selector
+            assert {pod for pod, found in labels.items() if selected(selector, found)} == {name}, (kind, name)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_all_that_a_pod_refers_to_is_there(region, overlays):
+    resources = overlays[region]
+    names = {(one["kind"], one["metadata"]["name"]) for one in resources}
+    for pod in pods(resources).values():
+        volumes = {}
+        for volume in pod["spec"]["volumes"]:
+            volumes[volume["name"]] = volume
+            sources = volume.get("projected", {}).get("sources", [volume])
+            for source in sources:
+                for kind, key, field in (
+                    ("ConfigMap", "configMap", "name"),
+                    ("Secret", "secret", "name"),
+                    ("Secret", "secret", "secretName"),
+                    ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName"),
+                ):
+                    if field in source.get(key, {}) and (kind, source[key][field]) not in names:
+                        assert source[key].get("optional"), source
+        for container in containers(pod):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes)
+            known = {}
+            for source in container.get("envFrom", []):
+                name = source["configMapRef"]["name"]
+                if ("ConfigMap", name) not in names:
+                    assert source["configMapRef"]["optional"]
+                    continue
+                known |= of_kind(resources, "ConfigMap")[name]["data"]
+            known |= {one["name"]: one["value"] for one in container.get("env", [])}
+            text = yaml.safe_dump([container.get("args"), container.get("lifecycle")])
+            assert set(re.findall(r"\$\(?\"?(\w+)", text)) <= set(known)
+            ports = {port["name"] for port in container.get("ports", [])}
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                for how in ("httpGet", "tcpSocket"):
+                    assert container.get(probe, {}).get(how, {"port": "none"})["port"] in {*ports, "none"}
+    for service in of_kind(resources, "Service").values():
+        pod = next(
+            one for one in pods(resources).values() if selected(service["spec"]["selector"], one["metadata"]["labels"])
+        )
+        ports = {port["name"] for container in containers(pod) for port in container.get("ports", [])}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_pods_can_do_no_more_than_they_need(region, overlays):
+    for pod in pods(overlays[region]).values():
+        spec = pod["spec"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        for container in containers(pod):
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+            assert "memory" in container["resources"]["limits"]
+            assert container["image"].startswith("registry.example.com/")
+    gpus = [pod for name, pod in pods(overlays[region]).items() if name.startswith("gpu")]
+    for pod in gpus:
+        (server,) = pod["spec"]["containers"]
+        assert server["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_a_pod_is_given_the_time_that_its_longest_job_takes(overlays):
+    place = next(one for name, one in of_kind(overlays["us-east"], "ConfigMap").items() if name.startswith("place-"))
+    leave_s, edge_s, job_s = (float(place["data"][name]) for name in ("LEAVE_S", "EDGE_DRAIN_S", "JOB_S"))
+    grace = {name: pod["spec"]["terminationGracePeriodSeconds"] for name, pod in pods(overlays["us-east"]).items()}
+    assert grace["edge"] > leave_s + edge_s
+    assert edge_s > job_s  # an edge waits and tries again before the job
+    assert grace["ingress"] > leave_s + job_s
+    (server,) = pods(overlays["us-east"])["gpu"]["spec"]["containers"]
+    assert grace["gpu"] > server["lifecycle"]["preStop"]["sleep"]["seconds"] + job_s
+    assert job_s > 120 + 60  # STILLMOTION_DEADLINE_S and STILLMOTION_SEND_S
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_commands_are_those_of_the_program(region, overlays, capsys):
+    resources = overlays[region]
+    maps = of_kind(resources, "ConfigMap")
+    for pod in pods(resources).values():
+        for container in containers(pod):
+            if container.get("command", [])[:3] != ["python", "-m", "routing"]:
+                continue
+            known = {}
+            for source in container["envFrom"]:
+                known |= maps[source["configMapRef"]["name"]]["data"]
+            known |= {one["name"]: one["value"] for one in container.get("env", [])}
+            arguments = [filled_in(one, known) for one in container["args"]]
+            build_parser().parse_args([*container["command"][3:], *arguments])
+            hook = container.get("lifecycle", {}).get("preStop")
+            if hook is not None:
+                script = filled_in(hook["exec"]["command"][2], known)
+                assert script.startswith("exec python -m routing ")
+                build_parser().parse_args(script.split()[4:])
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_files_are_there_before_they_are_followed(region, overlays):
+    for name, pod in pods(overlays[region]).items():
+        if name.startswith(("edge", "ingress")):
+            assert [one["name"] for one in containers(pod)] == ["files", "follow", "envoy"]
+
+
+def test_ingresses_of_a_region_have_gpu_servers_of_their_own(overlays):
+    found = {}
+    for name, pod in pods(overlays["us-east"]).items():
+        if name.startswith("ingress"):
+            (follow,) = [one for one in containers(pod) if one["name"] == "follow"]
+            found[name] = {one["name"]: one["value"] for one in follow["env"]}["SERVERS"]
+    assert found == {"ingress": "gpu:3000", "ingress-2": "gpu-2:3000"}
+    services = of_kind(overlays["us-east"], "Service")
+    assert services["gpu"]["spec"]["clusterIP"] == services["gpu-2"]["spec"]["clusterIP"] == "None"
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_envoy_takes_the_files_that_its_pod_has(region, overlays, envoy, real_certificates, tmp_path):
+    for name, config in of_kind(overlays[region], "ConfigMap").items():
+        if "bootstrap.yaml" not in config["data"]:
+            continue
+        files = dict(config["data"])
+        if name.startswith("edge"):
+            keys = next(one for key, one in of_kind(overlays[region], "Secret").items() if key.startswith("edge-keys"))
+            files |= real_certificates.decoded(keys)
+        for file, text in files.items():
+            (tmp_path / file).write_text(real_certificates.placed(text))
+        check_with_envoy(envoy, self_contained(tmp_path), name)
+
+
+def test_the_regions_have_their_places_in_each_others_tables(overlays):
+    for region in REGIONS:
+        files = next(
+            one["data"] for name, one in of_kind(overlays[region], "ConfigMap").items() if name.startswith("edge")
+        )
+        rows = yaml.safe_load(files["endpoints.yaml"])["resources"][0]["endpoints"]
+        hosts = {
+            (row["locality"]["zone"], host["endpoint"]["address"]["socket_address"]["address"])
+            for row in rows
+            for host in row["lb_endpoints"]
+        }
+        assert hosts == {("us-east", "10.1.0.11"), ("us-east", "10.1.0.12"), ("eu-west", "10.2.0.11")}
