@@ -24,6 +24,14 @@ from .follower import Follower
 from .servers import resolve
 from .tables import TableSource
 
+_OF_TABLES = {
+    "table_version": "Version of the table in the proxy's files; 0: the one that they were made with",
+    "table_age_seconds": "Time since the control loop was heard that the table is from",
+}
+_OF_SERVERS = {
+    "servers": "GPU servers in the proxy's files; -1: those that they were made with",
+    "servers_age_seconds": "Time since GPU servers were found",
+}
 _HUNG_AFTER_S = 60.0
 """A follower that has begun no round for so long hangs, and whoever watches `/livez` may start it anew."""
 
@@ -94,16 +102,13 @@ async def _pages(follower: Follower, listen: str | None) -> AsyncIterator[None]:
 def make_app(follower: Follower) -> Starlette:
     """`/livez` and `/metrics`."""
     registry = CollectorRegistry()
-    gauges = {
-        name: Gauge(f"stillmotion_follow_{name}", text, registry=registry)
-        for name, text in (
-            ("table_version", "Version of the table in the proxy's files; 0: the one that they were made with"),
-            ("table_age_seconds", "Time since a control loop was heard that the table is from"),
-            ("servers", "GPU servers in the proxy's files; -1: those that they were made with"),
-            ("servers_age_seconds", "Time since the GPU servers were looked up"),
-            ("problems", "Things that are wrong now"),
-        )
+    wanted = {
+        **(_OF_TABLES if follower.sources else {}),
+        **(_OF_SERVERS if follower.servers is not None else {}),
+        "problems": "Things that are wrong now",
     }
+    gauges = {name: Gauge(f"stillmotion_follow_{name}", text, registry=registry) for name, text in wanted.items()}
+    started = monotonic()
 
     async def livez(_: Request) -> Response:
         if follower.seen.begun_at is None or not follower.seen.rounds:
@@ -115,12 +120,16 @@ def make_app(follower: Follower) -> Starlette:
         return PlainTextResponse("alive\n")
 
     async def metrics(_: Request) -> Response:
-        seen = follower.seen
-        gauges["table_version"].set(seen.version or 0)
-        gauges["servers"].set(-1 if seen.servers is None else len(seen.servers))
-        gauges["problems"].set(len(seen.problems))
-        for name, at in (("table_age_seconds", seen.table_at), ("servers_age_seconds", seen.servers_at)):
-            gauges[name].set(float("inf") if at is None else monotonic() - at)
+        seen, now = follower.seen, monotonic()
+        values = {
+            "table_version": float(seen.version or 0),
+            "table_age_seconds": now - (seen.table_at or started),
+            "servers": float(-1 if seen.servers is None else len(seen.servers)),
+            "servers_age_seconds": now - (seen.servers_at or started),
+            "problems": float(len(seen.problems)),
+        }
+        for name, gauge in gauges.items():
+            gauge.set(values[name])
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(routes=[Route("/livez", livez), Route("/metrics", metrics)])

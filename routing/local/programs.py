@@ -16,7 +16,7 @@ from ..envoy.binary import Envoy
 from ..envoy.folders import Proxy
 from ..errors import RoutingError
 from ..files import write_atomically
-from ..metrics.scrape_config import scrape_config
+from ..metrics.scrape_config import Page, scrape_config
 from ..metrics.targets import targets
 from ..yaml_text import yaml_text
 from .components import Component
@@ -29,6 +29,7 @@ share one. A process takes 20 MB."""
 
 _GPU, _INGRESS, _EDGE, _CONTROL = range(4)  # stages: each is checked by the next, and is there when it first looks
 _PYTHON = (sys.executable, "-m")
+_RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "rules"
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,15 @@ def prometheus(layout: Layout) -> Component | None:
     if program is None:
         return None
     config = layout.folder / "prometheus.yml"
-    write_atomically(config, yaml_text(scrape_config(targets(layout.fleet))))
+    ingresses = [
+        Page("ingress", region, f"http://{one.admin}/stats/prometheus")
+        for region, place in layout.places.items()
+        for one in place.ingresses
+    ]
+    more = [*ingresses, Page("control", "", f"http://{layout.control}/metrics")]
+    # Where there is a repository around this package, the rules that operators take are tried here as well.
+    rules = [str(path) for path in sorted(_RULES.glob("*.yml"))]
+    write_atomically(config, yaml_text(scrape_config(targets(layout.fleet), more=more, rules=rules)))
     command = (
         program,
         f"--config.file={config}",

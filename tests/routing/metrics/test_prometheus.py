@@ -202,7 +202,8 @@ def test_a_scrape_configuration_has_each_machine_with_its_region(make_fleet):
         "b": {"gpu_servers": ["https://gpu.example/own/metrics"], "edges": []},
     }
     content = yaml.safe_load(yaml.safe_dump(scrape_config(targets(make_fleet(2, 1, metrics={"pages": pages})), 2.5)))
-    assert content["global"] == {"scrape_interval": "2500ms", "scrape_timeout": "2500ms"}
+    intervals = ("scrape_interval", "scrape_timeout", "evaluation_interval")
+    assert content["global"] == dict.fromkeys(intervals, "2500ms")
     jobs = content["scrape_configs"]
     assert len({job["job_name"] for job in jobs}) == 3
     found = {

@@ -1,0 +1,159 @@
+"""Rules and scrape configuration of Prometheus."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+
+import httpx
+import pytest
+import yaml
+
+from routing.local.ports import reserve
+from routing.metrics.scrape_config import ENVOY_FILTER
+
+from .conftest import ROOT
+from .test_kubernetes import containers, pods
+
+FOLDER = ROOT / "deploy" / "prometheus"
+RULES = sorted((FOLDER / "rules").glob("*.yml"))
+UNIT_TESTS = sorted((FOLDER / "tests").glob("*.yml"))
+
+
+@pytest.fixture(scope="module")
+def promtool():
+    if shutil.which("promtool") is None:
+        pytest.skip("no promtool here: apt-get install prometheus")
+
+    def run(*arguments):
+        return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+    return run
+
+
+def alerts():
+    groups = yaml.safe_load((FOLDER / "rules" / "alerts.yml").read_text())["groups"]
+    return {rule["alert"]: rule for group in groups for rule in group["rules"]}
+
+
+def test_rules_are_what_prometheus_takes(promtool):
+    done = promtool("check", "rules", *RULES)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", UNIT_TESTS, ids=lambda path: path.stem)
+def test_alerts_fire_when_they_should_and_not_otherwise(promtool, path):
+    done = promtool("test", "rules", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not():
+    fires, stays = set(), set()
+    for path in UNIT_TESTS:
+        for case in yaml.safe_load(path.read_text())["tests"]:
+            for test in case.get("alert_rule_test", []):
+                (fires if test["exp_alerts"] else stays).add(test["alertname"])
+    assert fires == set(alerts())
+    # Alerts on a level alone: that it is not there is what the other cases of a quiet fleet are.
+    assert set(alerts()) - stays <= {
+        "StillmotionComputationsFail",
+        "StillmotionDeadlines",
+        "StillmotionFarFromHome",
+        "StillmotionGpuServerSlow",
+    }
+
+
+def test_each_alert_says_what_to_do_where_there_is_something_to_read():
+    page = (ROOT / "docs" / "operate.md").read_text()
+    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)}
+    for name, rule in alerts().items():
+        assert rule["labels"]["severity"] in {"page", "ticket"}, name
+        file, anchor = rule["annotations"]["runbook"].split("#")
+        assert file == "docs/operate.md"
+        assert anchor in anchors, name
+        assert name in page, f"docs/operate.md does not name {name}"
+
+
+def test_proxies_are_asked_for_what_is_used():
+    jobs = {one["job_name"]: one for one in configuration()["scrape_configs"]}
+    assert jobs["stillmotion-proxies"]["params"] == {"filter": [ENVOY_FILTER]}
+
+
+def configuration():
+    return yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+
+
+def discovered(region, resources):
+    """What Prometheus' discovery finds of the pods of a region: a target for each port of each container."""
+    for name, pod in pods(resources).items():
+        labels = {
+            f"__meta_kubernetes_pod_label_{re.sub(r'[^a-zA-Z0-9]', '_', key)}": value
+            for key, value in pod["metadata"]["labels"].items()
+        }
+        for container in containers(pod):
+            for port in container.get("ports", []):
+                yield {
+                    "targets": [f"127.0.0.1:{port['containerPort']}"],
+                    "labels": {
+                        **labels,
+                        "__meta_kubernetes_pod_name": f"{region}-{name}",
+                        "__meta_kubernetes_pod_container_name": container["name"],
+                        "__meta_kubernetes_pod_container_port_name": port["name"],
+                    },
+                }
+
+
+@pytest.mark.slow
+def test_each_pod_of_a_fleet_is_scraped_with_its_tier_and_region(overlays, tmp_path):
+    """Debian's Prometheus has no discovery of Kubernetes, so that it is given what that would find."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("no prometheus here: apt-get install prometheus")
+    found = [one for region, resources in overlays.items() for one in discovered(region, resources)]
+    content = configuration()
+    content.pop("rule_files")
+    for job in content["scrape_configs"]:
+        assert job.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"names": ["stillmotion"]}}]
+        job["static_configs"] = found
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(content))
+    reservation = reserve(1)
+    at = f"127.0.0.1:{reservation.first}"
+    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    with (tmp_path / "log.txt").open("wb") as log:
+        process = subprocess.Popen([*command, f"--web.listen-address={at}"], stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 30
+        targets = []
+        while not targets:
+            assert time.monotonic() < end, (tmp_path / "log.txt").read_text()
+            time.sleep(0.2)
+            try:
+                targets = httpx.get(f"http://{at}/api/v1/targets", trust_env=False).json()["data"]["activeTargets"]
+            except (httpx.HTTPError, json.JSONDecodeError):
+                continue
+    finally:
+        process.terminate()
+        process.wait(20)
+        reservation.release()
+    seen = {
+        (
+            one["labels"]["pod"],
+            one["labels"]["tier"],
+            one["labels"].get("region"),
+            one["labels"].get("ingress"),
+            one["scrapeUrl"].partition("?")[0].rpartition(":")[2],
+        )
+        for one in targets
+    }
+    expected = set()
+    for region, resources in overlays.items():
+        for name in pods(resources):
+            kind, number = name.partition("-")[0], name.partition("-")[2] or "1"
+            ingress = number if kind in {"gpu", "ingress"} else None
+            place = None if kind == "control" else region
+            port = {"gpu": "3000", "control": "9900"}.get(kind, "9903")
+            expected.add((f"{region}-{name}", kind, place, ingress, f"{port}/metrics"))
+            if kind in {"edge", "ingress"}:
+                expected.add((f"{region}-{name}", "follow", place, ingress, "9905/metrics"))
+    assert seen == expected
+    assert all(("filter=" in one["scrapeUrl"]) == (one["labels"]["tier"] in {"edge", "ingress"}) for one in targets)
