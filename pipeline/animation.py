@@ -38,6 +38,7 @@ from .families import (
     guidance_width,
 )
 from .guidance import ClipGuidance, Guidance, guidance_for
+from .spans import part
 
 StepCallback = Callable[["ImageAnimationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
@@ -351,10 +352,12 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         noise_shape = (len(prompts), 4, frames, height // self.vae_scale_factor, width // self.vae_scale_factor)
         if self.family.noise_before_image:
             noise = self._noise(noise_shape, generator, latents, device)
-        seen = self.family.condition_image(self, images, frames, height, width, generator, motion_scale)
+        with part("encode image"):
+            seen = self.family.condition_image(self, images, frames, height, width, generator, motion_scale)
         if not self.family.noise_before_image:
             noise = self._noise(noise_shape, generator, latents, device)
-        conditioning = self.conditions(prompts, negatives, seen, guidance, rate, skip, told_scale)
+        with part("encode prompt"):
+            conditioning = self.conditions(prompts, negatives, seen, guidance, rate, skip, told_scale)
 
         self.scheduler.set_timesteps(steps, device=device)
         sample = noise * self.scheduler.init_noise_sigma
@@ -362,10 +365,11 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         predict = self.denoiser.start(conditioning)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for i, t in enumerate(self.scheduler.timesteps):
-                stacked = self.scheduler.scale_model_input(torch.cat([sample] * guidance.passes), t)
-                # Between the passes all is float32: in half precision the rounding of each step would add up.
-                predicted = guidance.combine(predict(stacked.to(dtype), t).float())
-                sample = self.scheduler.step(predicted, t, sample, **extra).prev_sample
+                with part("step", step=i + 1):
+                    stacked = self.scheduler.scale_model_input(torch.cat([sample] * guidance.passes), t)
+                    # Between the passes all is float32: in half precision the rounding of each step would add up.
+                    predicted = guidance.combine(predict(stacked.to(dtype), t).float())
+                    sample = self.scheduler.step(predicted, t, sample, **extra).prev_sample
                 if callback_on_step_end is not None:
                     returned = callback_on_step_end(self, i, t, {"latents": sample}) or {}
                     sample = returned.get("latents", sample)
@@ -375,7 +379,9 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         if output_type == "latent":
             video: Any = sample
         else:
-            video = self.video_processor.postprocess_video(self.decode_latents(sample, chunk), output_type=output_type)
+            with part("decode latents"):
+                decoded = self.decode_latents(sample, chunk)
+                video = self.video_processor.postprocess_video(decoded, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImageAnimationPipelineOutput(frames=video) if return_dict else (video,)
 

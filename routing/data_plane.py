@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .errors import InputError
-from .schema import Count, Items, Positive, RegionName, Strict, did_you_mean, wrong
+from .schema import Count, Items, Positive, RegionName, Share, Strict, did_you_mean, wrong
 
 LAST_PORT = 32_767
 """Above it the kernel takes ports for outgoing connections, and a listener may find its own taken."""
@@ -164,6 +165,31 @@ class MutualTls(Certificate):
     ingress_name: str | None = None
 
 
+def _collector(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    named = re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\]", host)
+    if not named or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise wrong("", f"{text} is no name or address with a port, such as otel-collector.monitoring.svc:4318")
+    return text
+
+
+class Tracing(Strict):
+    """Traces of requests, by OpenTelemetry: OTLP over HTTP, `POST /v1/traces`.
+
+    Attributes:
+        collector: name or address, and port, of what takes them.
+        share: of the requests at an edge. Who is traced there is traced all the way.
+    """
+
+    collector: Annotated[str, AfterValidator(_collector)]
+    share: Share = 0.01
+
+    @property
+    def url(self) -> str:
+        """Where traces are sent."""
+        return f"http://{self.collector}/v1/traces"
+
+
 class DataPlane(Strict):
     """Proxies of a fleet.
 
@@ -175,6 +201,7 @@ class DataPlane(Strict):
         mutual_tls: between edges and ingresses; None: plain, for networks that are private.
         api_keys: YAML file, `client name: key`; None: who reaches an edge may use it.
         access_log: edges write a line of JSON for each request to their standard output.
+        tracing: where traces are sent; None: nowhere.
     """
 
     places: Mapping[RegionName, Place] = {}
@@ -184,6 +211,7 @@ class DataPlane(Strict):
     mutual_tls: MutualTls | None = None
     api_keys: Annotated[str, Field(min_length=1)] | None = None
     access_log: bool = True
+    tracing: Tracing | None = None
 
     def check(self, gpus: Mapping[str, int]) -> None:
         """See that the places are of these regions, with as many servers as they have GPUs.

@@ -8,6 +8,7 @@
 - `endpoints`, `exchange`, `replies`: what an admitted request gets.
 - `lifecycle`: start, give up, drain.
 - `metrics`, `openapi`, `page`: what others see.
+- `logs`, `tracing`: what becomes of one request, line by line and part by part.
 
 Nothing here imports PyTorch before the model is loaded in the background.
 """

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response, StreamingResponse
@@ -104,7 +106,8 @@ async def _events(
 
 async def _computed(host: Host, exchange: Exchange, on_step: StepListener | None = None) -> Video:
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(host.executor, host.compute, exchange.ticket, exchange.form, on_step)
+    compute = partial(host.compute, exchange, on_step, time.time_ns())
+    return await loop.run_in_executor(host.executor, compute)
 
 
 def _failed(exchange: Exchange, error: Exception) -> Response:

@@ -12,6 +12,8 @@ from pydantic import Field
 
 from pipeline.video import Format
 
+from .tracing import NOT_TRACED, Trace
+
 if TYPE_CHECKING:
     from starlette.requests import Request
 
@@ -26,6 +28,8 @@ class Exchange:
     """One admitted request.
 
     Attributes:
+        trace: of it.
+        request_id: of it.
         outcome: status to count it under where that is not the response's: an event stream is 200
             from its first byte, however it ends.
     """
@@ -33,6 +37,8 @@ class Exchange:
     ticket: Ticket
     form: Form
     outcome: int | None = None
+    trace: Trace = NOT_TRACED
+    request_id: str = ""
 
 
 class AnimateInput(IODescriptor):  # type: ignore[misc]  # BentoML ships no types

@@ -15,10 +15,14 @@ from PIL import Image
 from pipeline import images, video
 from pipeline.engine import Animation, AnimationRequest, ModelInfo, StepListener
 from pipeline.errors import Cancelled, StillmotionError
+from pipeline.spans import listen, part
 
 from .admission import Slot, Ticket
+from .logs import request_id
+from .tracing import Tracing, make_tracing
 
 if TYPE_CHECKING:
+    from .exchange import Exchange
     from .form import Form
     from .metrics import Metrics
     from .settings import Settings
@@ -116,6 +120,7 @@ class Host:
         self._metrics: Metrics | None = None
         self._pace = Pace()
         self._steps_left = 0
+        self.tracing = Tracing()
         # A thread of its own: nothing else computes there, and what PyTorch keeps for a thread stays warm.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
 
@@ -151,6 +156,7 @@ class Host:
     def start(self) -> None:
         """Load and warm up in the background."""
         self._metrics = self._make_metrics()
+        self.tracing = make_tracing(self.settings)
         self.executor.submit(self._prepare)
 
     def drain(self) -> None:
@@ -162,13 +168,25 @@ class Host:
         """Seconds until the slot is likely to be free: the steps left at the speed of those before."""
         return self._pace.left_s(self._steps_left)
 
-    def compute(self, ticket: Ticket, form: Form, on_step: StepListener | None) -> Video:
+    def compute(self, exchange: Exchange, on_step: StepListener | None, queued_ns: int | None = None) -> Video:
         """Make one video, in the compute thread (`executor`).
+
+        Args:
+            exchange: the request.
+            on_step: told of progress.
+            queued_ns: when it was given to the thread (`time.time_ns`), for its trace.
 
         Raises:
             InputError: the picture's data is damaged.
             Cancelled: nobody waits for it any more.
         """
+        request_id.set(exchange.request_id)
+        if queued_ns is not None:
+            exchange.trace.waited("queue", queued_ns)
+        with exchange.trace.around("compute") as listener, listen(listener):
+            return self._compute(exchange.ticket, exchange.form, on_step)
+
+    def _compute(self, ticket: Ticket, form: Form, on_step: StepListener | None) -> Video:
         engine, metrics = self.engine, self.metrics
         ticket.begin()
         logger.info("computing begins")
@@ -188,7 +206,8 @@ class Host:
 
         try:
             self._show_left(engine.info.steps)
-            picture = images.decode(form.image, self.settings.picture_limits)
+            with part("decode picture"):
+                picture = images.decode(form.image, self.settings.picture_limits)
             ticket.check()
             if on_step is not None:
                 on_step(0, engine.info.steps)
@@ -197,7 +216,8 @@ class Host:
             ticket.check()
             if animation.runtime != engine.runtime:
                 metrics.fallbacks.labels(reason="shape").inc()
-            data = video.encode(animation.clip, animation.fps, form.format)
+            with part("encode video"):
+                data = video.encode(animation.clip, animation.fps, form.format)
             compute_s = time.perf_counter() - began
             self._pace.tail(time.perf_counter() - last)
             metrics.compute_seconds.observe(compute_s)

@@ -19,7 +19,9 @@ from pipeline.errors import StillmotionError
 from pipeline.quiet import quiet_libraries
 from pipeline.store import MODEL_NAME, resolve
 
+from .logs import use_json
 from .settings import DEFAULT_MODEL, Settings, SettingsError
+from .tracing import check_tracing
 
 if TYPE_CHECKING:
     from .host import Host
@@ -38,9 +40,13 @@ def exit_with(message: str) -> NoReturn:
 def settings_or_exit() -> Settings:
     """The settings of this environment; ends the process where they are wrong."""
     try:
-        return Settings.from_environment(os.environ)
+        settings = Settings.from_environment(os.environ)
+        check_tracing(settings)
     except SettingsError as error:
         exit_with(str(error))
+    if settings.log == "json":
+        use_json(settings.region)
+    return settings
 
 
 def model_name(settings: Settings, service: Any) -> str:

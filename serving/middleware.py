@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, RedirectResponse
@@ -18,6 +19,7 @@ from .admission import HOLDING, Ticket
 from .exchange import SCOPE_KEY, Exchange
 from .form import boundary_of, parse
 from .host import State
+from .logs import ABOUT, id_of, request_id
 from .metrics import OUTCOMES
 from .openapi import describe_api
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .host import Host
+    from .tracing import Trace
 
 logger = logging.getLogger("bentoml.stillmotion")
 
@@ -95,6 +98,19 @@ class AdmissionMiddleware:
             await self.app(scope, receive, sender)
 
     async def _animate(self, scope: Scope, receive: Receive, sender: Sender) -> None:
+        headers = dict(scope["headers"])
+        request_id.set(id_of(headers.get(b"x-request-id")))
+        began = time.perf_counter()
+        with self.host.tracing.request(scope["method"], scope["path"], headers) as trace:
+            status = await self._job(scope, receive, sender, trace)
+            outcome = OUTCOMES.get(status, "failed")
+            trace.note(request_id=request_id.get(), status=status, outcome=outcome)
+        seconds = time.perf_counter() - began
+        about = {"path": scope["path"], "status": status, "outcome": outcome, "duration_ms": round(1000 * seconds)}
+        logger.info("job %s (%d) after %.3f s", outcome, status, seconds, extra={ABOUT: about})
+
+    async def _job(self, scope: Scope, receive: Receive, sender: Sender, trace: Trace) -> int:
+        """One job, admitted or not; the status that it is counted under."""
         host = self.host
         exchange: Exchange | None = None
         try:
@@ -105,7 +121,7 @@ class AdmissionMiddleware:
                 await replies.busy_reply(host.wait_s())(scope, receive, sender)
             else:
                 try:
-                    exchange = await self._admitted(ticket, scope, receive, sender)
+                    exchange = await self._admitted(ticket, scope, receive, sender, trace)
                 finally:
                     ticket.leave()
         except ClientGoneError:
@@ -120,19 +136,24 @@ class AdmissionMiddleware:
             status = (exchange.outcome if exchange else None) or sender.status or 500
             host.metrics.requests.labels(outcome=OUTCOMES.get(status, "failed")).inc()
             host.metrics.count_busy(host.slot)
+        return status
 
-    async def _admitted(self, ticket: Ticket, scope: Scope, receive: Receive, sender: Sender) -> Exchange | None:
+    async def _admitted(
+        self, ticket: Ticket, scope: Scope, receive: Receive, sender: Sender, trace: Trace
+    ) -> Exchange | None:
         settings = self.host.settings
         headers = dict(scope["headers"])
         deadline = asyncio.get_running_loop().time() + settings.deadline_s
         try:
             content_type = headers.get(b"content-type", b"").decode("latin-1")
             boundary_of(content_type)
-            async with asyncio.timeout(settings.upload_s):
-                body = await read_body(receive, headers, settings.max_body_bytes)
-            # In a thread: a large body takes a while to search for boundaries, and health checks go on.
-            form = await asyncio.to_thread(parse, body, content_type, settings)
-            self.host.engine.check(form.request)
+            with trace.part("receive"):
+                async with asyncio.timeout(settings.upload_s):
+                    body = await read_body(receive, headers, settings.max_body_bytes)
+            with trace.part("validate"):
+                # In a thread: a large body takes a while to search for boundaries, and health checks go on.
+                form = await asyncio.to_thread(parse, body, content_type, settings)
+                self.host.engine.check(form.request)
         except InputError as error:
             await replies.failure_reply(error)(scope, receive, sender)
             return None
@@ -142,7 +163,7 @@ class AdmissionMiddleware:
             reply.headers["Connection"] = "close"
             await reply(scope, receive, sender)
             return None
-        exchange = Exchange(ticket, form)
+        exchange = Exchange(ticket, form, trace=trace, request_id=request_id.get())
         await self._watched(exchange, scope, receive, sender, deadline)
         return exchange
 

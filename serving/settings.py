@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -43,6 +44,10 @@ class Settings(BaseModel):
     max_image_side: int = Field(default=16_384, ge=8)
     min_image_side: int = Field(default=8, ge=1)
     max_prompt_chars: int = Field(default=1000, ge=1, le=100_000)
+    log: Literal["text", "json"] = "text"
+    """Form of log lines."""
+    traces: str | None = Field(default=None, pattern=r"^https?://[^/\s]+/\S*$")
+    """Where traces are sent by OTLP over HTTP, for example `http://collector:4318/v1/traces`. None: nowhere."""
 
     @property
     def max_body_bytes(self) -> int:

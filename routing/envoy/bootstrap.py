@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from ..data_plane import Limits
+from ..data_plane import Limits, Tracing
 from .messages import Message, extension, file_source, seconds, socket_address
 from .metrics import admin_cluster, metrics_listener
+from .tracing import collector_cluster
 
 RUNTIME_LAYER = "live"
 
@@ -25,6 +26,7 @@ def bootstrap(
     listeners: Iterable[Message],
     clusters: Iterable[Message],
     metrics: str | None,
+    tracing: Tracing | None = None,
 ) -> Message:
     """Of one proxy.
 
@@ -36,8 +38,11 @@ def bootstrap(
         runtime: file of live values.
         listeners, clusters: its own.
         metrics: address where others read its counters, or None.
+        tracing: of the fleet.
     """
     listeners, clusters = list(listeners), list(clusters)
+    if tracing is not None:
+        clusters.append(collector_cluster(tracing))
     if metrics is not None:
         listeners.append(metrics_listener(metrics, limits))
         clusters.append(admin_cluster(admin))

@@ -25,6 +25,7 @@ from .http import (
 )
 from .keys import FILTER, key_filter
 from .messages import Message, extension, file_source, header, seconds, socket_address, typed
+from .tracing import tracing_of
 
 ROUTES_KIND = "envoy.config.route.v3.RouteConfiguration"
 ROUTES = "edge"
@@ -55,6 +56,7 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
         request_timeout=seconds(limits.upload_s),
         stream_idle_timeout=seconds(_IDLE_S),
         **({"access_log": [access_log()]} if plane.access_log else {}),
+        **({"tracing": tracing_of(plane.tracing, "edge", region)} if plane.tracing else {}),
     )
     return bootstrap(
         "edge",
@@ -66,6 +68,7 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
         [listener("users", place.edge, manager, limits.response_mb * MIB, users)],
         [edge_cluster(name, root / "endpoints.yaml", limits, peers) for name in (JOBS, PAGES)],
         place.metrics,
+        plane.tracing,
     )
 
 

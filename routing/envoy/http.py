@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data_plane import Limits, host_and_port
 from .messages import Message, extension, header, seconds, socket_address
+from .tracing import HEADERS
 
 MIB = 2**20
 JOB_PATHS = "/animate(/stream)?"
@@ -178,7 +179,7 @@ def local_replies() -> Message:
 
 def _identity(*, faces_users: bool) -> Message:
     """Who the client is, and which headers it may set."""
-    removed = ["x-envoy-", "x-stillmotion-"] if faces_users else ["x-envoy-"]
+    removed = ["x-envoy-", "x-stillmotion-", *HEADERS] if faces_users else ["x-envoy-"]
     return {
         "server_name": _SERVER,
         # From the connection, not from a header that anybody can send.

@@ -13,6 +13,7 @@ from .bootstrap import bootstrap
 from .clusters import ENDPOINTS, JOBS, PAGES, jobs_cluster, pages_cluster, requests_key
 from .http import JOB_PATHS, MIB, REGION_HEADER, SOURCE_HEADER, connection_manager, health_filter, listener
 from .messages import Message, extension, header, seconds, socket_address
+from .tracing import tracing_of
 
 
 def ingress_bootstrap(
@@ -27,7 +28,8 @@ def ingress_bootstrap(
         root: folder of the ingress's files, as Envoy sees it.
         emulate_latency: delay requests by the round trip to the region they come from, for fleets on one machine.
     """
-    limits, mutual = fleet.data_plane.limits, fleet.data_plane.mutual_tls
+    plane = fleet.data_plane
+    limits, mutual = plane.limits, plane.mutual_tls
     peers = tls.accepting_socket(mutual, root / "peers.yaml", root / "authority.yaml") if mutual else None
     manager = connection_manager(
         "ingress",
@@ -37,6 +39,7 @@ def ingress_bootstrap(
         faces_users=False,
         # Above the routes' own limit, which gives a proper answer.
         stream_idle_timeout=seconds(limits.job_s + 5),
+        **({"tracing": tracing_of(plane.tracing, "ingress", region)} if plane.tracing else {}),
     )
     endpoints = root / "endpoints.yaml"
     return bootstrap(
@@ -48,6 +51,7 @@ def ingress_bootstrap(
         [listener("edges", ingress.address, manager, MIB, peers)],
         [jobs_cluster(endpoints, ingress.size), pages_cluster(endpoints)],
         ingress.metrics,
+        plane.tracing,
     )
 
 

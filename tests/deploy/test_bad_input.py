@@ -56,6 +56,11 @@ REGIONS = ("settings", "regions")
         ),
         (changed(("settings", "server"), {"STILLMOTION_DEADLINE_S": "180"}), "server: a job may take 240 s there"),
         (changed(("settings", "prometheus"), "prometheus:9090"), "prometheus: should be an address such as"),
+        (
+            changed(("fleet", "data_plane", "tracing", "collector"), "otel"),
+            "tracing.collector: otel is no name or address",
+        ),
+        (changed(("fleet", "data_plane", "tracing", "share"), 2), "tracing.share: should be less than or equal to 1"),
         (changed(PLACES, None), "data_plane.places: is missing"),
         (
             changed(

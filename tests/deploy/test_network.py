@@ -115,11 +115,23 @@ def test_edges_reach_all_ingresses_and_control_loops_and_nobody_else(network):
     assert not network.allows("edge", "198.51.100.7", 443)
 
 
-def test_a_gpu_server_reaches_nobody(us_east):
-    for target in (*us_east.pods, DNS, PROMETHEUS, STRANGER, "198.51.100.7", "169.254.169.254"):
+def test_a_gpu_server_reaches_nobody_but_the_collector_of_traces(us_east):
+    for target in (*us_east.pods, PROMETHEUS, STRANGER, "198.51.100.7", "169.254.169.254"):
         for port in (53, 80, 443, 3000, 8443, 8444, 9090):
             assert not us_east.allows("gpu", target, port)
             assert not us_east.allows("gpu", target, port, "UDP")
+    assert us_east.allows("gpu", PROMETHEUS, 4318)  # of the same namespace
+    assert us_east.allows("gpu", DNS, 53, "UDP")
+
+
+def test_without_traces_a_gpu_server_reaches_nobody_at_all(operator, kustomize):
+    del operator.fleet["data_plane"]["tracing"]
+    assert operator.render() == 0
+    network = Network(kustomize(operator.out / "us-east"))
+    for target in (*network.pods, DNS, PROMETHEUS, STRANGER, "198.51.100.7"):
+        for port in (53, 80, 443, 3000, 4318, 8443, 8444, 9090):
+            assert not network.allows("gpu", target, port)
+            assert not network.allows("gpu", target, port, "UDP")
 
 
 def test_prometheus_scrapes_all_and_names_are_found(us_east):

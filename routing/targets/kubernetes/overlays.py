@@ -14,12 +14,21 @@ from ...fleet import Fleet
 from ...table import RoutingTable
 from ...yaml_text import yaml_text
 from .checks import check, read_secrets
-from .patches import control_patches, edge_patches, ingress_patches, network_patches, scaling_patch, suffix
+from .patches import (
+    control_patches,
+    edge_patches,
+    ingress_patches,
+    network_patches,
+    scaling_patch,
+    suffix,
+    traces_policy,
+)
 from .place import CONTROL_PORT, edge_drain_s, edge_files, ingress_drain_s, ingress_files, key_file
 from .settings import KubernetesSettings, image_parts
 
 _FLEET = "fleet.yaml"
 _SECRETS = "secrets"
+_TRACES = "traces.yaml"
 _PARTS = ("region", "edge", "ingress", "control", "scaling")
 
 
@@ -93,6 +102,8 @@ class _Region:
             files = ingress_files(self.fleet, self.name, ingress.size)
             found |= {f"{part}/{name}": text for name, text in files.items()}
             found[f"{part}/kustomization.yaml"] = yaml_text(self._ingress(number, sorted(files)))
+        if self.fleet.data_plane.tracing is not None:
+            found[_TRACES] = yaml_text(traces_policy(self.fleet.data_plane.tracing, self.settings))
         found["kustomization.yaml"] = yaml_text(self._region(sorted(edge), wanted, keys, len(ingresses)))
         return found
 
@@ -102,6 +113,7 @@ class _Region:
         leads = self.name in self.settings.control
         parts = [self._base("region"), self._base("edge"), *(f"ingress-{i}" for i in range(1, ingresses + 1))]
         parts += [self._base("control", self.folder)] if leads else []
+        parts += [_TRACES] if self.fleet.data_plane.tracing else []
         patches = [*edge_patches(self.fleet, self.settings, self.name)]
         patches += network_patches(self.fleet, self.settings, self.name)
         patches += control_patches(self.settings, self.name) if leads else []
@@ -155,6 +167,8 @@ class _Region:
             "LEAVE_S": f"{settings.leave_s:g}",
             "EDGE_DRAIN_S": str(edge_drain_s(self.fleet)),
             "JOB_S": str(ingress_drain_s(self.fleet)),
+            "STILLMOTION_LOG": "json",
+            **({"STILLMOTION_TRACES": plane.tracing.url} if plane.tracing else {}),
         }
 
     def _control(self, region: str) -> str:

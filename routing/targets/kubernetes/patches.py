@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 from math import ceil
 from typing import Any
 
-from ...data_plane import Ingress, host_and_port
+from ...data_plane import Ingress, Tracing, host_and_port
 from ...fleet import Fleet
 from .place import CONTROL_PORT, EDGES_PORT, GPU_PORT, PEERS_CERTIFICATE, USERS_CERTIFICATE, grace_s
 from .settings import KubernetesSettings, RegionSettings
@@ -15,6 +16,7 @@ from .settings import KubernetesSettings, RegionSettings
 Patch = dict[str, Any]
 
 _SERVERS = "/spec/template/spec/initContainers/1/env/0/value"
+_NAMESPACE = "kubernetes.io/metadata.name"
 _MEMORY_OVER_HEAP = 1.25
 """What Envoy takes beside the heap that it counts: code, stacks, and what the allocator keeps."""
 
@@ -103,6 +105,26 @@ def network_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> li
     change = {"op": "replace", "path": place, "value": settings.monitoring}
     found.append(_json("NetworkPolicy", "prometheus-scrapes", [change]))
     return found
+
+
+def traces_policy(tracing: Tracing, settings: KubernetesSettings) -> dict[str, Any]:
+    """Lets pods send traces: to the namespace that watches, or to an address; with a name, they may look it up."""
+    host, _, port = tracing.collector.rpartition(":")
+    try:
+        network = ip_network(host.strip("[]"))
+        rules = [{"to": [_block(str(network))], "ports": [{"port": int(port)}]}]
+    except ValueError:
+        there = {"namespaceSelector": {"matchLabels": {_NAMESPACE: settings.monitoring}}}
+        names = {"namespaceSelector": {"matchLabels": {_NAMESPACE: "kube-system"}}}
+        dns = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
+        rules = [{"to": [there], "ports": [{"port": int(port)}]}, {"to": [names], "ports": dns}]
+    senders = {"key": "app.kubernetes.io/component", "operator": "In", "values": ["edge", "ingress", "gpu"]}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "traces-are-sent"},
+        "spec": {"podSelector": {"matchExpressions": [senders]}, "policyTypes": ["Egress"], "egress": rules},
+    }
 
 
 def suffix(number: int) -> str:

@@ -1,0 +1,52 @@
+"""Traces, sent by OTLP over HTTP: a span of each proxy, and one of each attempt.
+
+An edge decides whose requests are traced; whoever comes after it, a GPU server too, goes by what `traceparent` says.
+"""
+
+from __future__ import annotations
+
+from ..data_plane import Tracing
+from .messages import Message, extension, seconds, socket_address
+
+_CLUSTER = "traces"
+HEADERS = ("traceparent", "tracestate")
+"""What an edge takes away from users: strangers would decide what is traced."""
+
+
+def tracing_of(tracing: Tracing, role: str, region: str) -> Message:
+    """For the HTTP side of a listener.
+
+    Args:
+        tracing: of the fleet.
+        role: edge, which begins traces, or ingress, which goes on with them.
+        region: where the proxy is.
+    """
+    sent_to = {"uri": tracing.url, "cluster": _CLUSTER, "timeout": seconds(5)}
+    return {
+        "provider": extension(
+            "envoy.tracers.opentelemetry",
+            "envoy.config.trace.v3.OpenTelemetryConfig",
+            http_service={"http_uri": sent_to},
+            service_name=f"stillmotion-{role}",
+        ),
+        "random_sampling": {"value": 100 * tracing.share if role == "edge" else 0},
+        "client_sampling": {"value": 0},  # of requests with x-client-trace-id, which anybody can send
+        "spawn_upstream_span": True,
+        "custom_tags": [
+            {"tag": "stillmotion.region", "literal": {"value": region}},
+            {"tag": "stillmotion.request_id", "request_header": {"name": "x-request-id"}},
+        ],
+    }
+
+
+def collector_cluster(tracing: Tracing) -> Message:
+    """Who takes the traces. While nobody does they are lost, and requests go on."""
+    host, _, port = tracing.collector.rpartition(":")
+    endpoint = {"address": socket_address(f"{host}:{port}")}
+    hosts = [{"lb_endpoints": [{"endpoint": endpoint}]}]
+    return {
+        "name": _CLUSTER,
+        "type": "STRICT_DNS",
+        "connect_timeout": seconds(2),
+        "load_assignment": {"cluster_name": _CLUSTER, "endpoints": hosts},
+    }
