@@ -14,9 +14,11 @@ from ...fleet import Fleet
 from ...table import RoutingTable
 from ...yaml_text import yaml_text
 from .checks import check, read_secrets
+from .front import EDGES, manifests
 from .patches import (
     control_patches,
     edge_patches,
+    front_patches,
     ingress_patches,
     network_patches,
     scaling_patch,
@@ -28,7 +30,7 @@ from .settings import KubernetesSettings, image_parts
 
 _FLEET = "fleet.yaml"
 _SECRETS = "secrets"
-_TRACES = "traces.yaml"
+_TRACES, _FRONT = "traces.yaml", "front.yaml"
 _PARTS = ("region", "edge", "ingress", "control", "scaling")
 
 
@@ -89,12 +91,13 @@ class _Region:
 
     def files(self, secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str]) -> dict[str, str]:
         """Text of each file, by its path in the overlay."""
-        edge = edge_files(self.fleet, self.name, self.table)
+        edge = edge_files(self.fleet, self.name, self.table) if self._own_edges else {}
         found = {f"edge/{name}": text for name, text in edge.items()}
+        if not self._own_edges:
+            found[_FRONT] = yaml_text(*manifests(self.fleet, self.table, self.settings, self.name))
         found[_FLEET] = yaml_text(self.fleet.model_dump(mode="json", by_alias=True, exclude_none=True))
         ingresses = self.fleet.places()[self.name].ingresses
-        wanted = {name: content for name, content in secrets.items() if name != "peer-tls" or ingresses or edge}
-        for name, content in wanted.items():
+        for name, content in secrets.items():
             found |= {f"{_SECRETS}/{name}.{file}": text for file, text in content.items()}
         found |= {f"{_SECRETS}/{name}": text for name, text in keys.items()}
         for number, ingress in enumerate(ingresses, start=1):
@@ -104,24 +107,27 @@ class _Region:
             found[f"{part}/kustomization.yaml"] = yaml_text(self._ingress(number, sorted(files)))
         if self.fleet.data_plane.tracing is not None:
             found[_TRACES] = yaml_text(traces_policy(self.fleet.data_plane.tracing, self.settings))
-        found["kustomization.yaml"] = yaml_text(self._region(sorted(edge), wanted, keys, len(ingresses)))
+        found["kustomization.yaml"] = yaml_text(self._region(sorted(edge), secrets, keys, len(ingresses)))
         return found
 
     def _region(
         self, edge: list[str], secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str], ingresses: int
     ) -> dict[str, Any]:
-        leads = self.name in self.settings.control
-        parts = [self._base("region"), self._base("edge"), *(f"ingress-{i}" for i in range(1, ingresses + 1))]
-        parts += [self._base("control", self.folder)] if leads else []
+        leads = self._own_edges and self.name in self.settings.control
+        parts = [self._base("region"), *(f"ingress-{i}" for i in range(1, ingresses + 1))]
+        parts.append(self._base("edge") if self._own_edges else _FRONT)
+        parts += [self._base("control")] if leads else []
         parts += [_TRACES] if self.fleet.data_plane.tracing else []
-        patches = [*edge_patches(self.fleet, self.settings, self.name)]
+        patches = edge_patches(self.fleet, self.settings, self.name) if self._own_edges else []
+        patches += front_patches(self.settings, ingresses) if not self._own_edges else []
         patches += network_patches(self.fleet, self.settings, self.name)
         patches += control_patches(self.settings, self.name) if leads else []
         generated: list[dict[str, Any]] = [
             {"name": "place", "literals": [f"{key}={value}" for key, value in self._place().items()]},
             {"name": "fleet", "files": [_FLEET]},
-            {"name": "edge-files", "files": [f"edge/{name}" for name in edge]},
         ]
+        if edge:
+            generated.append({"name": "edge-files", "files": [f"edge/{name}" for name in edge]})
         if self.settings.server:
             literals = [f"{key}={value}" for key, value in self.settings.server.items()]
             generated.append({"name": "server", "literals": literals})
@@ -154,6 +160,10 @@ class _Region:
             "patches": patches,
         }
         return _kustomization(found | ({"nameSuffix": suffix(number)} if number > 1 else {}))
+
+    @property
+    def _own_edges(self) -> bool:
+        return self.settings.front == EDGES
 
     def _place(self) -> dict[str, str]:
         """What pods are told of where they are."""

@@ -121,6 +121,10 @@ class KubernetesSettings(Strict):
         control: regions with a control loop, the preferred first.
         gpu_resource: name of a GPU among the resources of nodes.
         server: settings of GPU servers, by the name of their environment variable.
+        front: what stands in front of the ingresses: the project's edges, or Istio or Gateway API with a table that
+            stays as it is rendered.
+        gateway_class: name of the GatewayClass, where front is gateway-api.
+        front_namespace: namespace whose pods may reach ingresses, where front is not edges.
         leave_s: in which load balancers notice that an edge or an ingress goes.
         regions: by name.
     """
@@ -132,6 +136,9 @@ class KubernetesSettings(Strict):
     control: Annotated[tuple[RegionName, ...], Items, Field(min_length=1)]
     gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = "nvidia.com/gpu"
     server: Mapping[SettingName, str] = {}
+    front: Literal["edges", "istio", "gateway-api"] = "edges"
+    gateway_class: Text = "envoy-gateway"
+    front_namespace: RegionName | None = None
     leave_s: Annotated[Number, Field(le=600)] = 15.0
     regions: Annotated[Mapping[RegionName, RegionSettings], Field(min_length=1)]
 
