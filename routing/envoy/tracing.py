@@ -32,6 +32,8 @@ def tracing_of(tracing: Tracing, role: str, region: str) -> Message:
         "random_sampling": {"value": 100 * tracing.share if role == "edge" else 0},
         "client_sampling": {"value": 0},  # of requests with x-client-trace-id, which anybody can send
         "spawn_upstream_span": True,
+        "operation": f"{role} %REQ(:METHOD)% %PATH(NQ:PATH)%",
+        "upstream_operation": f"{role} attempt",
         "custom_tags": [
             {"tag": "stillmotion.region", "literal": {"value": region}},
             {"tag": "stillmotion.request_id", "request_header": {"name": "x-request-id"}},

@@ -43,6 +43,8 @@ def drain(
             while (active := _active(client)) and clock() < end:
                 sleep(_EVERY_S)
             return active
+    except httpx.HTTPStatusError as error:
+        raise RoutingError(f"{admin}: that is no admin page of Envoy (it answers {error.response.status_code})") from None
     except httpx.HTTPError as error:
         raise RoutingError(f"{admin}: the admin page does not answer ({str(error) or type(error).__name__})") from None
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from routing.cli import main
 from routing.fleet import load_fleet
 from routing.local.arrivals import poisson
 from routing.local.client import send
@@ -86,7 +87,7 @@ class Prometheus:
 
 
 @pytest.mark.slow
-def test_each_panel_is_answered_by_a_fleet_that_runs(tmp_path):
+def test_each_panel_is_answered_by_a_fleet_that_runs(tmp_path, capsys):
     if shutil.which("prometheus") is None:
         pytest.skip("no prometheus here: apt-get install prometheus")
     fleet = load_fleet(FLEET)
@@ -108,6 +109,13 @@ def test_each_panel_is_answered_by_a_fleet_that_runs(tmp_path):
         assert [rule["name"] for rule in rules if rule["health"] != "ok"] == []
         firing = {rule["name"] for rule in rules if rule["type"] == "alerting" and rule["state"] == "firing"}
         assert not firing
+        # A control loop that asks this Prometheus, as one in a cluster does, sees the fleet.
+        source = ("--prometheus", started.about.prometheus)
+        command = ["control", "--once", "--json", "--fleet", str(FLEET), "--out", str(tmp_path / "control"), *source]
+        assert main(command) == 0
+        regions = json.loads(capsys.readouterr().out)["regions"]
+        assert {name: one["gpus_ready"] for name, one in regions.items()} == dict.fromkeys(fleet.names, 4)
+        assert all(one["demand_now_rps"] is not None for one in regions.values())
         # What the rules say is what happened.
         (home,) = prometheus.ask('region:stillmotion_served_at_home:ratio_rate5m{region="us-west"}')
         assert float(home["value"][1]) > 0.9

@@ -75,6 +75,28 @@ def test_each_alert_says_what_to_do_where_there_is_something_to_read():
         assert name in page, f"docs/operate.md does not name {name}"
 
 
+def test_servers_are_scaled_by_how_busy_those_of_their_ingress_are(promtool, overlays, tmp_path):
+    scaled = {one["metadata"]["name"]: one for one in overlays["us-east"] if one["kind"] == "ScaledObject"}
+    (trigger,) = scaled["gpu-2"]["spec"]["triggers"]
+    query, threshold = trigger["metadata"]["query"], float(trigger["metadata"]["threshold"])
+    busy = {("us-east", "2", "a"): 54, ("us-east", "2", "b"): 36, ("us-east", "1", "c"): 60, ("eu-west", "2", "d"): 60}
+    series = [
+        {
+            "series": f'stillmotion_busy_seconds_total{{region="{region}", ingress="{ingress}", instance="{name}"}}',
+            "values": f"0+{seconds}x30",
+        }
+        for (region, ingress, name), seconds in busy.items()
+    ]
+    expected = {"expr": query, "eval_time": "10m", "exp_samples": [{"labels": "{}", "value": 1.5}]}  # 0.9 and 0.6
+    path = tmp_path / "scaling.yml"
+    path.write_text(
+        yaml.safe_dump({"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": [expected]}]})
+    )
+    done = promtool("test", "rules", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert threshold == 0.6  # so that 1.5 asks for three, of two
+
+
 def test_proxies_are_asked_for_what_is_used():
     jobs = {one["job_name"]: one for one in configuration()["scrape_configs"]}
     assert jobs["stillmotion-proxies"]["params"] == {"filter": [ENVOY_FILTER]}
