@@ -26,7 +26,7 @@ class Limits(Strict):
     """
 
     late_above_s: Positive = 0.1
-    late_share: Share = 0.02
+    late_share: Share = 0.05
     dropped_share: Share = 0.0
     in_flight: Annotated[Count, Field(ge=1)] = 5000
     cpu_percent: Annotated[Number, Field(gt=0, le=100)] = 90.0

@@ -22,6 +22,7 @@ from routing.local.about import About
 from routing.local.components import read_state, read_wanted
 from routing.local.layout import ENVOY, FLEET
 from routing.local.processes import Process
+from routing.schema import did_you_mean
 from routing.yaml_text import yaml_text
 
 from .deployment import ask
@@ -47,8 +48,7 @@ def plant(name: str, folder: Path, region: str | None = None) -> str:
         InputError: no such fault, fleet or region.
         RoutingError: it cannot be planted.
     """
-    if name not in FAULTS:
-        raise InputError(f"{name} is no fault; known are {', '.join(FAULTS)}")
+    known(name)
     folder = folder.resolve()
     about = About.read(folder)
     if about is None or read_state(folder) is None:
@@ -57,6 +57,16 @@ def plant(name: str, folder: Path, region: str | None = None) -> str:
     if region is not None and region not in fleet.regions:
         raise InputError(f"{region} is none of the fleet's regions")
     return FAULTS[name](folder, about, fleet, region or resolve({"it": "central"}, fleet)["it"][0])
+
+
+def known(name: str) -> None:
+    """See that there is such a fault.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in FAULTS:
+        raise InputError(f"{name} is no fault{did_you_mean(name, FAULTS)}")
 
 
 def no_backoff(folder: Path, _about: About, fleet: Fleet, _region: str) -> str:

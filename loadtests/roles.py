@@ -39,8 +39,18 @@ class Others(Strict):
     others: RegionName
 
 
+class Nth(Strict):
+    """The n-th region with GPUs of the fleet file; after the last comes the first again.
+
+    Attributes:
+        nth: from 1.
+    """
+
+    nth: Annotated[Count, Field(ge=1)]
+
+
 Place = Literal["central", "remote", "largest", "smallest"]
-Selector = Place | Near | Beyond | Others
+Selector = Place | Near | Beyond | Others | Nth
 """`central`: least mean round trip to the others that have GPUs; `remote`: the largest. `largest`, `smallest`: by GPUs.
 The first of the fleet file where several are alike. Regions without GPUs have no role."""
 
@@ -88,6 +98,8 @@ def _select(
 ) -> tuple[str, ...]:
     if isinstance(selector, str):
         return (_place(selector, fleet, serving),)
+    if isinstance(selector, Nth):
+        return (serving[(selector.nth - 1) % len(serving)],)
     if isinstance(selector, Others):
         taken = regions(found, selector.others, f"roles.{role}.others")
         return tuple(name for name in serving if name not in taken)
