@@ -45,6 +45,7 @@ class Outcome:
         attempts: of the edge; 0: not known.
         request_id: by the edge.
         problem: why there was no answer.
+        compute_s: that the GPU server computed, as it says itself; 0: not known.
     """
 
     region: str
@@ -57,11 +58,17 @@ class Outcome:
     attempts: int = 0
     request_id: str = ""
     problem: str = ""
+    compute_s: float = 0.0
 
     @property
     def ok(self) -> bool:
         """Whether it is an animation."""
         return self.status == 200
+
+    @property
+    def wait_s(self) -> float:
+        """All of its time but the computation."""
+        return self.latency_s - self.compute_s
 
 
 async def send(
@@ -129,7 +136,15 @@ def _outcome(arrival: Arrival, late_s: float, latency_s: float, response: aiohtt
         headers.get("x-stillmotion-gpu", ""),
         int(attempts) if attempts.isdigit() else 0,
         headers.get("x-request-id", ""),
+        compute_s=_seconds(headers.get("x-stillmotion-compute-seconds", "")),
     )
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 @dataclass(frozen=True)
