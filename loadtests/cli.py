@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("name", metavar="FAULT", help="without a fleet to plant it in: `list`")
     one.add_argument("--folder", type=Path, metavar="DIR", help="of the fleet (`routing fleet up --dir`)")
     one.add_argument("--region", metavar="NAME", help="of faults of one region (default: the most central)")
+    text = "one verdict, go or no-go, with its evidence: model, capacity, load tests, fault drill"
+    _add_launch(command("launch", text, _launch, _launch_lines))
     command("scenarios", "list the scenarios of the package", _scenarios, _scenarios_lines)
     return parser
 
@@ -110,6 +112,40 @@ def _run_lines(result: dict[str, Any]) -> list[str]:
             figures = ""
         rows.append(f"{name:<16} {one['verdict']:<8} {figures}".rstrip())
     return [*rows, f"{result['verdict']} in {result['seconds']:.0f} s"]
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--file", type=Path, required=True, metavar="YAML", help="what has to hold (launch.yaml)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the page and the evidence")
+    parser.add_argument("--run", type=Path, metavar="DIR", dest="of_run", help="run folder of the pipeline")
+    text = "drill.json of an earlier `run`, instead of testing now"
+    parser.add_argument("--drill", type=Path, metavar="JSON", help=text)
+    parser.add_argument("--plant", metavar="FAULT", help="break each fleet, so that the verdict should be no-go")
+    parser.add_argument("--port-base", type=int, metavar="N", help="first port of the fleets")
+
+
+def _launch(options: argparse.Namespace) -> dict[str, Any]:
+    from .launch.run import Check, check
+    from .plant import known
+
+    if options.plant is not None:
+        known(options.plant)
+    return check(
+        Check(
+            file=options.file,
+            out=options.out,
+            run=options.of_run,
+            drill=options.drill,
+            plant=options.plant,
+            port_base=options.port_base,
+        )
+    )
+
+
+def _launch_lines(result: dict[str, Any]) -> list[str]:
+    from .launch.evidence import text_lines
+
+    return text_lines(result)
 
 
 def _plant(options: argparse.Namespace) -> dict[str, Any]:
