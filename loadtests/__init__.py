@@ -7,8 +7,8 @@
   pages; `sender`: sends each request at its time; `watch`: looks at the control loop meanwhile; `faults`: what a
   scenario breaks, and mends.
 - `histogram`, `tally`: what became of the requests, in a form that workers can add up.
-- `objectives`, `objective_kinds`, `plan_objectives`, `generator`, `verdict`: passed, failed or void; `result`: all of it
-  as JSON; `report`, `charts`: as a page.
+- `findings`, `objectives`, `plan_objectives`, `objective_kinds`, `generator`, `verdict`: passed, failed or void;
+  `result`: all of it as JSON; `report`, `charts`: as a page.
 - `drill`, `plant`, `cli`: whole fleets on this machine, good ones and broken ones (`python -m loadtests`).
 
 It speaks HTTP with the deployment, and reads files of `routing`, which knows nothing of it.

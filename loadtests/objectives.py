@@ -269,7 +269,7 @@ class NoCascade(Objective):
         return f"trouble elsewhere does not reach the users{self.whose()}{self.when()}"
 
     def judge(self, run: Run) -> Finding:
-        about: dict[str, Any] = {
+        common: dict[str, Any] = {
             "kind": self.kind,
             "regions": self.regions,
             "from_s": self.from_s,
@@ -277,9 +277,9 @@ class NoCascade(Objective):
             "sigma": self.sigma,
         }
         parts: tuple[Objective, ...] = (
-            Failed(**about, at_most=self.failed_at_most),
-            Wait(**about, at_most_jobs=self.wait_jobs),
-            AtHome(**about, at_least=self.at_home_at_least),
+            Failed(**common, at_most=self.failed_at_most),
+            Wait(**common, at_most_jobs=self.wait_jobs),
+            AtHome(**common, at_least=self.at_home_at_least),
         )
         found = worst([about(one.judge(run), one.text()) for one in parts])
         return replace(found, kind=self.kind, text=self.text())
