@@ -11,7 +11,7 @@ from pydantic import Field
 from routing.errors import InputError
 from routing.schema import Count, Items, Number, Positive, RegionName, Share, Strict
 
-from .findings import Finding, Run, Verdict, judge_share, nobody, worst
+from .findings import Finding, Run, Verdict, about, judge_share, nobody, worst
 from .roles import ALL, regions
 from .tally import Cell
 
