@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -77,6 +78,24 @@ def tiny_folder(tmp_path_factory, tiny_fleet):
     with running(tiny_fleet, file, folder, Options(prometheus="no")):
         yield folder
     assert marked(folder.resolve()) == []
+
+
+@pytest.fixture
+def secured_folder(tmp_path):
+    """(folder of a fleet whose edges have a certificate and want keys, the certificate)."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the program openssl, which makes certificates")
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=users", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", *curve, *names, "-keyout", "users.key", "-out", "users.pem"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    (tmp_path / "keys.yaml").write_text("somebody: a-key-of-sixteen-letters\n")
+    plane = FLEET["data_plane"] | {"tls": {"certificate": "users.pem", "key": "users.key"}, "api_keys": "keys.yaml"}
+    content = FLEET | {"data_plane": plane}
+    file = tmp_path / "fleet.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with running(validated(Fleet, content), file, tmp_path / "up", Options(prometheus="no")):
+        yield tmp_path / "up", tmp_path / "users.pem"
 
 
 @pytest.fixture

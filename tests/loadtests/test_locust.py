@@ -207,3 +207,24 @@ def test_a_region_that_is_lost_and_one_that_is_slow_are_well_again(locust, tiny_
     for region in about["regions"].values():
         for url in region["gpu_servers"].values():
             assert httpx.get(f"{url}/standin", trust_env=False).json()["faults"]["slowness"] == 1.0
+
+
+@pytest.mark.slow
+def test_edges_with_certificates_and_keys_are_reached_as_users_reach_them(
+    locust, scenario_file, secured_folder, environment, monkeypatch
+):
+    folder, certificate = secured_folder
+    scenario = scenario_file(duration_s=6, traffic={"load": 0.5}, objectives=QUICK["objectives"][:1])
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    status, found, said = locust("--fleet-folder", folder, "--scenario", scenario)
+    assert status == 3, said
+    assert "wants an API key" in found["void"][0]
+    with environment(STILLMOTION_API_KEY="a-key-of-sixteen-letters"):
+        status, found, said = locust("--fleet-folder", folder, "--scenario", scenario)
+        assert status == 0, (found, said)
+        assert found["edges"]["a"].startswith("https://")
+        assert "a-key-of-sixteen-letters" not in json.dumps(found) + said
+        monkeypatch.delenv("SSL_CERT_FILE")
+        status, found, said = locust("--fleet-folder", folder, "--scenario", scenario)
+        assert status == 3, said
+        assert "cannot be reached" in found["void"][0]
