@@ -30,7 +30,8 @@ def thinned(rate: Rate, seconds: float, generator: np.random.Generator) -> Float
     # Given their number, arrivals of a Poisson process are uniform.
     times = np.sort(generator.uniform(0.0, seconds, generator.poisson(highest * seconds)))
     stays = generator.uniform(0.0, 1.0, len(times)) * highest < rate.at(times)
-    return times[stays]
+    found: Floats = times[stays]
+    return found
 
 
 def even(rate: Rate, seconds: float, start: float) -> Floats:
@@ -44,8 +45,9 @@ def even(rate: Rate, seconds: float, start: float) -> Floats:
     times = np.arange(0.0, seconds + _STEP_S, _STEP_S)
     grown = np.concatenate(([0.0], np.cumsum(rate.at(times[:-1] + _STEP_S / 2) * np.diff(times))))
     marks = np.arange(1.0 - start, grown[-1], 1.0)
-    found = np.interp(marks, grown, times)
-    return found[found < seconds]
+    times = np.interp(marks, grown, times)
+    found: Floats = times[times < seconds]
+    return found
 
 
 def schedule(

@@ -101,7 +101,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_lines(result: dict[str, Any]) -> list[str]:
-    rows = [f"{'scenario':<16} {'verdict':<8} {'requests':>8} {'failed':>7} {'at home':>8} {'p95 wait':>9} {'tries':>6}"]
+    rows = [
+        f"{'scenario':<16} {'verdict':<8} {'requests':>8} {'failed':>7} {'at home':>8} {'p95 wait':>9} {'tries':>6}"
+    ]
     for name, one in result["scenarios"].items():
         if one.get("requests"):
             wait = f"{one['wait_s']['p95']:.2f} s"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,7 +100,9 @@ def checked_url(text: str, what: str) -> str:
     except ValueError:
         parts, port = urlsplit(""), None
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"} or parts.query:
-        raise InputError(f"{what}: {text or 'nothing'} is no URL of a machine, such as https://animate.example.org:8443")
+        raise InputError(
+            f"{what}: {text or 'nothing'} is no URL of a machine, such as https://animate.example.org:8443"
+        )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
 
@@ -140,7 +140,7 @@ def ask(url: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
             return response.status, response.read(2**20).decode("utf-8", errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read(2**16).decode("utf-8", errors="replace")
-    except (OSError, ssl.SSLError, socket.timeout, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return 0, str(getattr(reason, "strerror", None) or reason or type(error).__name__)
 

@@ -185,6 +185,8 @@ def _last_line(path: Path) -> str:
 
 
 def _lines(content: dict[str, Any]) -> list[str]:
-    found = [f"FAILED {one['text']}: {one['why']}" for one in content.get("objectives", ()) if one["verdict"] == "failed"]
+    found = [
+        f"FAILED {one['text']}: {one['why']}" for one in content.get("objectives", ()) if one["verdict"] == "failed"
+    ]
     found += [f"void: {why}" for why in content.get("void", ())]
     return [*found, content["verdict"]]

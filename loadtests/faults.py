@@ -1,4 +1,4 @@
-"""What a scenario breaks while it runs, and mends: on this machine by itself, elsewhere by a command of the operator's."""
+"""What a scenario breaks while it runs, and mends: on this machine by itself, elsewhere by the operator's command."""
 
 from __future__ import annotations
 

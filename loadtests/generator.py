@@ -16,7 +16,8 @@ class Limits(Strict):
     """What a generator may miss before a run is void.
 
     Attributes:
-        late_above_s: a request that leaves later than this after its time is late.
+        late_above_jobs: a request that leaves later than this after its time (times the fleet's `service_time_s`) is late.
+            A herd of a thousand does not leave in one moment, and need not where a job takes seconds.
         late_share: of the requests, that may be.
         dropped_share: of the arrivals, that may be left out because too many were in flight.
         in_flight: of one worker, above which it drops.
@@ -25,7 +26,7 @@ class Limits(Strict):
         foreign_share: of the answers, that may not be stillmotion's.
     """
 
-    late_above_s: Positive = 0.1
+    late_above_jobs: Positive = 0.2
     late_share: Share = 0.05
     dropped_share: Share = 0.0
     in_flight: Annotated[Count, Field(ge=1)] = 5000
@@ -56,7 +57,8 @@ def complaints(limits: Limits, tally: Tally, planned: int) -> Iterator[str]:
         return
     share = tally.late / tally.requests
     if share > limits.late_share:
-        text = f"{tally.late} of {tally.requests} requests left more than {limits.late_above_s:g} s late"
+        late_above_s = limits.late_above_jobs * tally.service_time_s
+        text = f"{tally.late} of {tally.requests} requests left more than {late_above_s:g} s late"
         most = f"the latest by {tally.most_late_s:.2f} s"
         yield f"{text} ({share:.1%}, {most}; generator.late_share is {limits.late_share:.1%}): use more workers"
     share = tally.dropped / max(1, tally.arrivals)

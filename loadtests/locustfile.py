@@ -1,4 +1,4 @@
-"""What Locust runs: `locust -f loadtests/locustfile.py --headless --fleet-folder .fleet/small-fleet --scenario steady`."""
+"""What Locust runs: `locust -f loadtests/locustfile.py --headless --fleet-folder DIR --scenario steady`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from locust import events
 # Locust gives the locustfile's own folder to imports, not the one above it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from loadtests.loadtest import Arrivals, set_up  # noqa: E402
-from loadtests.options import add_arguments  # noqa: E402
+from loadtests.loadtest import Arrivals, set_up
+from loadtests.options import add_arguments
 
 __all__ = ["Arrivals"]  # Locust looks for its users here
 
 
-@events.init_command_line_parser.add_listener
 def _arguments(parser: Any, **_: Any) -> None:
     add_arguments(parser)
 
 
-@events.init.add_listener
 def _begin(environment: Any, web_ui: Any = None, **_: Any) -> None:
     master = set_up(environment)
     if web_ui is not None and master is not None:
         from loadtests.pages import add_pages
 
         add_pages(web_ui.app, master)
+
+
+events.init_command_line_parser.add_listener(_arguments)
+events.init.add_listener(_begin)

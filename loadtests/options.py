@@ -19,7 +19,7 @@ from .demand import herds, rates
 from .deployment import KEY_HEADER, Deployment, deployment_by_file, local_deployment
 from .faults import Breaker, Hook, StandIns
 from .form import PROMPT, Form, make_form
-from .objective_kinds import Objective
+from .objectives import Objective
 from .roles import Roles, regions, resolve
 from .scenario import Scenario, load_scenario
 from .timed import Timed
@@ -145,7 +145,9 @@ def _deployment(options: argparse.Namespace) -> Deployment:
             raise InputError("give --fleet-folder, or --fleet with --edge, not both")
         return local_deployment(Path(options.fleet_folder))
     if not options.fleet:
-        raise InputError("which fleet? Give --fleet-folder of one on this machine, or --fleet YAML with --edge REGION=URL")
+        raise InputError(
+            "which fleet? Give --fleet-folder of one on this machine, or --fleet YAML with --edge REGION=URL"
+        )
     return deployment_by_file(Path(options.fleet), options.edge, options.control)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response
 
 if TYPE_CHECKING:
-    from .loadtest import Master
+    from .master import Master
 
 
 def add_pages(app: Flask, master: Master) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, RUNTIME, edge_folder, ingress_folder, write_runtime
@@ -99,8 +100,9 @@ def admission_of_two(folder: Path, about: About, fleet: Fleet, _region: str) -> 
             continue
         at = ingress_folder(folder / ENVOY, name)
         # Not the file that the control loop writes, which would mend it.
-        _read_another(at, RUNTIME, lambda path, gpus=len(one.gpu_servers): write_runtime(path, ready_values(2 * gpus)))
-        _restart(folder, f"ingress-{name}", lambda admin=one.ingress_admin: _sees_hosts(admin))
+        twice = ready_values(2 * len(one.gpu_servers))
+        _read_another(at, RUNTIME, partial(write_runtime, values=twice))
+        _restart(folder, f"ingress-{name}", partial(_sees_hosts, one.ingress_admin))
         _restart_is_seen(about, name)
     return f"GPU servers of {', '.join(fleet.names)} take two jobs at once"
 
@@ -143,7 +145,9 @@ def _process(folder: Path, name: str) -> Process:
     state = read_state(folder)
     found = next((one for one in state.components if one.name == name), None) if state else None
     if found is None or found.pid is None or found.started is None:
-        raise RoutingError(f"{folder}: {name} does not run; it has {', '.join(one.name for one in read_wanted(folder))}")
+        raise RoutingError(
+            f"{folder}: {name} does not run; it has {', '.join(one.name for one in read_wanted(folder))}"
+        )
     return Process(found.pid, found.started)
 
 

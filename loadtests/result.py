@@ -9,8 +9,8 @@ from typing import Any
 from routing.chance import wilson
 from routing.machine import machine, versions
 
+from .findings import Run
 from .histogram import Histogram
-from .objectives import Run
 from .options import Prepared
 from .tally import Cell, Tally
 from .verdict import Verdict
@@ -19,7 +19,9 @@ from .watch import Watch
 FORMAT = 1
 
 
-def document(prepared: Prepared, tally: Tally, run: Run, verdict: Verdict, watch: Watch, workers: int) -> dict[str, Any]:
+def document(
+    prepared: Prepared, tally: Tally, run: Run, verdict: Verdict, watch: Watch, workers: int
+) -> dict[str, Any]:
     """All of it.
 
     Args:
@@ -85,7 +87,9 @@ def document(prepared: Prepared, tally: Tally, run: Run, verdict: Verdict, watch
         "edges": dict(prepared.deployment.edges),
         "stand_ins": prepared.deployment.stand_ins,
         "fleet": {
-            "regions": {name: {"gpus": one.gpus, "rps": fleet.capacity_rps(name)} for name, one in fleet.regions.items()},
+            "regions": {
+                name: {"gpus": one.gpus, "rps": fleet.capacity_rps(name)} for name, one in fleet.regions.items()
+            },
             "service_time_s": fleet.service_time_s,
             "smoothing_s": fleet.smoothing_s,
         },

@@ -93,9 +93,7 @@ def regions(roles: Roles, name: str, key: str) -> tuple[str, ...]:
     return roles[name]
 
 
-def _select(
-    role: str, selector: Selector, fleet: Fleet, serving: tuple[str, ...], found: Roles
-) -> tuple[str, ...]:
+def _select(role: str, selector: Selector, fleet: Fleet, serving: tuple[str, ...], found: Roles) -> tuple[str, ...]:
     if isinstance(selector, str):
         return (_place(selector, fleet, serving),)
     if isinstance(selector, Nth):

@@ -18,7 +18,8 @@ from routing.schema import Count, Items, Number, Positive, RegionName, Share, St
 from routing.simulate.scenario import Change, Day, Failure
 
 from .generator import Limits
-from .objective_kinds import Objective, parse_objective
+from .objective_kinds import parse_objective
+from .objectives import Objective
 from .roles import Selector
 
 FOLDER = Path(__file__).parent / "scenarios"

@@ -58,6 +58,7 @@ class Sender:
         self._headers = {**headers, "Content-Type": form.content_type, "Connection": "close"}
         self._clients = {region: _client(url, limits.in_flight, timeout_s) for region, url in edges.items()}
         self._group = Group()
+        self._late_above_s = limits.late_above_jobs * fleet.service_time_s
 
     def send(self, arrivals: Sequence[Arrival], start: float) -> None:
         """Send all of them, and wait for what becomes of them.
@@ -105,7 +106,7 @@ class Sender:
         if status > 0 and not headers.get(ATTEMPTS, "").isdigit():
             problem = FOREIGN
         outcome = self._outcome(arrival, sent - due, took_s, status, headers, problem)
-        self._tally.add(outcome, self._limits.late_above_s)
+        self._tally.add(outcome, self._late_above_s)
         self._watch(outcome, size)
 
     def _outcome(

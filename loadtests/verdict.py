@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .objective_kinds import Objective
-from .objectives import Finding, Run
+from .findings import Finding, Run
+from .objectives import Objective
 
 
 class Outcome(StrEnum):

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from .deployment import ask
-from .objectives import Observed
+from .findings import Observed
 
 
 class Watch:
