@@ -5,7 +5,8 @@
 
 Each trace is a list of arrivals, made once by its seed. The fleet (edges, ingresses, stand-ins for GPU servers, the
 control loop) meets it once; the simulator meets it with several seeds, since it draws backoffs and regions anew, and
-its mean is compared. Takes eight minutes.
+its mean is compared. It takes the time that a job keeps a GPU server busy from the servers' own metrics, as it would
+from a benchmark: a little more than the job itself. Takes eight minutes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from routing.console import tell
 from routing.fleet import Fleet, load_fleet
@@ -42,7 +46,7 @@ FLEET = Path(__file__).parents[1] / "docs/examples/small-fleet.yaml"
 NEAR = {"relative": 0.10, "share": 0.01, "seconds": 0.01}
 """What counts as the same: 10 %, or one point of a share, or a hundredth of a second."""
 _INTERVAL_S = 2.0  # of the control loop
-_OVERHEAD_S = 0.003  # two proxies and a sender in Python, on loopback; the simulator has none
+_OVERHEAD_S = 0.002  # two proxies and a sender in Python, on loopback; the simulator has none
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,9 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
     }
 
 
-def simulated(trace: Trace, arrivals: Sequence[Arrival], fleet: Fleet, seeds: int) -> dict[str, Any]:
+def simulated(trace: Trace, arrivals: Sequence[Arrival], fleet: Fleet, busy_s: float, seeds: int) -> dict[str, Any]:
     """The same of the simulator: the mean over its seeds, and the least and the most."""
-    times = ServiceTimes.parse(trace.service_time)
+    beyond_s = busy_s - ServiceTimes.parse(trace.service_time).mean_s
     scenario = Scenario(
         name=trace.name,
         duration_s=trace.seconds,
@@ -161,7 +165,7 @@ def simulated(trace: Trace, arrivals: Sequence[Arrival], fleet: Fleet, seeds: in
     experiment = Experiment(
         scenario,
         fleet,
-        service.fixed(times.mean_s) if times.text == "0.5" else service.lognormal(times.mean_s, 0.3),
+        service.lognormal(busy_s, 0.3 if trace.service_time.startswith("lognormal") else 0.0),
         table=None if trace.controlled else fixed_table(fleet),
         trace=tuple((one.at_s, one.region) for one in arrivals),
     )
@@ -170,7 +174,7 @@ def simulated(trace: Trace, arrivals: Sequence[Arrival], fleet: Fleet, seeds: in
         {
             "failure_share": run["failure_share"],
             "attempts_per_request": run["attempts_per_request"],
-            "p95_wait_s": run["wait_s"]["p95"] + _OVERHEAD_S,
+            "p95_wait_s": run["wait_s"]["p95"] + beyond_s + _OVERHEAD_S,
             "in_region_share": run["in_region_share"],
         }
         for run in runs
@@ -198,8 +202,27 @@ def agrees(fleet: dict[str, float], model: dict[str, float]) -> dict[str, bool]:
     }
 
 
-async def _send_all(runs: Sequence[tuple[Started, list[Arrival]]]) -> list[list[Outcome]]:
-    return list(await asyncio.gather(*(send(arrivals, fleet.edges) for fleet, arrivals in runs)))
+async def _send_all(runs: Sequence[tuple[Started, list[Arrival]]]) -> list[tuple[list[Outcome], float]]:
+    async def one(fleet: Started, arrivals: list[Arrival]) -> tuple[list[Outcome], float]:
+        outcomes = await send(arrivals, fleet.edges)
+        return outcomes, await _busy_s(fleet)
+
+    return list(await asyncio.gather(*(one(fleet, arrivals) for fleet, arrivals in runs)))
+
+
+async def _busy_s(fleet: Started) -> float:
+    """How long a job keeps a GPU server busy, by the servers' own metrics."""
+    urls = [url for region in fleet.about.regions.values() for url in region.gpu_servers.values()]
+    async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+        pages = await asyncio.gather(*(client.get(f"{url}/metrics") for url in urls))
+    totals = {"stillmotion_busy_seconds_total": 0.0, "stillmotion_compute_seconds_count": 0.0}
+    for page in pages:
+        for family in text_string_to_metric_families(page.text):
+            for sample in family.samples:
+                if sample.name in totals:
+                    totals[sample.name] += sample.value
+    busy_s, jobs = totals.values()
+    return busy_s / jobs
 
 
 def measure(traces: Sequence[Trace], fleets: int, seeds: int, seed: int) -> list[dict[str, Any]]:
@@ -226,9 +249,10 @@ def measure(traces: Sequence[Trace], fleets: int, seeds: int, seed: int) -> list
                     started = stack.enter_context(running(fleet, FLEET, folder, options))
                     runs.append((started, arrivals_of(trace, fleet, seed)))
                 outcomes = asyncio.run(_send_all(runs))
-            for trace, (_, arrivals), found in zip(group, runs, outcomes, strict=True):
+            for trace, (_, arrivals), (found, busy_s) in zip(group, runs, outcomes, strict=True):
                 real = figures([one for one in found if one.at_s >= trace.warm_up_s])
-                model = simulated(trace, arrivals, _fleet(trace), seeds)
+                model = simulated(trace, arrivals, _fleet(trace), busy_s, seeds)
+                real["busy_s"] = busy_s
                 rows.append({"trace": trace.name, "fleet": real, "simulator": model, "agrees": agrees(real, model)})
                 tell(f"  {trace.name}: {json.dumps(rows[-1])}")
     return rows

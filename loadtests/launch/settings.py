@@ -21,7 +21,8 @@ class Model(Strict):
     Attributes:
         runs: folder of the pipeline's runs: the gates of the newest that packaged a model count. None, or without
             such a run, `checkpoint` is judged.
-        checkpoint: folder, tag in the store or hub id; None: the shipped teacher.
+        checkpoint: folder, tag in the store or hub id; None: what would be served, the newest model of the store, and
+            without one the shipped teacher.
         clips: that it is judged on.
         at_least: limits of figures of `python -m pipeline evaluate --json`, by name.
         limit_s: time to judge it.
