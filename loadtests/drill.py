@@ -27,8 +27,6 @@ from .scenario import load_scenario
 from .timed import Timed
 from .verdict import Outcome
 
-LAUNCH = ("steady", "thresholds", "hot-spot", "spike", "herd", "region-loss")
-"""What is run when nothing is named: each planted fault (`plant.FAULTS`) fails one of them at least."""
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"
 _GRACE_S = 120.0  # beyond the requests themselves: start, the last answers, the verdict
 _KEPT = "series", "tables", "machine", "versions", "edges"

@@ -16,8 +16,8 @@ class Limits(Strict):
     """What a generator may miss before a run is void.
 
     Attributes:
-        late_above_jobs: a request that leaves later than this after its time (times the fleet's `service_time_s`) is late.
-            A herd of a thousand does not leave in one moment, and need not where a job takes seconds.
+        late_above_jobs: a request that leaves later than this after its time, times the fleet's `service_time_s`, is
+            late. A herd of a thousand does not leave in one moment, and need not where a job takes seconds.
         late_share: of the requests, that may be.
         dropped_share: of the arrivals, that may be left out because too many were in flight.
         in_flight: of one worker, above which it drops.

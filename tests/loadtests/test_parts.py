@@ -5,6 +5,7 @@ import email
 import io
 import json
 import re
+import subprocess
 import sys
 from email.policy import HTTP
 from html.parser import HTMLParser
@@ -235,3 +236,37 @@ def test_commands_tell_wrong_use_from_what_failed(arguments, status, capsys, mon
     assert ("error: " in said.err) == (status == 2)
     assert len(said.err.splitlines()) <= 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_locust_needs_nothing_of_a_fleet_or_a_model_to_send_requests():
+    # Load tests run on machines that have neither.
+    blocked = [
+        "torch",
+        "diffusers",
+        "pipeline",
+        "serving",
+        "httpx",
+        "aiohttp",
+        "scipy",
+        "numba",
+        "starlette",
+        "matplotlib",
+    ]
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import loadtests.loadtest, loadtests.pages"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_drill_without_what_fleets_need_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['httpx'] = None; from loadtests.cli import main\n"
+        f"sys.exit(main(['run', '--fleet', {str(ROOT / FLEET)!r}, '--out', {str(tmp_path / 'x')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == "error: httpx is not installed: pip install 'stillmotion[loadtests,routing]'\n"
+
+
+def test_routing_knows_nothing_of_load_tests():
+    named = [path for path in (ROOT / "routing").rglob("*.py") if "loadtests" in path.read_text(encoding="utf-8")]
+    assert named == []
