@@ -55,7 +55,16 @@ def complaints(limits: Limits, tally: Tally, planned: int) -> Iterator[str]:
     if not tally.requests:
         yield "no request has an outcome"
         return
-    share = tally.late / tally.requests
+    yield from overload(limits, tally)
+    if tally.problems[FOREIGN] > limits.foreign_share * tally.requests:
+        yield f"{tally.problems[FOREIGN]} of {tally.requests} answers are not stillmotion's"
+    for source, failed, count in _unreached(tally):
+        yield f"the edge of {source} could not be reached by {failed} of its {count} requests"
+
+
+def overload(limits: Limits, tally: Tally) -> Iterator[str]:
+    """In what the generator did not keep up, if in anything: another try may be better, when the machine has less to do."""
+    share = tally.late / max(1, tally.requests)
     if share > limits.late_share:
         late_above_s = limits.late_above_jobs * tally.service_time_s
         text = f"{tally.late} of {tally.requests} requests left more than {late_above_s:g} s late"
@@ -68,10 +77,6 @@ def complaints(limits: Limits, tally: Tally, planned: int) -> Iterator[str]:
     if tally.cpu_percent > limits.cpu_percent:
         text = f"a worker took {tally.cpu_percent:.0f} % of a core for five seconds"
         yield f"{text} (generator.cpu_percent is {limits.cpu_percent:.0f}): use more workers"
-    if tally.problems[FOREIGN] > limits.foreign_share * tally.requests:
-        yield f"{tally.problems[FOREIGN]} of {tally.requests} answers are not stillmotion's"
-    for source, failed, count in _unreached(tally):
-        yield f"the edge of {source} could not be reached by {failed} of its {count} requests"
 
 
 def _unreached(tally: Tally) -> Iterator[tuple[str, int, int]]:

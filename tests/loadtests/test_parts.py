@@ -215,6 +215,14 @@ def test_the_page_stands_alone_and_shows_shares_over_time(recorded, small_fleet,
     assert "rolling region loss" in found.text
 
 
+def test_a_scenario_of_other_regions_starts_no_fleet(scenario_file, tmp_path, capsys):
+    scenario = scenario_file(traffic={"load": 0.4, "region_load": {"mars": 1.0}})
+    status = main(["run", "--fleet", str(ROOT / FLEET), "--out", str(tmp_path / "x"), "--scenarios", str(scenario)])
+    assert status == 2
+    assert "traffic.region_load.mars: mars is no role of the scenario" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
