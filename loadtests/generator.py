@@ -63,7 +63,7 @@ def complaints(limits: Limits, tally: Tally, planned: int) -> Iterator[str]:
 
 
 def overload(limits: Limits, tally: Tally) -> Iterator[str]:
-    """In what the generator did not keep up, if in anything: another try may be better, when the machine has less to do."""
+    """In what the generator did not keep up, if in anything: another try may, when the machine has less to do."""
     share = tally.late / max(1, tally.requests)
     if share > limits.late_share:
         late_above_s = limits.late_above_jobs * tally.service_time_s
