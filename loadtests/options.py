@@ -98,6 +98,10 @@ def prepare(options: argparse.Namespace) -> Prepared:
     Raises:
         InputError: something cannot be used as it is.
     """
+    for name in ("verdict", "report", "arrivals"):
+        path = getattr(options, name)
+        if path and not Path(path).parent.is_dir():
+            raise InputError(f"--{name} {path}: there is no folder {Path(path).parent}")
     scenario = load_scenario(options.scenario)
     deployment = _deployment(options)
     fleet = deployment.fleet

@@ -93,6 +93,7 @@ EDGES = [f"--edge={name}=http://127.0.0.1:1" for name in ("us-east", "us-west", 
         (["--fleet", FLEET, *EDGES, "--role", "hot"], "should be ROLE=REGION"),
         (["--fleet", FLEET, *EDGES, "--scenario", "region-loss"], "give --fault-hook COMMAND, or do it yourself"),
         (["--fleet", FLEET, *EDGES, "--prompt", " "], "--prompt: is empty"),
+        (["--fleet", FLEET, *EDGES, "--verdict", "/nowhere/v.json"], "there is no folder /nowhere"),
     ],
 )
 def test_wrong_use_is_told_in_one_line(arguments, said, monkeypatch, small_fleet):  # noqa: ARG001
