@@ -16,7 +16,7 @@ from typing import Any
 from routing.console import tell
 from routing.errors import RoutingError
 
-from .scenario import load_scenario, names
+from .scenario import LAUNCH, load_scenario, names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +59,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    from .drill import LAUNCH
-
     parser.add_argument("--fleet", type=Path, required=True, metavar="YAML", help="regions, GPUs, policies")
     text = f"names or files (default: {' '.join(LAUNCH)})"
     parser.add_argument("--scenarios", nargs="+", default=list(LAUNCH), metavar="NAME", help=text)
@@ -77,9 +75,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    from .drill import Drill, run
     from .plant import known
 
+    try:
+        from .drill import Drill, run
+    except ModuleNotFoundError as error:
+        raise RoutingError(f"{error.name} is not installed: pip install 'stillmotion[loadtests,routing]'") from error
     if options.plant is not None:
         known(options.plant)
     return run(

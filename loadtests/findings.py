@@ -1,8 +1,8 @@
 """What objectives are judged by: the requests of a run, the plan that the fleet's policies would make, and chance.
 
 Each share is judged with the interval that so few requests leave it in (Wilson): an objective has failed when all of
-that interval is on the wrong side of the limit. Three standard deviations of chance, so that of a hundred objectives
-that are just met a run fails none, hardly ever. What has too few requests to fail is not judged, and never passed.
+that interval is on the wrong side of the limit. Three standard deviations of chance: of seven hundred objectives that
+are just met, one fails. What has hardly any requests is not judged, and never passed.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ class Limits(Strict):
     """What a generator may miss before a run is void.
 
     Attributes:
-        late_above_jobs: a request that leaves later than this after its time (times the fleet's `service_time_s`) is late.
-            A herd of a thousand does not leave in one moment, and need not where a job takes seconds.
+        late_above_jobs: a request that leaves later than this after its time, times the fleet's `service_time_s`, is
+            late. A herd of a thousand does not leave in one moment, and need not where a job takes seconds.
         late_share: of the requests, that may be.
         dropped_share: of the arrivals, that may be left out because too many were in flight.
         in_flight: of one worker, above which it drops.
@@ -55,7 +55,16 @@ def complaints(limits: Limits, tally: Tally, planned: int) -> Iterator[str]:
     if not tally.requests:
         yield "no request has an outcome"
         return
-    share = tally.late / tally.requests
+    yield from overload(limits, tally)
+    if tally.problems[FOREIGN] > limits.foreign_share * tally.requests:
+        yield f"{tally.problems[FOREIGN]} of {tally.requests} answers are not stillmotion's"
+    for source, failed, count in _unreached(tally):
+        yield f"the edge of {source} could not be reached by {failed} of its {count} requests"
+
+
+def overload(limits: Limits, tally: Tally) -> Iterator[str]:
+    """In what the generator did not keep up, if in anything: another try may, when the machine has less to do."""
+    share = tally.late / max(1, tally.requests)
     if share > limits.late_share:
         late_above_s = limits.late_above_jobs * tally.service_time_s
         text = f"{tally.late} of {tally.requests} requests left more than {late_above_s:g} s late"
@@ -68,10 +77,6 @@ def complaints(limits: Limits, tally: Tally, planned: int) -> Iterator[str]:
     if tally.cpu_percent > limits.cpu_percent:
         text = f"a worker took {tally.cpu_percent:.0f} % of a core for five seconds"
         yield f"{text} (generator.cpu_percent is {limits.cpu_percent:.0f}): use more workers"
-    if tally.problems[FOREIGN] > limits.foreign_share * tally.requests:
-        yield f"{tally.problems[FOREIGN]} of {tally.requests} answers are not stillmotion's"
-    for source, failed, count in _unreached(tally):
-        yield f"the edge of {source} could not be reached by {failed} of its {count} requests"
 
 
 def _unreached(tally: Tally) -> Iterator[tuple[str, int, int]]:

@@ -18,6 +18,7 @@ class Arrivals(User):
     """What Locust starts: one in each worker sends that worker's requests, whatever their number."""
 
     wait_time = constant(3600)  # after its one task
+    host = "the edge of each region"  # for Locust's page, which asks for one
     worker: Worker | None = None
 
     @task

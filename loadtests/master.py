@@ -85,16 +85,17 @@ class Master:
         self._worker.reset()
         options = options_of(self._environment)
         try:
-            self._prepared = prepared = prepare(options)
-        except InputError as error:
+            prepared = prepare(options)
+            if options.arrivals:
+                write_trace(prepared.arrivals, Path(options.arrivals))
+        except RoutingError as error:
             tell(f"error: {error}")
-            self._environment.process_exit_code = WRONG_USE
+            self._environment.process_exit_code = error.exit_status
             gevent.spawn_later(0.1, self._stop)
             return
+        self._prepared = prepared
         self._watch = Watch(prepared.deployment.control)
         self._tally = Tally(prepared.bin_s, prepared.deployment.fleet.service_time_s)
-        if options.arrivals:
-            write_trace(prepared.arrivals, Path(options.arrivals))
         self._reasons = list(unfit(prepared.deployment, prepared.headers))
         what = f"{prepared.scenario.name}: {len(prepared.arrivals)} requests in {prepared.seconds:.0f} s"
         tell(f"{what}, roles {_roles(prepared)}" if prepared.scenario.roles else what)

@@ -48,7 +48,7 @@ def parse_objective(content: object, key: str) -> Objective:
     kind = content.get("kind")
     if kind is None:
         raise InputError(f"is missing; known are {', '.join(KINDS)}", key=f"{key}.kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{kind} is no kind of objective{did_you_mean(str(kind), KINDS)}", key=f"{key}.kind")
     try:
         return validated(KINDS[kind], content)

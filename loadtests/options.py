@@ -11,6 +11,7 @@ from typing import Any
 
 from routing.envoy.edge import patience_s
 from routing.errors import InputError
+from routing.fleet import Fleet
 from routing.local.arrivals import Arrival
 from routing.simulate.scenario import Failure
 
@@ -97,6 +98,10 @@ def prepare(options: argparse.Namespace) -> Prepared:
     Raises:
         InputError: something cannot be used as it is.
     """
+    for name in ("verdict", "report", "arrivals"):
+        path = getattr(options, name)
+        if path and not Path(path).parent.is_dir():
+            raise InputError(f"--{name} {path}: there is no folder {Path(path).parent}")
     scenario = load_scenario(options.scenario)
     deployment = _deployment(options)
     fleet = deployment.fleet
@@ -104,14 +109,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         raise InputError(f"--compress: {options.compress:g} is not from 0.01 to 1000")
     timed = Timed.of(scenario.for_smoothing_s, fleet, options.compress)
     roles = resolve(scenario.roles, fleet, _pairs(options.role))
-    objectives = scenario.parsed_objectives()
-    for i, one in enumerate(objectives):
-        regions(roles, one.regions, f"objectives.{i}.regions")
-    failures = tuple(
-        one.model_copy(update={"region": region})
-        for i, one in enumerate(scenario.failures)
-        for region in regions(roles, one.region, f"failures.{i}.region")
-    )
+    objectives, failures = _for_roles(scenario, roles)
     seed = scenario.seed if options.seed < 0 else options.seed
     demand = rates(scenario, fleet, roles, timed)
     together = herds(scenario, fleet, roles, timed)
@@ -137,6 +135,31 @@ def prepare(options: argparse.Namespace) -> Prepared:
         # Beyond what an edge may take by itself there is no answer to come.
         timeout_s=scenario.generator.timeout_s or patience_s(fleet) + 10,
     )
+
+
+def see_that_it_fits(scenario: Scenario, fleet: Fleet) -> None:
+    """See that a scenario can be run on a fleet.
+
+    Raises:
+        InputError: it names regions that are not there.
+    """
+    roles = resolve(scenario.roles, fleet)
+    _for_roles(scenario, roles)
+    rates(scenario, fleet, roles, Timed(1.0))
+    herds(scenario, fleet, roles, Timed(1.0))
+
+
+def _for_roles(scenario: Scenario, roles: Roles) -> tuple[tuple[Objective, ...], tuple[Failure, ...]]:
+    """Objectives, and a failure for each region that has one."""
+    objectives = scenario.parsed_objectives()
+    for i, one in enumerate(objectives):
+        regions(roles, one.regions, f"objectives.{i}.regions")
+    failures = tuple(
+        one.model_copy(update={"region": region})
+        for i, one in enumerate(scenario.failures)
+        for region in regions(roles, one.region, f"failures.{i}.region")
+    )
+    return objectives, failures
 
 
 def _deployment(options: argparse.Namespace) -> Deployment:

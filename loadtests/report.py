@@ -19,7 +19,7 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .4re
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #e3e7ec; vertical-align: top; }
 th { font-weight: 600; } td.n, th.n { text-align: right; }
-td.mark { white-space: nowrap; font-weight: 600; } tr.failed td.mark { color: #B00020; }
+td:first-child { white-space: nowrap; } td.mark {  font-weight: 600; } tr.failed td.mark { color: #B00020; }
 tr.passed td.mark { color: #00704f; } tr.not td { color: #5a6472; } .quiet { color: #5a6472; }
 svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; fill: #5a6472; }
 svg .grid { stroke: #0002; stroke-width: 1; } .key { margin-right: 1rem; white-space: nowrap; }

@@ -10,6 +10,7 @@ from routing.chance import wilson
 from routing.machine import machine, versions
 
 from .findings import Run
+from .generator import overload
 from .histogram import Histogram
 from .options import Prepared
 from .tally import Cell, Tally
@@ -73,6 +74,7 @@ def document(
             "dropped": tally.dropped,
             "cpu_percent": tally.cpu_percent,
             "workers": workers,
+            "kept_up": not any(overload(prepared.scenario.generator, tally)),
         },
         "control": {
             "url": prepared.deployment.control,

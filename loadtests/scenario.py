@@ -24,6 +24,8 @@ from .roles import Selector
 
 FOLDER = Path(__file__).parent / "scenarios"
 """Of the scenarios that come with the package."""
+LAUNCH = ("steady", "thresholds", "hot-spot", "spike", "herd", "region-loss")
+"""What is run when nothing is named: each planted fault (`plant.FAULTS`) fails one of them at least."""
 
 
 class Level(Strict):

@@ -52,7 +52,7 @@ def judge(run: Run, objectives: Sequence[Objective], complaints: Sequence[str]) 
     findings = tuple(one.judge(run) for one in objectives)
     reasons = list(complaints)
     failed = any(one.verdict == "failed" for one in findings)
-    if not failed:
+    if not failed and not reasons:
         reasons += [f"{one.text}: {one.why}" for one in findings if one.verdict == "not judged" and one.needed]
         if not any(one.verdict == "passed" for one in findings):
             reasons.append("no objective could be judged")

@@ -5,6 +5,7 @@ import email
 import io
 import json
 import re
+import subprocess
 import sys
 from email.policy import HTTP
 from html.parser import HTMLParser
@@ -92,6 +93,7 @@ EDGES = [f"--edge={name}=http://127.0.0.1:1" for name in ("us-east", "us-west", 
         (["--fleet", FLEET, *EDGES, "--role", "hot"], "should be ROLE=REGION"),
         (["--fleet", FLEET, *EDGES, "--scenario", "region-loss"], "give --fault-hook COMMAND, or do it yourself"),
         (["--fleet", FLEET, *EDGES, "--prompt", " "], "--prompt: is empty"),
+        (["--fleet", FLEET, *EDGES, "--verdict", "/nowhere/v.json"], "there is no folder /nowhere"),
     ],
 )
 def test_wrong_use_is_told_in_one_line(arguments, said, monkeypatch, small_fleet):  # noqa: ARG001
@@ -214,6 +216,14 @@ def test_the_page_stands_alone_and_shows_shares_over_time(recorded, small_fleet,
     assert "rolling region loss" in found.text
 
 
+def test_a_scenario_of_other_regions_starts_no_fleet(scenario_file, tmp_path, capsys):
+    scenario = scenario_file(traffic={"load": 0.4, "region_load": {"mars": 1.0}})
+    status = main(["run", "--fleet", str(ROOT / FLEET), "--out", str(tmp_path / "x"), "--scenarios", str(scenario)])
+    assert status == 2
+    assert "traffic.region_load.mars: mars is no role of the scenario" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
@@ -235,3 +245,37 @@ def test_commands_tell_wrong_use_from_what_failed(arguments, status, capsys, mon
     assert ("error: " in said.err) == (status == 2)
     assert len(said.err.splitlines()) <= 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_locust_needs_nothing_of_a_fleet_or_a_model_to_send_requests():
+    # Load tests run on machines that have neither.
+    blocked = [
+        "torch",
+        "diffusers",
+        "pipeline",
+        "serving",
+        "httpx",
+        "aiohttp",
+        "scipy",
+        "numba",
+        "starlette",
+        "matplotlib",
+    ]
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import loadtests.loadtest, loadtests.pages"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_drill_without_what_fleets_need_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['httpx'] = None; from loadtests.cli import main\n"
+        f"sys.exit(main(['run', '--fleet', {str(ROOT / FLEET)!r}, '--out', {str(tmp_path / 'x')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == "error: httpx is not installed: pip install 'stillmotion[loadtests,routing]'\n"
+
+
+def test_routing_knows_nothing_of_load_tests():
+    named = [path for path in (ROOT / "routing").rglob("*.py") if "loadtests" in path.read_text(encoding="utf-8")]
+    assert named == []

@@ -103,6 +103,7 @@ def test_regions_without_gpus_have_no_role(small_fleet):
             {"objectives": [{"kind": "failed", "at_most": 2.0}]},
             "objectives.0.at_most: should be less than or equal to 1",
         ),
+        ({"objectives": [{"kind": ["failed"]}]}, "objectives.0.kind: ['failed'] is no kind of objective"),
         ({"objectives": ["failed"]}, "objectives.0: should hold keys and values"),
         ({"objectives": [{"kind": "failed", "at_most": 0.1, "from_s": 20}]}, "objectives.0.from_s: 20 is not before"),
         (
