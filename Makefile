@@ -38,7 +38,7 @@ FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: $(READY) ## from the notebooks to a served animation; IMAGE=photo.jpg PROMPT="a red circle moves right" for your own
@@ -78,6 +78,13 @@ train: $(READY) ## train the embedded teacher again
 .PHONY: serve
 serve: $(READY) ## serve the newest model of the store
 	$(BIN)/bentoml serve $(ARGS)
+
+# What has to hold; with a fleet, a traffic history and a benchmark of your own, a file of your own.
+LAUNCH ?= docs/examples/launch.yaml
+
+.PHONY: launch-check
+launch-check: $(READY) ## go or no-go: model, capacity, load tests and a fault drill on a fleet of this machine
+	@$(BIN)/python -m loadtests launch --file $(LAUNCH) --out runs/launch-check
 
 .PHONY: lock
 lock: $(READY) ## write constraints.txt and serving/requirements.txt; ARGS=--upgrade takes newer releases

@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil
 from typing import Self
 
 import aiohttp
 
+from ..chance import wilson
 from .arrivals import Arrival
 from .gpu import GIF
 
@@ -200,18 +201,6 @@ class Summary:
             p95_s=quantile(latencies, 0.95),
             p99_s=quantile(latencies, 0.99),
         )
-
-
-def wilson(count: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a share, 95 % by default (Wilson 1927): it is right for few and for none too."""
-    if of == 0:
-        return 0.0, 1.0
-    share = count / of
-    middle = share + z * z / (2 * of)
-    half = z * sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    scale = 1 + z * z / of
-    # At the ends rounding would leave the share itself outside.
-    return min(share, max(0.0, (middle - half) / scale)), max(share, min(1.0, (middle + half) / scale))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
