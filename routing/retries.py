@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .fleet import RetryPolicy
+from .fleet import Fleet, RetryPolicy
 
 RETRIABLE_CONDITIONS = ("connect-failure", "refused-stream", "reset-before-request")
 """In Envoy's words: nobody has begun the request. Not `5xx` or `reset`, which may have half a job done twice."""
@@ -45,6 +46,27 @@ def attempts_by_table(policy: RetryPolicy) -> int:
     a region whose table does not know yet that it is hot.
     """
     return max(1, round(policy.attempts * 2 / 3))
+
+
+def attempt_groups(fleet: Fleet, source: str, row: Mapping[str, float]) -> list[dict[str, float]]:
+    """Where the attempts of a job go: {region: weight}, first by the table, then where retries may find room.
+
+    The first group is what the planner placed, by its shares, and has the first `attempts_by_table` attempts. The
+    regions that have no more than the floor share, or none, follow ring by ring: the other attempts go to the first
+    of these groups of which a region is alive, and all attempts do when every region before it is dead. Regions
+    beyond the rings that overflow may use are in none.
+
+    Args:
+        fleet: whose regions they are.
+        source: region whose users' jobs they are.
+        row: of the table.
+    """
+    # A share this small is there for retries to find. As a weight it would send first attempts away from home.
+    placed = {name: share for name, share in row.items() if share > fleet.floor_share or (share and name == source)}
+    groups = [placed or dict(row)]
+    for ring in fleet.rings(source)[: fleet.farthest_ring + 1]:
+        groups.append({name: row.get(name) or fleet.floor_share for name in ring if name not in groups[0]})
+    return groups
 
 
 def expected_attempts(refused: float, attempts: int) -> float:

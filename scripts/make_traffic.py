@@ -1,9 +1,11 @@
 # ruff: noqa: INP001  # a script, no package
-"""Make a history of traffic, to try `python -m routing capacity` with. It is generated, and says so in its name.
+r"""Make a history of traffic, to try `python -m routing capacity` with. It is generated, and says so in its name.
 
     python scripts/make_traffic.py --out docs/examples/generated-traffic.csv
+    python scripts/make_traffic.py --fleet docs/examples/small-fleet.yaml \
+        --out docs/examples/generated-small-traffic.csv
 
-Four weeks by the hour for the regions of the example fleet: a day curve by local time, quieter weekends, growth of
+Four weeks by the hour for the regions of a fleet: a day curve by local time, quieter weekends, growth of
 2 % a week, one evening with a campaign, and Poisson noise.
 """
 
@@ -27,17 +29,20 @@ WEEKS = 4
 PEAK_HOUR, TROUGH = 20.5, 0.3
 WEEKEND = 0.85
 GROWTH_A_WEEK = 1.02
-# Requests per second at the peak of a weekday, by region of docs/examples/fleet.yaml.
-PEAK_RPS = {"us-east": 42.0, "us-west": 24.0, "eu-west": 36.0, "ap-south": 20.0, "ap-east": 12.0}
+# Requests per second at the peak of a weekday, by fleet and region.
+PEAK_RPS = {
+    "fleet": {"us-east": 42.0, "us-west": 24.0, "eu-west": 36.0, "ap-south": 20.0, "ap-east": 12.0},
+    "small-fleet": {"us-east": 1.8, "us-west": 1.2, "eu-west": 1.5},
+}
 CAMPAIGN = ("eu-west", datetime(2025, 9, 17, 17, tzinfo=UTC), 3, 1.6)  # region, start, hours, factor
 
 
-def mean_rps(region: str, longitude: float, time: datetime) -> float:
+def mean_rps(fleet: str, region: str, longitude: float, time: datetime) -> float:
     """Requests per second, before noise."""
     local = time + timedelta(hours=longitude / 15)
     hour = local.hour + local.minute / 60
     curve = TROUGH + (1 - TROUGH) * ((1 + math.cos((hour - PEAK_HOUR) * math.pi / 12)) / 2) ** 1.5
-    rps = PEAK_RPS[region] * curve * GROWTH_A_WEEK ** ((time - START).days // 7)
+    rps = PEAK_RPS[fleet][region] * curve * GROWTH_A_WEEK ** ((time - START).days // 7)
     if local.weekday() >= 5:
         rps *= WEEKEND
     where, start, hours, factor = CAMPAIGN
@@ -60,7 +65,7 @@ def main() -> None:
     for hour in range(WEEKS * 168):
         time = START + timedelta(hours=hour)
         for name, region in fleet.regions.items():
-            mean = 3600 * mean_rps(name, region.longitude or 0.0, time)
+            mean = 3600 * mean_rps(options.fleet.stem, name, region.longitude or 0.0, time)
             rows.writerow((time.isoformat(), name, int(generator.poisson(mean))))
     write_atomically(options.out, text.getvalue())
     tell(f"written: {options.out}, {WEEKS} weeks of {len(fleet.names)} regions")

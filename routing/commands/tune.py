@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fleet", type=Path, metavar="YAML", help="instead of the fleet that the scenarios name")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default: 0)")
+    text = "run the scenarios with the policy that was found on a real fleet of this machine too, in real time"
+    parser.add_argument("--confirm", action="store_true", help=text)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw what was tried there")
 
 
@@ -46,7 +48,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     def progress(count: int, best: Trial) -> None:
         tell(f"{count} policies tried; the best {'meets the goal' if best.met else 'misses it'}: {best.score:.4g}")
 
-    found = results(tune(experiments, goal, options.seed, progress=progress), experiments[0].fleet)
+    if options.confirm:
+        from ..tune.confirm import can_be_confirmed, confirmed
+
+        can_be_confirmed(options.scenario, experiments, options.seed)
+    tuned = tune(experiments, goal, options.seed, progress=progress)
+    found = results(tuned, experiments[0].fleet)
+    if options.confirm:
+        found |= confirmed(experiments, tuned)
     if options.plot is not None:
         from ..tune.plots import plot
 
@@ -75,5 +84,12 @@ def lines(result: dict[str, Any]) -> list[str]:
         found.append(
             f"{name}: the best misses " + ", ".join(f"{limit} by {100 * by:.1f} %" for limit, by in misses.items())
         )
+    for name, one in result.get("real", {}).items():
+        found += ["", f"{name}, on a real fleet: the limits are {'met' if one['met'] else 'NOT met'}"]
+        found += [
+            f"  {row['name']:<21} simulated {row['simulated']:>8.3f}  measured {row['measured']:>8.3f}"
+            + ("" if row["agrees"] else "  (not the same)")
+            for row in one["figures"]
+        ]
     text = "with other seeds it is met too" if result["goal_met"] else "see `confirmed` in --json for other seeds"
-    return [*found, text, "", "# for fleet.yaml", *result["fleet_yaml"].splitlines()]
+    return [*found, "", text, "", "# for fleet.yaml", *result["fleet_yaml"].splitlines()]

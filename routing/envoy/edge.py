@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data_plane import DataPlane, Place
 from ..fleet import Fleet, RetryPolicy
-from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES, Waits, attempts_by_table
+from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES, Waits, attempt_groups, attempts_by_table
 from ..table import RoutingTable
 from . import delay, tls
 from .bootstrap import bootstrap
@@ -162,16 +162,9 @@ def job_retries(policy: RetryPolicy) -> Message:
 def edge_endpoints(fleet: Fleet, region: str, places: Mapping[str, Place], table: RoutingTable) -> Message:
     """The table's row, as localities: each is a region, its hosts are the ingresses.
 
-    Priority 0 is what the planner placed, by its shares. The regions that have no more than the floor share, or
-    none, follow ring by ring: retries get there (`job_retries`), and all requests when every region before them
-    is dead. Regions beyond the rings that overflow may use are not there at all.
+    Priorities are `attempt_groups`: retries get to the second and those after it by `job_retries`.
     """
-    row = table.shares[region]
-    # A share this small is there for retries to find. As a weight it would send first attempts away from home.
-    placed = {name: share for name, share in row.items() if share > fleet.floor_share or (share and name == region)}
-    groups = [placed or dict(row)]
-    for ring in fleet.rings(region)[: fleet.farthest_ring + 1]:
-        groups.append({name: row.get(name) or fleet.floor_share for name in ring if name not in groups[0]})
+    groups = attempt_groups(fleet, region, table.shares[region])
     found = [{name: share for name, share in group.items() if places[name].ingresses} for group in groups]
     localities = [
         _locality(name, places[name], round(share * _WEIGHT), priority)

@@ -44,7 +44,8 @@ def drain(
                 sleep(_EVERY_S)
             return active
     except httpx.HTTPStatusError as error:
-        raise RoutingError(f"{admin}: that is no admin page of Envoy (it answers {error.response.status_code})") from None
+        text = f"that is no admin page of Envoy: it answers {error.response.status_code}"
+        raise RoutingError(f"{admin}: {text}") from None
     except httpx.HTTPError as error:
         raise RoutingError(f"{admin}: the admin page does not answer ({str(error) or type(error).__name__})") from None
 

@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil
 from typing import Self
 
 import aiohttp
 
+from ..chance import wilson
 from .arrivals import Arrival
 from .gpu import GIF
 
@@ -44,6 +45,7 @@ class Outcome:
         attempts: of the edge; 0: not known.
         request_id: by the edge.
         problem: why there was no answer.
+        compute_s: that the GPU server computed, as it says itself; 0: not known.
     """
 
     region: str
@@ -56,11 +58,17 @@ class Outcome:
     attempts: int = 0
     request_id: str = ""
     problem: str = ""
+    compute_s: float = 0.0
 
     @property
     def ok(self) -> bool:
         """Whether it is an animation."""
         return self.status == 200
+
+    @property
+    def wait_s(self) -> float:
+        """All of its time but the computation."""
+        return self.latency_s - self.compute_s
 
 
 async def send(
@@ -128,7 +136,15 @@ def _outcome(arrival: Arrival, late_s: float, latency_s: float, response: aiohtt
         headers.get("x-stillmotion-gpu", ""),
         int(attempts) if attempts.isdigit() else 0,
         headers.get("x-request-id", ""),
+        compute_s=_seconds(headers.get("x-stillmotion-compute-seconds", "")),
     )
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -185,18 +201,6 @@ class Summary:
             p95_s=quantile(latencies, 0.95),
             p99_s=quantile(latencies, 0.99),
         )
-
-
-def wilson(count: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a share, 95 % by default (Wilson 1927): it is right for few and for none too."""
-    if of == 0:
-        return 0.0, 1.0
-    share = count / of
-    middle = share + z * z / (2 * of)
-    half = z * sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    scale = 1 + z * z / of
-    # At the ends rounding would leave the share itself outside.
-    return min(share, max(0.0, (middle - half) / scale)), max(share, min(1.0, (middle + half) / scale))
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -8,7 +8,7 @@ import json
 import random
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from .faults import Faults, Metrics, Order
 from .faults import parse as parse_faults
@@ -47,6 +47,8 @@ class StandIn:
     draining: bool = False
     down_s: float = 0.0
     series: Series = field(default_factory=Series)
+    _taken: int = 0
+    _slot: asyncio.Lock = field(default_factory=asyncio.Lock)
     _busy_since: float | None = None
     _busy_s: float = 0.0
     _ends_at: float = 0.0
@@ -55,7 +57,7 @@ class StandIn:
     @property
     def busy(self) -> bool:
         """Whether the slot is taken."""
-        return self._busy_since is not None
+        return self._taken > 0
 
     @property
     def ready(self) -> bool:
@@ -99,7 +101,7 @@ class StandIn:
             "busy": self.busy,
             "ready": self.ready,
             "requests": dict(self.series.requests),
-            "faults": {"metrics": self.faults.metrics, "ready": self.faults.ready},
+            "faults": asdict(self.faults),
         }
 
     async def _job(self, request: Request) -> Reply:
@@ -113,13 +115,19 @@ class StandIn:
         if not self.ready:
             reply = _error(503, "draining" if self.draining else "loading", f"the {NAME} takes no jobs now")
             return Reply(reply.status, {**reply.headers, "Retry-After": "5"}, reply.body), "unavailable"
-        if self.busy:
+        if self._taken >= self.faults.admission:
             left_s = max(1, round(self._ends_at - time.monotonic() + 0.5))
             return Reply(429, {"Retry-After": str(left_s)}), "busy"
+        self._taken += 1
+        try:
+            await self._slot.acquire()  # at once, unless it was told to take more than one
+        except BaseException:
+            self._taken -= 1
+            raise
         self._busy_since = time.monotonic()
         stays = False
         try:
-            seconds = self.times.draw(self.generator)
+            seconds = self.times.draw(self.generator) * self.faults.slowness
             self._ends_at = self._busy_since + seconds
             if (refusal := await _upload(request.headers.get("content-type", ""), request.body)) is not None:
                 return refusal, "slow_upload" if refusal.status == 408 else "bad_input"
@@ -176,6 +184,8 @@ class StandIn:
     def _free(self) -> None:
         self._count()
         self._busy_since = None
+        self._taken -= 1
+        self._slot.release()
 
     def _count(self) -> float:
         """Busy seconds until now."""

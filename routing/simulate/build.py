@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..retries import attempts_by_table
 from . import state as st
 from .demand import given_times, rates
 from .draws import key_of
@@ -48,12 +49,11 @@ def build(experiment: Experiment, seed: int) -> st.State:
         streams=streams,
         order=np.arange(len(streams), dtype=np.int64),
         jobs=jobs,
-        tried=np.zeros((len(jobs), fleet.retry.attempts), np.int32),
         nodes=nodes,
         heads=np.full(_buckets(gpus), -1, np.int32),
         near=np.zeros(places, st.event_type),
-        rows=np.zeros((n, n), st.place_type),
-        row_lengths=np.zeros(n, np.int64),
+        rows=np.zeros((2, n, n), st.place_type),
+        row_lengths=np.zeros((2, n), np.int64),
         one_way_s=one_way,
         tried_flow=np.zeros((n, n), np.int64),
         served_flow=np.zeros((n, n), np.int64),
@@ -84,7 +84,7 @@ def _scalars(experiment: Experiment, *, own_view: bool) -> st.Records:
         "one_tier": proxies.tiers == 1,
         "own_view": own_view,
         "rotation": proxies.rotation,
-        "redraws": proxies.host_selection_attempts,
+        "by_table": attempts_by_table(retry),
         "attempts": retry.attempts,
         "base_s": retry.base_interval_s,
         "most_s": retry.max_interval_s,

@@ -1,8 +1,8 @@
 """How an edge chooses where an attempt goes: a region by the table, then an ingress or a GPU server of it.
 
-As Envoy does: regions in weighted rotation (earliest deadline first, whose shares are exact in any window), and for a
-retry again and again, until the host was not tried before or the draws are used up; the last draw is taken then
-(`chooseHost` in its load_balancer_impl.cc, with the predicate `previous_hosts`).
+As Envoy does: regions in weighted rotation (earliest deadline first, whose shares are exact in any window). The first
+attempts of a job go by the table, the others to the regions that it keeps for them (`routing.retries.attempt_groups`;
+Envoy's retry priority `previous_priorities`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from .draws import bits, uniform
 from .state import State
 
 NOBODY = -1
-_CHOICES = 4096  # draws for choices start here among those of a job
-_EACH = 64  # of an attempt at most; two are needed a choice
+_CHOICES = 4096  # draws for choices start here among those of a job; two an attempt
 
 
 @compiled
-def choose(s: State, source: int, key: np.uint64, attempt: int, job: int) -> int:
+def choose(s: State, source: int, key: np.uint64, attempt: int) -> int:
     """The host that an attempt goes to, or `NOBODY` where no region is alive.
 
     Args:
@@ -27,37 +26,25 @@ def choose(s: State, source: int, key: np.uint64, attempt: int, job: int) -> int
         source: of the job.
         key: of the job's draws.
         attempt: 1, 2, ...
-        job: its place, from the second attempt on.
     """
-    if s.row_lengths[source] == 0:
-        return NOBODY
     scalars = s.scalars[0]
-    draw = _CHOICES + attempt * _EACH
-    host = NOBODY
-    turns = 1 + scalars.redraws if attempt > 1 else 1
-    for _ in range(turns):
-        region = _next_region(s, source) if scalars.rotation == 1 else _drawn_region(s, source, bits(key, draw))
-        host = _host(s, source, region, bits(key, draw + 1))
-        if attempt == 1 or not _was_tried(s, job, attempt, host):
-            return host
-        draw += 2
-    return host
+    group = 0 if attempt <= scalars.by_table or s.row_lengths[1, source] == 0 else 1
+    if s.row_lengths[group, source] == 0:
+        return NOBODY
+    draw = _CHOICES + 2 * attempt
+    if scalars.rotation == 1:
+        region = _next_region(s, group, source)
+    else:
+        region = _drawn_region(s, group, source, bits(key, draw))
+    return _host(s, source, region, bits(key, draw + 1))
 
 
 @compiled
-def _was_tried(s: State, job: int, attempt: int, host: int) -> bool:
-    found = False
-    for i in range(attempt - 1):
-        found = found or s.tried[job, i] == host
-    return found
-
-
-@compiled
-def _next_region(s: State, source: int) -> int:
+def _next_region(s: State, group: int, source: int) -> int:
     """Take the region that is due first, which is due again after 1 / share."""
-    row = s.rows[source]
+    row = s.rows[group, source]
     region, share, due = row[0].region, row[0].share, row[0].due + 1.0 / row[0].share
-    size = s.row_lengths[source]
+    size = s.row_lengths[group, source]
     at = 0
     while True:
         child = 2 * at + 1
@@ -78,10 +65,10 @@ def _next_region(s: State, source: int) -> int:
 
 
 @compiled
-def _drawn_region(s: State, source: int, b: np.uint64) -> int:
-    row = s.rows[source]
+def _drawn_region(s: State, group: int, source: int, b: np.uint64) -> int:
+    row = s.rows[group, source]
     left = uniform(b)
-    last = s.row_lengths[source] - 1
+    last = s.row_lengths[group, source] - 1
     for i in range(last):
         left -= row[i].share
         if left < 0:

@@ -69,7 +69,7 @@ def _run(held: State, until: float) -> int:
             continue
         if stage == _SEND:
             attempt += 1
-            host = choose(s, source, key, attempt, job)
+            host = choose(s, source, key, attempt)
             if _is_on_its_way(s, time, source, arrived, key, attempt, job, host):
                 continue
         if stage == _END:
@@ -91,7 +91,6 @@ def _borrowed(s: State) -> State:
         borrowed(s.streams),
         borrowed(s.order),
         borrowed(s.jobs),
-        borrowed(s.tried),
         borrowed(s.nodes),
         borrowed(s.heads),
         borrowed(s.near),
@@ -244,7 +243,6 @@ def _finds_gpu(
     if job == _NEW:
         job = _place(s, source, arrived, key, attempt)
     s.jobs[job].attempt = attempt
-    s.tried[job, attempt - 1] = host
     longest = min(s.scalars[0].base_s * 2.0 ** (attempt - 1), s.scalars[0].most_s)
     add(s, heard + uniform(bits(key, _BACKOFF + attempt)) * longest, (_SEND << _KIND) | job)
     return False

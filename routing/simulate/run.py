@@ -71,7 +71,7 @@ class Simulation:
         self._counter = 0
         self.rows = Rows(experiment.fleet, self.seed)
         self.tables = -1
-        self.publish(_first_table(experiment))
+        self.publish(first_table(experiment))
 
     def at(self, moment: float, action: Callable[[], None]) -> None:
         """Do something at a moment, after all events of it; what is planned first happens first."""
@@ -166,7 +166,8 @@ def simulate(experiment: Experiment, seed: int | None = None) -> Outcome:
     return Simulation(experiment, seed).run()
 
 
-def _first_table(experiment: Experiment) -> Shares:
+def first_table(experiment: Experiment) -> Shares:
+    """What edges use until the control loop publishes: the scenario's, or what the planner makes of it."""
     fleet, kind = experiment.fleet, experiment.scenario.table
     if experiment.table is not None:
         return experiment.table.shares

@@ -50,7 +50,6 @@ class Proxies(Strict):
         ingresses: of each region, with its GPU servers dealt out among them.
         queue: jobs that may wait at an ingress; 0, as the real one has it: it refuses at once.
         rotation: regions in weighted rotation, as Envoy picks them; false: each drawn by itself.
-        host_selection_attempts: how often a host that was tried is picked again before it is taken after all.
         connect_timeout_s: after which a region that does not answer counts as refused.
         detection_s: from the death of a region until edges send no more there, and from its return.
     """
@@ -60,7 +59,6 @@ class Proxies(Strict):
     ingresses: Annotated[Count, Field(ge=1, le=1000)] = 1
     queue: Count = 0
     rotation: bool = True
-    host_selection_attempts: Annotated[Count, Field(le=30)] = 10
     connect_timeout_s: Positive = 2.0
     detection_s: Number = 3.0
 

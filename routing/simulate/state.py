@@ -34,7 +34,7 @@ scalars_type = np.dtype(
         ("one_tier", "i8"),
         ("own_view", "i8"),  # one tier: edges take a GPU server that they have sent nothing
         ("rotation", "i8"),  # regions in weighted rotation, as Envoy has it; 0: drawn
-        ("redraws", "i8"),  # of a region that was tried
+        ("by_table", "i8"),  # attempts of a job that go by the table
         ("attempts", "i8"),
         ("base_s", "f8"),
         ("most_s", "f8"),
@@ -117,11 +117,11 @@ class State(NamedTuple):
         streams: (m,)
         order: (m,), streams as a heap by their next arrival.
         jobs: places for jobs that are under way but not computed.
-        tried: (jobs, attempts), hosts that a job has tried.
         nodes, heads: the calendar: events in linked lists, by bucket.
         near: heap of the events that come next.
-        rows: (n, n), the routing table by source: in rotation, a heap by `due`; drawn, in the order of shares.
-        row_lengths: (n,)
+        rows: (2, n, n), where attempts go, by source: those by the table, and those after them. In rotation, each is
+            a heap by `due`; drawn, in the order of shares.
+        row_lengths: (2, n)
         one_way_s: (n, n)
         tried_flow, served_flow: (n, n), attempts and accepted jobs from source to destination.
         attempts_taken: (n, attempts + 1), jobs by source that had an end after so many.
@@ -139,7 +139,6 @@ class State(NamedTuple):
     streams: Records
     order: NDArray[np.int64]
     jobs: Records
-    tried: NDArray[np.int32]
     nodes: Records
     heads: NDArray[np.int32]
     near: Records
@@ -177,11 +176,9 @@ def with_more_jobs(state: State) -> State:
     old = len(state.jobs)
     jobs = np.zeros(2 * old, job_type)
     jobs[:old] = state.jobs
-    tried = np.zeros((2 * old, state.tried.shape[1]), np.int32)
-    tried[:old] = state.tried
     chain(jobs["next"], old, int(state.scalars["free_job"][0]))
     state.scalars["free_job"] = old
-    return state._replace(jobs=jobs, tried=tried)
+    return state._replace(jobs=jobs)
 
 
 def chain(links: NDArray[np.int32], start: int, then: int) -> None:

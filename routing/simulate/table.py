@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..control.steps import Shares
 from ..fleet import Fleet
+from ..retries import attempt_groups
 from .draws import key_of
 from .state import State
 
@@ -34,27 +35,32 @@ class Rows:
         its first picks).
         """
         self._written += 1
+        rotation = state.scalars["rotation"][0] == 1
         for source, i in self._index.items():
-            row = self._alive(source)
-            total = sum(row.values())
-            places = []
-            for to, share in row.items():
-                key = key_of(self._seed, _TURNS, self._written, i, self._index[to])
-                part = share / total
-                places.append((int(key >> 11) * 2.0**-53 / part, self._index[to], part))
-            rotation = state.scalars["rotation"][0] == 1
-            # In rotation they are a heap by the time they are due; drawn ones are looked through by share.
-            places.sort(key=lambda place: place[:2] if rotation else (-place[2], place[1]))
-            state.row_lengths[i] = len(places)
-            for k, (due, to_index, part) in enumerate(places):
-                state.rows[i, k] = (to_index, part, due)
+            groups = self._alive(source)
+            state.row_lengths[:, i] = 0
+            for group, row in enumerate(groups[:2]):
+                total = sum(row.values())
+                places = []
+                for to, share in row.items():
+                    key = key_of(self._seed, _TURNS, self._written, i, self._index[to])
+                    part = share / total
+                    places.append((int(key >> 11) * 2.0**-53 / part, self._index[to], part))
+                # In rotation they are a heap by the time they are due; drawn ones are looked through by share.
+                places.sort(key=lambda place: place[:2] if rotation else (-place[2], place[1]))
+                state.row_lengths[group, i] = len(places)
+                for k, (due, to_index, part) in enumerate(places):
+                    state.rows[group, i, k] = (to_index, part, due)
 
-    def _alive(self, source: str) -> dict[str, float]:
-        """The row without dead regions; where none is left, all that are alive in rings that overflow may use."""
-        row = {to: share for to, share in self.shares[source].items() if share > 0 and to not in self.dead}
-        if row:
-            return row
-        rings = self._fleet.rings(source)[: self._fleet.farthest_ring + 1]
-        return {
-            name: 1.0 for ring in rings for name in ring if name not in self.dead and self._fleet.regions[name].gpus
-        }
+    def _alive(self, source: str) -> list[dict[str, float]]:
+        """The groups of attempts without dead regions, and without groups of which none is alive."""
+        found = []
+        for group in attempt_groups(self._fleet, source, self.shares[source]):
+            alive = {to: share for to, share in group.items() if share > 0 and self._is_alive(to)}
+            if alive:
+                found.append(alive)
+        return found
+
+    def _is_alive(self, name: str) -> bool:
+        # An ingress without GPU servers is never ready.
+        return name not in self.dead and self._fleet.regions[name].gpus > 0

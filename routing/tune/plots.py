@@ -33,7 +33,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     _log(cost, "x")
     cost.set_ylim(1, None)
     cost.legend(fontsize=8, frameon=False)
-    scores: list[float] = [one["score"] for one in trials]
+    least = min([0.01, *(0.8 * one["score"] for one in trials if one["score"] > 0)])
+    scores: list[float] = [max(least, one["score"]) for one in trials]  # nothing waits: no place on this axis
     so_far: list[float] = []
     for value in scores:
         so_far.append(min(value, so_far[-1]) if so_far else value)
@@ -41,7 +42,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     course.step(range(1, len(scores) + 1), so_far, where="post", color=_BEST, label="the best so far")
     plain(course, "Score: wait and amplification; 10 and more misses a limit (log)")
     _log(course, "y")
-    course.set_ylim(min(0.01, 0.8 * min(scores)), None)
+    course.set_ylim(least, None)
     course.set_xlabel("policies tried", fontsize=9)
     course.legend(fontsize=8, frameon=False, loc="center right")
     verdict = "met" if result["goal_met"] else "NOT met"

@@ -109,8 +109,8 @@ def tune(
         callback=lambda intermediate_result: progress(len(tried), best()),  # noqa: ARG005  # SciPy goes by the name
     )
     found = Tuned(goal, seed, before, best(), list(tried.values()))
+    seeds = range(seed + goal.search.seeds, seed + goal.search.seeds + CONFIRM_SEEDS)
     for experiment in experiments:
-        seeds = range(seed + goal.search.seeds, seed + goal.search.seeds + CONFIRM_SEEDS)
         policy_fleet = with_policy(fleet, found.best.policy)
         found.confirmed[experiment.scenario.name] = [test.measure(experiment, policy_fleet, one) for one in seeds]
     return found

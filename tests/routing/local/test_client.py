@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routing.chance import wilson
 from routing.local.arrivals import Arrival, burst, merged, poisson
-from routing.local.client import Outcome, Summary, quantile, send, wilson
+from routing.local.client import Outcome, Summary, quantile, send
 
 
 def test_poisson_arrivals_have_their_rate_and_exponential_gaps():

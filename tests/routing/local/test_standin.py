@@ -237,8 +237,38 @@ def test_faults_are_set_and_taken_back(running):
             await order(ready=True)
             assert (await client.post("/animate", **FORM)).status_code == 200
             assert (await client.get("/standin")).json()["kind"] == "stand-in"
-            for wrong in (b"", b"[]", b'{"metrics": "odd"}', b'{"ready": 1}', b'{"down_s": -1}', b'{"more": 1}'):
+            wrong_values = (b'{"slowness": 0}', b'{"slowness": true}', b'{"admission": 0}', b'{"admission": 1.5}')
+            wrong_keys = (b"", b"[]", b'{"metrics": "odd"}', b'{"ready": 1}', b'{"down_s": -1}', b'{"more": 1}')
+            for wrong in (*wrong_keys, *wrong_values):
                 assert (await client.post("/standin/faults", content=wrong)).status_code == 400
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_stand_in_takes_its_time_and_says_so(running):
+    async def scenario():
+        async with running("0.1") as (_, client):
+            await client.post("/standin/faults", json={"slowness": 3})
+            began = time.monotonic()
+            answer = await client.post("/animate", **FORM)
+            assert time.monotonic() - began > 0.29
+            assert float(answer.headers["x-stillmotion-compute-seconds"]) == pytest.approx(0.3)
+
+    asyncio.run(scenario())
+
+
+def test_an_admission_of_two_lets_one_job_wait_and_refuses_the_third(running):
+    async def scenario():
+        async with running("0.2") as (standin, client):
+            assert (await client.post("/standin/faults", json={"admission": 2})).status_code == 200
+            began = time.monotonic()
+            answers = await asyncio.gather(*(client.post("/animate", **FORM) for _ in range(3)))
+            assert time.monotonic() - began > 0.39  # one after the other
+            assert sorted(one.status_code for one in answers) == [200, 200, 429]
+            assert not standin.busy
+            await client.post("/standin/faults", json={"admission": 1})
+            again = await asyncio.gather(*(client.post("/animate", **FORM) for _ in range(2)))
+            assert sorted(one.status_code for one in again) == [200, 429]
 
     asyncio.run(scenario())
 

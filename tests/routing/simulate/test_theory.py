@@ -79,7 +79,7 @@ def test_blind_attempts_fail_as_often_as_gpus_are_busy(make, load, attempts):
             duration_s=400.0,
             warm_up_s=60.0,
             arrivals={"load": load},
-            proxies={"tiers": 1, "host_selection_attempts": 0},
+            proxies={"tiers": 1},
         )
     )
     start, end = outcome.warm, outcome.last
