@@ -20,7 +20,15 @@ from typing import Any
 
 def python_sbom(python: str, project: Path) -> dict[str, Any]:
     """CycloneDX of the packages that a Python finds, with the project as what they are for."""
-    command = [sys.executable, "-m", "cyclonedx_py", "environment", "--pyproject", str(project), "--output-reproducible"]
+    command = [
+        sys.executable,
+        "-m",
+        "cyclonedx_py",
+        "environment",
+        "--pyproject",
+        str(project),
+        "--output-reproducible",
+    ]
     # Checked against the schema by the tool.
     document: dict[str, Any] = json.loads(run(*command, python))
     return document
@@ -74,7 +82,9 @@ def main() -> None:
         release = os_release(Path("/etc/os-release").read_text(encoding="utf-8"))
         sbom["components"] += debian_components(listing, release)
     (folder / "sbom.cdx.json").write_text(json.dumps(sbom, indent=1) + "\n", encoding="utf-8")
-    table = run(sys.executable, "-m", "piplicenses", "--python", python, "--with-system", "--with-urls", "--format", "csv")
+    table = run(
+        sys.executable, "-m", "piplicenses", "--python", python, "--with-system", "--with-urls", "--format", "csv"
+    )
     (folder / "licenses.csv").write_text(table, encoding="utf-8")
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     with (folder / "sizes.csv").open("w", encoding="utf-8", newline="") as file:
