@@ -1,7 +1,7 @@
 # `make help` lists what there is. Every target sets itself up; a second run starts in seconds.
 #
 # PYTHON=python3.12   the interpreter for .venv; without it the first fitting one on the PATH
-# ARGS="..."          further arguments of test, test-all, train and serve
+# ARGS="..."          further arguments of test, test-all, train, serve and container
 # IMAGE=, PROMPT=     your own picture and text for demo
 
 .DEFAULT_GOAL := help
@@ -73,6 +73,10 @@ train: $(READY) ## train the embedded teacher again
 .PHONY: serve
 serve: $(READY) ## serve the newest model of the store
 	$(BIN)/bentoml serve $(ARGS)
+
+.PHONY: container
+container: $(READY) ## build the image of a server, start it, animate, stop it; ARGS="--mounted" leaves the model out
+	@$(BIN)/python -m deploy.container $(ARGS)
 
 .PHONY: lock
 lock: $(READY) ## write constraints.txt and serving/requirements.txt; ARGS=--upgrade takes newer releases

@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 
 def python_sbom(python: str, project: Path) -> dict[str, Any]:
@@ -45,9 +46,8 @@ def debian_components(listing: str, release: dict[str, str]) -> list[dict[str, s
     found = []
     for line in listing.splitlines():
         name, version, architecture = line.split("\t")
-        # A version may hold what means something else in a URL.
-        escaped = version.replace("+", "%2B").replace(":", "%3A")
-        url = f"pkg:deb/{system}/{name}@{escaped}?arch={architecture}&distro={distro}"
+        # Names and versions may hold what means something else in a URL.
+        url = f"pkg:deb/{system}/{quote(name, safe='')}@{quote(version, safe='')}?arch={architecture}&distro={distro}"
         found.append({"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url})
     return found
 
