@@ -69,13 +69,17 @@ def check(wanted: Wanted, tell: Callable[[str], None]) -> Ready:
 
     Raises:
         ModelError: there is no such model in the store.
-        ContainerError: no engine, no base image, or an image's name that is none.
+        ContainerError: no engine, no base image, an image's name that is none, or a model that nobody else may read.
     """
     if wanted.tag is not None and not _TAG.fullmatch(wanted.tag):
         raise ContainerError(f"--tag: {wanted.tag!r} is no name of an image; for example stillmotion:1")
     engine = find(wanted.engine)
     model, folder = resolve(wanted.model)
     info = ModelInfo.read(folder)
+    if wanted.mounted and (folder.stat().st_mode & 0o005) != 0o005:
+        raise ContainerError(
+            f"{model}: only its owner may read the folder, and a container is another user: chmod go+rx {folder}"
+        )
     fetch_base(engine, wanted.base)
     engine = fit(engine, wanted.base)
     needs = [*(f"{key}={value}" for key, value in engine.environment.items()), *engine.start_options]

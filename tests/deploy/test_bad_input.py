@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_nothing_is_built_where_a_base_or_rights_are_missing(engines, tmp_path, 
     assert said in one_line(run(environment, tmp_path / "out", "--base", "example/base:1"))
     assert list((home / "bentos").glob("*/*")) == before
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_model_that_a_container_could_not_read_is_not_mounted(engines, tmp_path, described_model):
+    home, tag = described_model
+    model = shutil.copytree(home / "models" / tag.replace(":", "/"), tmp_path / "model")
+    model.chmod(0o700)
+    line = one_line(run(engines(podman="exit 0"), tmp_path / "out", "--mounted", "--model", str(model)))
+    assert f"chmod go+rx {model}" in line
 
 
 @pytest.mark.parametrize("port", ["-1", "70000", "http"])
