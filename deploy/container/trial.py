@@ -18,8 +18,9 @@ from .errors import ContainerError
 PICTURE = Path(__file__).resolve().parents[2] / "assets" / "balloon.png"
 PROMPT = "a red circle moves up"
 
-# Longer than a request may take (STILLMOTION_DEADLINE_S), so that an engine does not kill what still computes.
-STOP_S = 130
+# More than a request may take (STILLMOTION_UPLOAD_S, _DEADLINE_S, the step that overruns it, _SEND_S), so that an
+# engine does not kill what is still being made.
+STOP_S = 220
 
 # What the image needs to be started with, and all that it is granted.
 HARDENED = (
