@@ -1,7 +1,7 @@
 # `make help` lists what there is. Every target sets itself up; a second run starts in seconds.
 #
 # PYTHON=python3.12   the interpreter for .venv; without it the first fitting one on the PATH
-# ARGS="..."          further arguments of test, test-all, train and serve
+# ARGS="..."          further arguments of test, test-all, train, serve and container
 # IMAGE=, PROMPT=     your own picture and text for demo
 
 .DEFAULT_GOAL := help
@@ -85,6 +85,10 @@ LAUNCH ?= docs/examples/launch.yaml
 .PHONY: launch-check
 launch-check: $(READY) ## go or no-go: model, capacity, load tests and a fault drill on a fleet of this machine
 	@$(BIN)/python -m loadtests launch --file $(LAUNCH) --out runs/launch-check
+
+.PHONY: container
+container: $(READY) ## build the image of a server, start it, animate, stop it; ARGS="--mounted" leaves the model out
+	@$(BIN)/python -m deploy.container $(ARGS)
 
 .PHONY: lock
 lock: $(READY) ## write constraints.txt and serving/requirements.txt; ARGS=--upgrade takes newer releases

@@ -168,7 +168,15 @@ class Animator:
         from .optimise.layout import channels_last
         from .optimise.precision import dtype_of, set_precision
         from .optimise.prepared import prepare_once
-        from .optimise.runtimes import ShapedProgram, compile_whole, example_of, install, prepared_denoiser, trace
+        from .optimise.runtimes import (
+            ShapedProgram,
+            compile_whole,
+            example_of,
+            find_compiler,
+            install,
+            prepared_denoiser,
+            trace,
+        )
         from .optimise.tune import tune
 
         try:
@@ -187,6 +195,7 @@ class Animator:
                     example = example_of(self.pipe)
                     install(self.pipe, trace(self.pipe, example), example, "torchscript", "traced when loaded")
                 case "compile":
+                    find_compiler()
                     compile_whole(self.pipe, example_of(self.pipe))  # takes place in the warm-up
                 case other:
                     raise ValueError(f"runtime: {other!r} is not eager, torchscript, compile or aot")

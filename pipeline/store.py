@@ -73,8 +73,9 @@ def write_package(
     (folder / "README.md").write_text(card, encoding="utf-8")
     info = replace(info, files=digests(folder))
     (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
-    for path in folder.rglob("*"):
-        # safetensors writes files that only their owner can read; a container runs as another user.
+    for path in (folder, *folder.rglob("*")):
+        # safetensors writes files that only their owner can read, and BentoML makes such a folder; a container
+        # runs as another user.
         path.chmod(0o755 if path.is_dir() else 0o644)
     return info
 

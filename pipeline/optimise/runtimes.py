@@ -183,6 +183,23 @@ def compile_blocks(pipe: ImageAnimationPipeline, **options: Any) -> Change:
     return Change("compile", f"{len(blocks)} repeated blocks compiled", undo)
 
 
+def find_compiler() -> None:
+    """See to it that what `torch.compile` writes can be compiled here, which it finds out at the first call only.
+
+    Its kernels are C++ on a CPU; on a GPU Triton compiles their launchers.
+
+    Raises:
+        NotApplicable: there is no C++ compiler, as in a container that only serves.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise NotApplicable("compile: there is no C++ compiler here") from error
+
+
 def compile_whole(pipe: ImageAnimationPipeline, example: Example, **options: Any) -> Change:
     """`torch.compile` of the whole step module; slower to build, and free to fuse across blocks."""
     module = prepared_denoiser(pipe).module

@@ -29,6 +29,7 @@ from pipeline.optimise.runtimes import (
     compile_decoder,
     compile_whole,
     example_of,
+    find_compiler,
     install,
     prepared_denoiser,
     shapes_of,
@@ -242,6 +243,14 @@ def test_a_unet_without_repeated_blocks_is_refused_by_name():
     pipe = SimpleNamespace(unet=nn.Linear(1, 1), denoiser=PreparedDenoiser(StepModule(nn.Linear(1, 1))))
     with pytest.raises(NotApplicable, match=r"^compile: Linear has no repeated blocks$"):
         compile_blocks(pipe)
+
+
+def test_a_machine_without_a_compiler_is_told_before_anything_is_compiled():
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(NotApplicable, match=r"^compile: there is no C\+\+ compiler here$"),
+    ):
+        find_compiler()
 
 
 @pytest.mark.slow

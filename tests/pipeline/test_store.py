@@ -93,7 +93,7 @@ def test_every_file_is_listed_with_its_digest(package):
 
 
 def test_anyone_may_read_a_package_and_only_its_owner_write_it(package):
-    for path in package.rglob("*"):
+    for path in (package, *package.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o644), path
 
 

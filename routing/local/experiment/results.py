@@ -122,7 +122,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 5.5))
+    figure, axes = plt.subplots(figsize=(11, 5.5))
     colours = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 2)
     by_name: dict[str, str] = {}
     for case in result["cases"]:
@@ -153,9 +153,9 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     axes.set_title(f"3 regions x 4 stand-ins, jobs of {SERVICE_S:g} s")
     axes.set_xticks(loads)
     axes.set_ylim(bottom=-1)
-    axes.legend(fontsize=7, loc="upper left")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
