@@ -35,8 +35,6 @@ def test_commands_are_those_of_the_program(name, capsys):
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_and_files_that_are_pointed_to_are_there(name):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGES[name]):
-        if target == "container.md":  # comes with the image
-            continue
         assert (ROOT / "docs" / target).exists(), target
     for path in re.findall(r"`((?:deploy|tests|docs|assets)/[\w./-]+)`", PAGES[name]):
         assert (ROOT / path).exists(), path
