@@ -188,7 +188,13 @@ def _open(path: Path, weights: dict[str, Tensor]) -> Step:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            opened: Any = torch._inductor.aoti_load_package(str(path))  # noqa: SLF001  # the documented entry point
+            # What `torch._inductor.aoti_load_package` does, but for a look at the machine: that tries out with the C++
+            # compiler which vectors it could build for, six seconds at a first start. `device_key` has told already.
+            from torch.export.pt2_archive._package import AOTICompiledModel
+
+            opened: Any = AOTICompiledModel(
+                torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # noqa: FBT003, SLF001
+            )
         except (OSError, RuntimeError) as error:
             raise ModelError(f"{path}: cannot be opened ({_first_line(error)}); package the model again") from error
     wanted = opened.get_constant_fqns()
