@@ -300,6 +300,8 @@ def test_an_interrupt_finishes_the_update_and_saves_it(teacher, unbroken, tmp_pa
             signal.raise_signal(number)
 
     before = signal.getsignal(number)
+    if number == signal.SIGINT and before == signal.SIG_IGN:
+        pytest.skip("this process was started to ignore Ctrl-C, as in the background, and goes on ignoring it")
     with pytest.raises(KeyboardInterrupt):
         Distiller(teacher, Source(), SETTINGS, tmp_path).train(interrupt)
     assert signal.getsignal(number) == before
