@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from routing.console import tell
+from routing.console import put, tell
 from routing.errors import RoutingError
 
 from .scenario import LAUNCH, load_scenario, names
@@ -31,9 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell("interrupted")
         return 130
-    text = json.dumps(result, indent=2, allow_nan=False) if options.json else "\n".join(options.lines(result))
-    sys.stdout.write(f"{text}\n")
-    return int(result.get("exit_status", 0))
+    written = put([json.dumps(result, indent=2, allow_nan=False)] if options.json else options.lines(result))
+    return int(result.get("exit_status", 0)) or written
 
 
 def _parser() -> argparse.ArgumentParser:

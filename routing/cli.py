@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 
 from .commands import COMMANDS
-from .console import tell
+from .console import put, tell
 from .errors import RoutingError
 
 
@@ -31,17 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell("interrupted")
         return 130
-    lines = [json.dumps(result, indent=2, allow_nan=False)] if options.json else options.command.lines(result)
-    try:
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read, as `head` does, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        tell(f"error: the result cannot be written ({error.strerror})")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    return put([json.dumps(result, indent=2, allow_nan=False)] if options.json else options.command.lines(result))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 
@@ -18,3 +19,17 @@ def tell(line: str) -> None:
         line = json.dumps({"time": now, "logger": "routing", "message": line})
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def put(lines: Iterable[str]) -> int:
+    """Write a result to stdout, and give the exit status that follows: 1 where it cannot be written."""
+    try:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read, as `head` does, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        tell(f"error: the result cannot be written ({error.strerror})")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0

@@ -25,15 +25,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import httpx
-from prometheus_client.parser import text_string_to_metric_families
-
 from routing.console import tell
 from routing.fleet import Fleet, load_fleet
 from routing.local.arrivals import Arrival, burst, merged, poisson
 from routing.local.client import Outcome, Summary, quantile, send
 from routing.local.launch import Options, Started, running
 from routing.local.service_times import ServiceTimes
+from routing.local.under_test import busy_seconds
 from routing.machine import machine, versions
 from routing.simulate import service
 from routing.simulate.experiment import Experiment
@@ -205,24 +203,9 @@ def agrees(fleet: dict[str, float], model: dict[str, float]) -> dict[str, bool]:
 async def _send_all(runs: Sequence[tuple[Started, list[Arrival]]]) -> list[tuple[list[Outcome], float]]:
     async def one(fleet: Started, arrivals: list[Arrival]) -> tuple[list[Outcome], float]:
         outcomes = await send(arrivals, fleet.edges)
-        return outcomes, await _busy_s(fleet)
+        return outcomes, await busy_seconds(fleet)
 
     return list(await asyncio.gather(*(one(fleet, arrivals) for fleet, arrivals in runs)))
-
-
-async def _busy_s(fleet: Started) -> float:
-    """How long a job keeps a GPU server busy, by the servers' own metrics."""
-    urls = [url for region in fleet.about.regions.values() for url in region.gpu_servers.values()]
-    async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
-        pages = await asyncio.gather(*(client.get(f"{url}/metrics") for url in urls))
-    totals = {"stillmotion_busy_seconds_total": 0.0, "stillmotion_compute_seconds_count": 0.0}
-    for page in pages:
-        for family in text_string_to_metric_families(page.text):
-            for sample in family.samples:
-                if sample.name in totals:
-                    totals[sample.name] += sample.value
-    busy_s, jobs = totals.values()
-    return busy_s / jobs
 
 
 def measure(traces: Sequence[Trace], fleets: int, seeds: int, seed: int) -> list[dict[str, Any]]:

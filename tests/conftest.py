@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
+from pathlib import Path
+
+import pytest
 
 # Set before any of our modules is imported, and inherited by the programs that tests start.
 _HOME = tempfile.mkdtemp(prefix="stillmotion-tests-")
@@ -21,3 +25,32 @@ from hypothesis import settings  # noqa: E402  # the environment comes first
 # Examples of hypothesis are the same in each run, so that a failure on one machine is one on all.
 settings.register_profile("stillmotion", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("stillmotion")
+
+
+def strict(schema):
+    """The schema, where an object takes no field that it does not list.
+
+    Only where the schema describes values: a branch of `oneOf` and its like lists what it asks about, not all.
+    """
+    closed = dict(schema)
+    if "properties" in schema:
+        closed["properties"] = {name: strict(value) for name, value in schema["properties"].items()}
+        closed.setdefault("additionalProperties", False)
+    for name in ("items", "additionalProperties"):
+        if isinstance(schema.get(name), dict):
+            closed[name] = strict(schema[name])
+    return closed
+
+
+@pytest.fixture(scope="session")
+def custom_resources():
+    """Validators of custom resources of Kubernetes, strict down to the last field, by kind."""
+    from jsonschema import Draft202012Validator
+
+    found = {}
+    for path in (Path(__file__).parent / "routing" / "schemas").glob("*.json"):
+        schema = strict(json.loads(path.read_text()))
+        Draft202012Validator.check_schema(schema)
+        (kind,) = schema["properties"]["kind"]["enum"]
+        found[kind] = Draft202012Validator(schema)
+    return found

@@ -13,7 +13,6 @@ from statistics import fmean
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from ..console import tell
 from ..errors import InputError
 from ..fleet import Fleet
 from ..simulate.arrivals import arrivals
@@ -67,7 +66,7 @@ class LocalFleet:
             )
             with running(fleet, Path(scenario.fleet), Path(folder), options) as started:
                 outcomes = asyncio.run(send(wanted, started.edges))
-                self.busy_s = asyncio.run(_busy_s(started))
+                self.busy_s = asyncio.run(busy_seconds(started))
         return figures([one for one in outcomes if one.at_s >= scenario.warm_up_s])
 
 
@@ -82,7 +81,8 @@ def check(experiment: Experiment, wanted: Sequence[Arrival]) -> None:
         raise InputError("cannot be made to happen by this; leave them out, or run a load test", key="failures")
     if scenario.control.down:
         raise InputError("cannot be made to happen by this; leave it out", key="control.down")
-    if scenario.proxies.model_copy(update={"detection_s": 3.0, "connect_timeout_s": 2.0}) != Proxies():
+    times = {"detection_s", "connect_timeout_s"}  # a real fleet has its own
+    if scenario.proxies.model_dump(exclude=times) != Proxies().model_dump(exclude=times):
         raise InputError("a real fleet has two tiers, one ingress a region, and Envoy's rotation", key="proxies")
     if scenario.duration_s > MOST_S:
         raise InputError(f"{scenario.duration_s:g} s in real time are more than {MOST_S:g}", key="duration_s")
@@ -91,7 +91,7 @@ def check(experiment: Experiment, wanted: Sequence[Arrival]) -> None:
         raise InputError(
             f"{rps:.0f} requests per second are more than {MOST_RPS:g}, which this can send", key="arrivals"
         )
-    if experiment.times.atoms is not None and experiment.scenario.service_time.kind == "measured":
+    if scenario.service_time.kind == "measured":
         raise InputError(
             "measured times are for the simulator; give lognormal, fixed or exponential", key="service_time"
         )
@@ -120,7 +120,8 @@ def _text(experiment: Experiment) -> str:
     return f"{settings.kind}:{times.mean_s!r}"
 
 
-async def _busy_s(fleet: Started) -> float:
+async def busy_seconds(fleet: Started) -> float:
+    """How long a job kept a GPU server busy, in s, by the servers' own metrics: a little longer than the job itself."""
     urls = [url for region in fleet.about.regions.values() for url in region.gpu_servers.values()]
     async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
         pages = await asyncio.gather(*(client.get(f"{url}/metrics") for url in urls))
@@ -131,8 +132,3 @@ async def _busy_s(fleet: Started) -> float:
                 if sample.name in totals:
                     totals[sample.name] += sample.value
     return totals[_BUSY] / totals[_JOBS] if totals[_JOBS] else math.nan
-
-
-def told(experiment: Experiment) -> None:
-    """Say what is about to take so long."""
-    tell(f"{experiment.scenario.name}: on a real fleet, {experiment.scenario.duration_s:.0f} s")

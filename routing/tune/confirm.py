@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..console import tell
 from ..errors import InputError
 from ..fleet import Fleet
 from ..local.arrivals import Arrival
-from ..local.under_test import LocalFleet, check, told
+from ..local.under_test import LocalFleet, check
 from ..simulate import service
 from ..simulate.arrivals import arrivals
 from ..simulate.experiment import Experiment
@@ -43,7 +44,7 @@ def confirmed(experiments: Sequence[Experiment], tuned: Tuned) -> dict[str, Any]
     found: dict[str, Any] = {}
     for experiment in experiments:
         fleet = with_policy(experiment.fleet, tuned.best.policy)
-        told(experiment)
+        tell(f"{experiment.scenario.name}: on a real fleet, {experiment.scenario.duration_s:.0f} s")
         local = LocalFleet()
         measured = local.measure(experiment, fleet, tuned.seed)
         misses = missed(measured, tuned.goal)

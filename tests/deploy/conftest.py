@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
 
 from routing.cli import main
 from routing.envoy.binary import find_envoy
@@ -25,35 +23,12 @@ VERSIONS = ("1.30", "1.37")
 """The oldest that `preStop.sleep` is there without a switch, and the newest that the schemas know."""
 
 
-def strict(schema):
-    """The schema, where an object takes no field that it does not list."""
-    closed = dict(schema)
-    if "properties" in schema:
-        closed["properties"] = {name: strict(value) for name, value in schema["properties"].items()}
-        closed.setdefault("additionalProperties", False)
-    for name in ("items", "additionalProperties"):
-        if isinstance(schema.get(name), dict):
-            closed[name] = strict(schema[name])
-    return closed
-
-
-def custom_resources():
-    """Validators of custom resources, by kind."""
-    found = {}
-    for path in (ROOT / "tests" / "routing" / "schemas").glob("*.json"):
-        schema = strict(json.loads(path.read_text()))
-        (kind,) = schema["properties"]["kind"]["enum"]
-        found[kind] = Draft202012Validator(schema)
-    return found
-
-
 @pytest.fixture(scope="session")
-def check():
+def check(custom_resources):
     """`check(manifest)`: it is as the schema of its kind has it, down to the last field."""
-    custom = custom_resources()
 
     def check_one(manifest):
-        if (known := custom.get(manifest["kind"])) is not None:
+        if (known := custom_resources.get(manifest["kind"])) is not None:
             errors = [f"{'.'.join(map(str, one.path))}: {one.message}" for one in known.iter_errors(manifest)]
             assert not errors, errors
             return
