@@ -90,6 +90,10 @@ launch-check: $(READY) ## go or no-go: model, capacity, load tests and a fault d
 container: $(READY) ## build the image of a server, start it, animate, stop it; ARGS="--mounted" leaves the model out
 	@$(BIN)/python -m deploy.container $(ARGS)
 
+.PHONY: docs
+docs: $(READY) ## the reference of all modules, from their docstrings: build/docs/index.html
+	@$(BIN)/python scripts/make_docs.py --out build/docs
+
 .PHONY: lock
 lock: $(READY) ## write constraints.txt and serving/requirements.txt; ARGS=--upgrade takes newer releases
 	$(LOCK) --extra dev $(ARGS) pyproject.toml -o constraints.txt

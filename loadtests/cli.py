@@ -21,7 +21,7 @@ from .scenario import LAUNCH, load_scenario, names
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             result = options.run(options)
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(result.get("exit_status", 0)) or written
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="python -m loadtests", description="Load tests of a fleet on this machine.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

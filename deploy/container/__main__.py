@@ -30,7 +30,7 @@ _INVENTORY = "/usr/share/stillmotion"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do it, and return the exit status."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
     try:
         result = make(options)
@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m deploy.container", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="animator:latest", help="tag in the BentoML store (default: %(default)s)")
     parser.add_argument("--mounted", action="store_true", help="leave the model out, and mount it when it starts")
