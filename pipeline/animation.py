@@ -26,6 +26,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from .call_arguments import broadcast, check_clip_skip, check_counts, check_size, starting_noise
 from .denoiser import Denoiser, PlainDenoiser
 from .diffusers_folder import name_portable_classes, needs_variant
 from .families import (
@@ -336,7 +337,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         Raises:
             ValueError: an argument is out of its range; the text begins with the argument's name.
         """
-        images, prompts, negatives = _broadcast(image, prompt, negative_prompt)
+        images, prompts, negatives = broadcast(image, prompt, negative_prompt)
         default_height, default_width = self.default_size
         height, width = height or default_height, width or default_width
         frames = self.config.num_frames if num_frames is None else num_frames
@@ -345,17 +346,19 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         image_scale = self.config.image_guidance_scale if image_guidance_scale is _OF_FAMILY else image_guidance_scale
         guidance, told_scale = guidance_for(self.config, guidance_scale, image_scale)
         skip = self.default_clip_skip if clip_skip is _OF_FAMILY else clip_skip
-        self._check(height, width, frames, steps, rate, skip)
+        check_size(height, width, self.vae_scale_factor)
+        check_counts(num_frames=frames, num_inference_steps=steps, fps=rate)
+        check_clip_skip(skip, self.text_encoder.config.num_hidden_layers)
 
         # Looked up once: diffusers walks over all modules for each, which costs as much as a small model's layers.
         device, dtype = self._execution_device, self.unet.dtype
         noise_shape = (len(prompts), 4, frames, height // self.vae_scale_factor, width // self.vae_scale_factor)
         if self.family.noise_before_image:
-            noise = self._noise(noise_shape, generator, latents, device)
+            noise = starting_noise(noise_shape, generator, latents, device)
         with part("encode image"):
             seen = self.family.condition_image(self, images, frames, height, width, generator, motion_scale)
         if not self.family.noise_before_image:
-            noise = self._noise(noise_shape, generator, latents, device)
+            noise = starting_noise(noise_shape, generator, latents, device)
         with part("encode prompt"):
             conditioning = self.conditions(prompts, negatives, seen, guidance, rate, skip, told_scale)
 
@@ -391,48 +394,6 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         # A text encoder of one layer has no layer to leave out; the project's own has one.
         return self.family.clip_skip if self.text_encoder.config.num_hidden_layers > 1 else None
 
-    def _noise(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | list[torch.Generator] | None,
-        given: Tensor | None,
-        device: torch.device,
-    ) -> Tensor:
-        if given is not None:
-            if tuple(given.shape) != shape:
-                raise ValueError(f"latents: shape {tuple(given.shape)} is not {shape}")
-            return given.to(device=device, dtype=torch.float32)
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise ValueError(f"generator: {len(generator)} generators for {shape[0]} clips")
-        return cast(Tensor, randn_tensor(shape, generator=generator, device=device, dtype=torch.float32))
-
     def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters
         return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
-
-    def _check(self, height: int, width: int, frames: int, steps: int, fps: int, clip_skip: int | None) -> None:
-        factor = self.vae_scale_factor
-        for name, value in (("height", height), ("width", width)):
-            if value % factor or value < 2 * factor:
-                raise ValueError(f"{name}: {value} is not a multiple of {factor} of at least {2 * factor}")
-        for name, value in (("num_frames", frames), ("num_inference_steps", steps), ("fps", fps)):
-            if value < 1:
-                raise ValueError(f"{name}: {value} is below 1")
-        layers = self.text_encoder.config.num_hidden_layers
-        if clip_skip is not None and not 0 <= clip_skip <= layers:
-            raise ValueError(f"clip_skip: {clip_skip} is outside 0 to {layers}, the layers of the text encoder")
-
-
-def _broadcast(
-    image: Image | Sequence[Image], prompt: str | Sequence[str], negative: str | Sequence[str]
-) -> tuple[list[Image], list[str], list[str]]:
-    images = list(image) if isinstance(image, Sequence) else [image]
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if len(images) != len(prompts):
-        raise ValueError(f"prompt: {len(prompts)} prompts for {len(images)} pictures")
-    if not all(isinstance(text, str) for text in prompts):
-        raise ValueError("prompt: not text")
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-    if len(negatives) != len(prompts):
-        raise ValueError(f"negative_prompt: {len(negatives)} texts for {len(prompts)} prompts")
-    return images, prompts, negatives

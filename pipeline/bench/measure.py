@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..machine import PeakMemory, machine, versions
 from ..optimise.base import NotApplicable
 from ..optimise.ladder import Ladder, Rung, plan
 from ..optimise.precision import Trial, choose, try_precisions
+from .requests import diffusers_request, own_request, picture
+from .timing import device_peak
 
 if TYPE_CHECKING:
     from ..animation import ImageAnimationPipeline
@@ -162,7 +163,8 @@ def bench(
     dtypes = {one.dtype for one in taken if one.skipped is None}
     # A processor that emulates half precision still has float32's units: they are the peak.
     peaks = {
-        str(dtype).removeprefix("torch."): _peak_flops(pipe.device, dtype if on_gpu else torch.float32)
+        str(dtype).removeprefix("torch."): 1e12
+        * device_peak(pipe.device, dtype if on_gpu else torch.float32).tflops_per_s
         for dtype in dtypes
     }
     return BenchResult(
@@ -178,77 +180,9 @@ def bench(
     )
 
 
-def _request(pipe: ImageAnimationPipeline, on_step: Callable[[], None] | None = None) -> np.ndarray:
-    """One request of fixed picture, prompt and seed; frames `(frames, height, width, 3)` in [0, 1]."""
-
-    def after_step(*_arguments: Any) -> dict[str, Any]:
-        if on_step is not None:
-            _wait(pipe.device)
-            on_step()
-        return {}
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        frames = pipe(
-            _picture(pipe.default_size),
-            "a red circle moves right",
-            generator=torch.Generator().manual_seed(0),
-            output_type="np",
-            callback_on_step_end=after_step,
-        ).frames[0]
-    _wait(pipe.device)
-    return np.asarray(frames)
-
-
-def _diffusers_request(pipe: ImageAnimationPipeline, on_step: Callable[[], None] | None = None) -> np.ndarray:
-    """The same request through diffusers' own class, with the same weights; it knows two branches alone.
-
-    Raises:
-        NotApplicable: diffusers has no pipeline for this family, or it fails.
-    """
-    if pipe.family.name != "i2vgen-xl":
-        raise NotApplicable(
-            f"diffusers: its pipeline is compared for the i2vgen-xl family, and this is {pipe.family.name}"
-        )
-    from diffusers.pipelines.deprecated.i2vgen_xl.pipeline_i2vgen_xl import I2VGenXLPipeline
-
-    names = ("vae", "text_encoder", "tokenizer", "image_encoder", "feature_extractor", "unet", "scheduler")
-    theirs = I2VGenXLPipeline(**{name: getattr(pipe, name) for name in names})
-    theirs.set_progress_bar_config(disable=True)
-    height, width = pipe.default_size
-    own_step = theirs.scheduler.step
-
-    def step(*arguments: Any, **options: Any) -> Any:  # the pipeline has no callback
-        output = own_step(*arguments, **options)
-        if on_step is not None:
-            _wait(pipe.device)
-            on_step()
-        return output
-
-    theirs.scheduler.step = step
-    try:
-        output = theirs(
-            prompt="a red circle moves right",
-            image=_picture(pipe.default_size),
-            height=height,
-            width=width,
-            num_frames=pipe.config.num_frames,
-            target_fps=pipe.config.fps,
-            num_inference_steps=pipe.config.num_inference_steps,
-            guidance_scale=max(1.5, pipe.config.guidance_scale),
-            clip_skip=None,  # with transformers 5 its default fails (diffusers #14124)
-            decode_chunk_size=1,
-            generator=torch.Generator().manual_seed(0),
-            output_type="np",
-        )
-    finally:
-        del theirs.scheduler.step
-    return np.asarray(output.frames[0])
-
-
 def _take(pipe: ImageAnimationPipeline, one: _Taken, *, first: bool, strict: bool) -> str | None:
     """Run one request of a rung and note its figures; why there are none, where it does not apply."""
-    request = _diffusers_request if one.rung.name == "diffusers" else _request
+    request = diffusers_request if one.rung.name == "diffusers" else own_request
     with ExitStack() as stack:
         if first and one.rung.steps is not None:
             few = plan(pipe, one.rung.steps)
@@ -362,7 +296,7 @@ def _precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
 
     def predict() -> Predict:
         seen = pipe.family.condition_image(
-            pipe, [_picture((height, width))], frames, height, width, torch.Generator().manual_seed(1), 0
+            pipe, [picture((height, width))], frames, height, width, torch.Generator().manual_seed(1), 0
         )
         told = pipe.conditions(["a red circle moves right"], [""], seen, guidance, pipe.config.fps, skip)
         return pipe.denoiser.start(told)
@@ -378,33 +312,3 @@ def _precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
         return pipe.decode_latents(noise[:, :, :1])
 
     return try_precisions(pipe, one_pass, decode)
-
-
-def _picture(size: tuple[int, int]) -> Image.Image:
-    """A gradient with a disc: every brightness, and an edge."""
-    height, width = size
-    y, x = np.mgrid[0:height, 0:width]
-    picture = np.stack([x * 255 / width, y * 255 / height, np.full((height, width), 90.0)], -1)
-    disc = np.hypot(x / width - 0.35, y / height - 0.5) < 0.15
-    picture[disc] = (220, 26, 31)
-    return Image.fromarray(picture.astype(np.uint8))
-
-
-def _peak_flops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
-    """Best rate of a large square matrix product, multiplications and additions a second."""
-    size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        a @ b
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
-
-
-def _wait(device: torch.device) -> None:
-    """GPU work is asynchronous; a clock must not stop before it is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -28,13 +28,11 @@ from pipeline.families import Conditioning
 from pipeline.optimise import distributed
 from pipeline.optimise.base import NotApplicable
 from pipeline.optimise.prepared import prepare_once
+from pipeline.optimise.ranks import Ranks, RanksDiffer, shares
 from pipeline.optimise.sequence_parallel import (
     FrameSplit,
-    Ranks,
-    RanksDiffer,
     SynchronisedGroupNorm,
     exchange_around,
-    shares,
     split_frames,
     temporal_layers,
 )

@@ -1,0 +1,146 @@
+"""What the processes that share a clip do together: exchange tensors, and see that they were given the same."""
+
+from __future__ import annotations
+
+import functools
+import math
+import zlib
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import StillmotionError
+
+
+class RanksDiffer(StillmotionError):
+    """The processes were given different requests, noise or weights; the text names what differs."""
+
+
+def shares(total: int, ranks: int) -> list[int]:
+    """How many of `total` frames or places each rank has: as even as can be, the first ranks one more."""
+    each, more = divmod(total, ranks)
+    return [each + (rank < more) for rank in range(ranks)]
+
+
+class Ranks:
+    """The processes that work on one request, and what they exchange.
+
+    All methods are collective: each rank calls them in the same order, or all wait.
+
+    Args:
+        group: None for all processes.
+
+    Attributes:
+        rank: of this process within the group.
+        size: number of processes.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, which are of one shape, by rank."""
+        gathered = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        dist.all_gather(gathered, x.contiguous(), group=self.group)
+        return gathered
+
+    def all_to_all(self, x: Tensor, give: int, given: list[int], take: int, taken: list[int]) -> Tensor:
+        """Give away shares of one dimension, and take shares of another.
+
+        Args:
+            x: all of dimension `give`, and this rank's share of dimension `take`.
+            given, taken: shares of the two dimensions by rank.
+
+        Returns:
+            This rank's share of dimension `give`, and all of dimension `take`.
+        """
+        shapes = [
+            tuple({give: given[self.rank], take: count}.get(dim, side) for dim, side in enumerate(x.shape))
+            for count in taken
+        ]
+        received_sizes = [math.prod(shape) for shape in shapes]
+        received = x.new_empty(sum(received_sizes))
+        dist.all_to_all_single(
+            received,
+            torch.cat([part.flatten() for part in x.split(given, dim=give)]),
+            output_split_sizes=received_sizes,
+            input_split_sizes=[x.numel() // x.shape[give] * count for count in given],
+            group=self.group,
+        )
+        parts = zip(received.split(received_sizes), shapes, strict=True)
+        return torch.cat([part.view(shape) for part, shape in parts], dim=take)
+
+    def take_frames(self, x: Tensor, frames: list[int]) -> Tensor:
+        """This rank's slice of `(batch, channels, frames, height, width)`."""
+        return torch.split(x, frames, dim=2)[self.rank].contiguous()
+
+    def join_frames(self, x: Tensor, frames: list[int]) -> Tensor:
+        """The whole of `(batch, channels, frames, height, width)` from each rank's slice of the frames."""
+        # Not every backend gathers unequal shapes; a frame of padding is cheap.
+        padded = nn.functional.pad(x, (0, 0, 0, 0, 0, max(frames) - x.shape[2]))
+        parts = zip(self.all_gather(padded), frames, strict=True)
+        return torch.cat([part[:, :, :count] for part, count in parts], dim=2)
+
+    def check_equal(self, tensors: Mapping[str, Tensor | None], device: torch.device) -> None:
+        """See that all ranks hold the same tensors, by fingerprints of 80 bytes.
+
+        A difference in shape would make the exchange hang, one in value would give a wrong clip.
+        Differences of rounding pass, since ranks may have chosen different kernels.
+
+        Args:
+            tensors: with the names that an error calls them by; the same names on all ranks.
+            device: one that the group's backend reaches.
+
+        Raises:
+            RanksDiffer: on all ranks, naming the first tensor that differs.
+        """
+        mine = torch.stack([_fingerprint(x, device) for x in tensors.values()])  # (tensors, 10)
+        prints = torch.stack(self.all_gather(mine)).cpu()  # (ranks, tensors, 10)
+        for (name, x), rows in zip(tensors.items(), prints.unbind(1), strict=True):
+            if not bool((rows[:, 0] == rows[0, 0]).all()):
+                raise RanksDiffer(f"{name}: shape or type is not the same on all {self.size} processes")
+            tolerance = _tolerance(x)
+            for rank, row in enumerate(rows):
+                if not torch.allclose(row, rows[0], rtol=tolerance, atol=tolerance, equal_nan=True):
+                    raise RanksDiffer(
+                        f"{name}: process {rank} has other values than process 0; "
+                        "give all processes the same request, seed and model"
+                    )
+
+
+_PROBES, _PERIOD = 8, 4096
+
+
+@functools.cache
+def _probes(device: torch.device) -> Tensor:
+    """Random signs, `(4096, 8)`, the same in every process."""
+    signs = torch.randint(0, 2, (_PERIOD, _PROBES), generator=torch.Generator().manual_seed(0))
+    return (2.0 * signs - 1.0).to(device)
+
+
+def _fingerprint(x: Tensor | None, device: torch.device) -> Tensor:
+    """`(10,)` of float64: shape and type as one number, root mean square, 8 random projections.
+
+    For a relative difference e between two tensors, each projection differs by about e times a draw
+    from a unit normal distribution, however many elements there are.
+    """
+    label = "none" if x is None else f"{x.dtype} {tuple(x.shape)}"
+    found = torch.zeros(2 + _PROBES, dtype=torch.float64, device=device)
+    found[0] = zlib.crc32(label.encode())
+    if x is not None and x.numel():
+        values = x.detach().to(device, torch.float32).flatten()
+        rows = nn.functional.pad(values, (0, -values.numel() % _PERIOD)).view(-1, _PERIOD)
+        # Each row counts in its own way, or two rows that have changed places would look the same.
+        turns = torch.arange(rows.shape[0], device=device).cos()
+        norm = torch.linalg.vector_norm(values)
+        found[1] = norm / math.sqrt(values.numel())
+        found[2:] = turns @ (rows @ _probes(device)) / norm.clamp_min(torch.finfo(torch.float32).tiny)
+    return found
+
+
+def _tolerance(x: Tensor | None) -> float:
+    """A few roundings of the type, and no less than what kernels of float32 differ by."""
+    return max(1e-4, 8 * torch.finfo(x.dtype).eps) if x is not None and x.is_floating_point() else 1e-4
