@@ -196,11 +196,18 @@ def _open(path: Path, weights: dict[str, Tensor]) -> Step:
                 torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # noqa: FBT003, SLF001
             )
         except (OSError, RuntimeError) as error:
-            raise ModelError(f"{path}: cannot be opened ({_first_line(error)}); package the model again") from error
+            raise ModelError(f"{path}: cannot be opened ({_first_line(error)}); {_advice(str(error))}") from error
     wanted = opened.get_constant_fqns()
     if missing := sorted(set(wanted) - weights.keys()):
         raise ModelError(f"{path}: works on weights that the model does not have ({missing[0]})")
     return _Opened(opened, {name: weights[name] for name in wanted})
+
+
+def _advice(error: str) -> str:
+    # PyTorch unpacks a program into /tmp, whatever TMPDIR says, and the dynamic loader maps it from there.
+    if "failed to map segment" in error:
+        return "programs have to be allowed in /tmp: mount it without noexec (in a container, --tmpfs /tmp:rw,exec)"
+    return "package the model again"
 
 
 class _Opened:

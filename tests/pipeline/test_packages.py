@@ -324,3 +324,37 @@ def test_another_process_loads_the_package_and_gives_the_same_clip(ready, built,
         assert torch.equal(torch.load(out), animate(ready))
     finally:
         change.undo()
+
+
+NOEXEC = "mount --bind /tmp /tmp && mount -o remount,bind,noexec /tmp"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_folder_for_temporary_files_that_lets_nothing_run_is_named(ready, built, tmp_path):
+    if subprocess.run(["unshare", "--mount", "sh", "-ec", NOEXEC], capture_output=True, check=False).returncode:
+        pytest.skip("mounts cannot be changed here: not root, or no unshare")
+    folder, _ = built
+    ready.save_pretrained(tmp_path / "model")
+    places = [str(tmp_path / "model"), str(folder), str(tmp_path / "clip.pt")]
+    done = subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-ec",
+            f'{NOEXEC} && exec "$@"',
+            "sh",
+            sys.executable,
+            "-c",
+            LOAD_ELSEWHERE,
+            *places,
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "mount it without noexec" in done.stderr
