@@ -18,6 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
+from diffusers.models.attention_processor import Attention, SlicedAttnProcessor
 from diffusers.pipelines.deprecated.i2vgen_xl.pipeline_i2vgen_xl import I2VGenXLPipeline
 from diffusers.pipelines.deprecated.pia.pipeline_pia import PIAPipeline
 from PIL import Image
@@ -36,11 +37,31 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def _wake(module: nn.Module) -> None:
+def wake(module: nn.Module) -> None:
     """Fill the layers that begin at zero, so that a difference behind them shows."""
     for parameter in module.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)
+
+
+def _with_own_processor(attn: Attention) -> None:
+    attn.set_processor(SlicedAttnProcessor(1))
+
+
+def _with_group_norm(attn: Attention) -> None:
+    attn.group_norm = nn.GroupNorm(1, 8)
+
+
+def _without_scale(attn: Attention) -> None:
+    attn.scale_qk = False
+
+
+SPOILT_ATTENTION = [
+    (_with_own_processor, r"a processor of its own \(SlicedAttnProcessor\)"),
+    (_with_group_norm, "group_norm, which is not supported"),
+    (_without_scale, "queries that are not scaled"),
+]
+"""What makes an attention layer one that an optimisation does not fit, and how that is said."""
 
 
 def _text_encoder(tokenizer: Any) -> CLIPTextModel:
@@ -128,7 +149,7 @@ def i2vgen_parts() -> dict[str, Any]:
         "image_encoder": build_image_encoder(32, WIDTH),
     }
     for part in parts.values():
-        _wake(part.eval())
+        wake(part.eval())
     return {
         **parts,
         "tokenizer": tokenizer,
@@ -149,7 +170,7 @@ def pia_parts() -> dict[str, Any]:
         "motion_adapter": motion_adapter(),
     }
     for part in parts.values():
-        _wake(part.eval())
+        wake(part.eval())
     return {**parts, "tokenizer": tokenizer, "scheduler": _scheduler()}
 
 
@@ -171,7 +192,7 @@ def i2vgen(i2vgen_parts) -> ImageAnimationPipeline:
 @pytest.fixture(scope="session")
 def _pia_unet(pia_parts) -> UNetMotionModel:
     unet = UNetMotionModel.from_unet2d(pia_parts["unet"], pia_parts["motion_adapter"]).eval()
-    _wake(unet)
+    wake(unet)
     return unet
 
 

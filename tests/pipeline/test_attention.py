@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import I2VGenXLUNet, UNet3DConditionModel, UNetMotionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0, SlicedAttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from pipeline.optimise.base import NotApplicable
 from pipeline.optimise.context import ClipAttnProcessor, cross_attentions, fold_context
 from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.runtimes import example_of, trace
+
+from .conftest import SPOILT_ATTENTION, wake
 
 CLIPS, FRAMES, TOKENS, WIDTH, SIDE = 2, 3, 5, 32, 6
 LEVELS = {
@@ -94,10 +96,7 @@ def model(request) -> Model:
     """A U-Net of each kind in turn, none of its layers silent."""
     torch.manual_seed(0)
     made = MODELS[request.param]()
-    made.unet.eval().requires_grad_(requires_grad=False)
-    for parameter in made.unet.parameters():
-        if not parameter.any():  # layers that begin at zero would hide what is behind them
-            nn.init.normal_(parameter, std=0.05)
+    wake(made.unet.eval().requires_grad_(requires_grad=False))
     return made
 
 
@@ -271,26 +270,7 @@ def test_an_exported_or_traced_step_keeps_the_choice_and_works_on_the_models_wei
         prepared.undo()
 
 
-def with_own_processor(attn: Attention) -> None:
-    attn.set_processor(SlicedAttnProcessor(1))
-
-
-def with_group_norm(attn: Attention) -> None:
-    attn.group_norm = nn.GroupNorm(1, 8)
-
-
-def without_scale(attn: Attention) -> None:
-    attn.scale_qk = False
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (with_own_processor, r"a processor of its own \(SlicedAttnProcessor\)"),
-        (with_group_norm, "group_norm, which is not supported"),
-        (without_scale, "queries that are not scaled"),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "reason"), SPOILT_ATTENTION)
 def test_a_layer_that_works_in_another_way_is_named_and_nothing_is_changed(spoil, reason):
     unet = nn.ModuleDict({name: Attention(8, heads=2, dim_head=4) for name in ("one", "two")})
     spoil(unet["two"])

@@ -11,28 +11,10 @@ import pytest
 import torch
 
 from pipeline import ImageAnimationPipeline
-from pipeline.distill.data import Examples, GeneratedSource
-from pipeline.distill.trainer import DistillationError, Distiller, DistillSettings
+from pipeline.distill.trainer import DistillationError, Distiller
 from pipeline.errors import StillmotionError
 
-SETTINGS = DistillSettings(student_steps=2, updates=4, warmup=2, checkpoint_every=2)
-
-
-class Source:
-    """Generated clips, some of them damaged: numbers of `damaged` are not numbers, and of `refused` an error."""
-
-    has_clips = True
-
-    def __init__(self, damaged: tuple[int, ...] = (), refused: tuple[int, ...] = (), batch: int = 2) -> None:
-        self.damaged, self.refused, self.inner, self.batch = damaged, refused, GeneratedSource(32, 3, batch), batch
-
-    def __getitem__(self, index: int) -> Examples:
-        if index in self.refused:
-            raise StillmotionError(f"number {index} is refused")
-        examples = self.inner[index]
-        if index in self.damaged:
-            examples.clips = examples.clips * float("nan")
-        return examples
+from .test_distill_training import SETTINGS, Source
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from pipeline.optimise.layout import channels_last, group_norm
 from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.runtimes import compile_blocks, example_of, trace
 
+from .conftest import wake
+
 CLIPS, FRAMES, TOKENS, WIDTH, SIDE = 2, 3, 5, 32, 6
 LEVELS = {
     "block_out_channels": (8, 16),
@@ -96,10 +98,7 @@ def model(request) -> Model:
     """A U-Net of each kind in turn, none of its layers silent."""
     torch.manual_seed(0)
     made = MODELS[request.param]()
-    made.unet.eval().requires_grad_(requires_grad=False)
-    for parameter in made.unet.parameters():
-        if not parameter.any():  # layers that begin at zero would hide what is behind them
-            nn.init.normal_(parameter, std=0.05)
+    wake(made.unet.eval().requires_grad_(requires_grad=False))
     return made
 
 
