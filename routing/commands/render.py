@@ -28,7 +28,7 @@ _ALL = dict.fromkeys(name for names in _OPTIONS.values() for name in names)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.add_argument("--fleet", type=Path, required=True, metavar="YAML", help="regions, proxies, policies")
-    text = "as `plan --out` writes it; for kubernetes it may be left out: all traffic at home, to begin with"
+    text = "as `plan --out` writes it (default: all traffic at home, to begin with)"
     parser.add_argument("--table", type=Path, metavar="JSON", help=text)
     parser.add_argument("--target", choices=tuple(_OPTIONS), default="envoy", help="default: envoy")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
@@ -59,8 +59,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name in _ALL:
         if getattr(options, name) is not None and name not in _OPTIONS[options.target]:
             options.usage_error(f"--{name.replace('_', '-')} is not for --target {options.target}")
-    if options.table is None and options.target != "kubernetes":
-        options.usage_error("the following arguments are required: --table")
     if options.settings is None and options.target == "kubernetes":
         options.usage_error("--settings is required for --target kubernetes")
 

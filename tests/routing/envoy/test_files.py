@@ -1,5 +1,6 @@
 """The files of a fleet are written whole, only where they change, and are what Envoy takes."""
 
+import json
 import random
 import stat
 
@@ -17,6 +18,7 @@ from routing.envoy.validation import check, validate
 from routing.errors import InputError, RoutingError
 from routing.fleet import Fleet, load_fleet
 from routing.schema import validated
+from routing.table import RoutingTable
 
 
 def fleet_of(names, **data_plane):
@@ -199,6 +201,25 @@ def test_options_of_another_target_are_wrong_use(examples, tmp_path, capsys, arg
         main(given)
     assert ended.value.code == 2
     assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["envoy", "istio", "gateway-api"])
+def test_without_a_table_all_traffic_begins_at_home(examples, tmp_path, capsys, target):
+    fleet = load_fleet(examples / "fleet.yaml")
+    load, table = tmp_path / "load.json", tmp_path / "table.json"
+    figures = {"demand_rps": 1, "capacity_rps": 100}
+    load.write_text(json.dumps({name: dict.fromkeys(fleet.names, rps) for name, rps in figures.items()}))
+    given = [f"--fleet={examples / 'fleet.yaml'}"]
+    assert main(["plan", *given, f"--load={load}", f"--out={table}"]) == 0
+    assert RoutingTable.read(table, fleet).moves == ()
+    for name, more in {"left-out": (), "given": (f"--table={table}",)}.items():
+        assert main(["render", *given, *more, f"--target={target}", f"--out={tmp_path / name}"]) == 0
+    capsys.readouterr()
+    files = {p.relative_to(tmp_path / "given") for p in (tmp_path / "given").rglob("*") if p.is_file()}
+    assert files
+    for file in files:
+        one, other = ((tmp_path / name / file).read_text() for name in ("left-out", "given"))
+        assert one.replace("left-out", "given") == other, file
 
 
 def test_a_table_of_another_fleet_is_refused(examples, table_of, tmp_path, capsys):
