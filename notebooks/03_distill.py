@@ -25,7 +25,8 @@
 # %% tags=["parameters"]
 checkpoint = ""  # the teacher, folder or hub id; empty: the one of this run's 01_teacher, else the shipped one
 run_folder = "runs/notebook"  # results go to its folder 03_distill
-student_steps = 8  # of one pass each; the teacher's steps must be a multiple
+student_steps = 8  # of one pass each
+teacher_steps = 0  # of the teacher while it teaches; 0: its own, or the next lower multiple of the student's
 updates = 170  # of the student's weights
 batch = 4  # clips an update
 learning_rate = 4e-4  # its peak
@@ -96,6 +97,7 @@ else:
     source = GeneratedSource(min(height, width, 128), frames, batch, seed=seed + 1)
 base = DistillSettings(
     student_steps=student_steps,
+    teacher_steps=teacher_steps,
     updates=updates,
     learning_rate=learning_rate,
     trajectory=Trajectory(trajectory),

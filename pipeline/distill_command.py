@@ -89,6 +89,7 @@ def distill_model(options: argparse.Namespace) -> dict[str, Any]:
         "of": settings.updates,
         "loss": distiller.losses[-1],
         "steps": guidance.num_inference_steps,
+        "teacher_steps": distiller.grid.teacher_steps,
         "guidance_scale": guidance.distilled_guidance_scale,
         "image_guidance_scale": guidance.distilled_image_guidance_scale,
         "guidance_range": guidance.guidance_range,

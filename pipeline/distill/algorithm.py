@@ -94,7 +94,8 @@ class Grid:
             raise NotSplittable(f"scheduler: {type(scheduler).__name__} has no betas to take a grid from")
         if student_steps < 1 or teacher_steps % student_steps:
             raise NotSplittable(
-                f"steps: {teacher_steps} steps of the teacher cannot be divided into {student_steps} of the student"
+                f"steps: {teacher_steps} steps of the teacher cannot be divided into {student_steps} of the student; "
+                "choose teacher_steps or student_steps"
             )
         kind = scheduler.config.prediction_type
         scheduler.set_timesteps(teacher_steps)

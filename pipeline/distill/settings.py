@@ -14,7 +14,9 @@ class DistillSettings:
     """How a student is trained.
 
     Attributes:
-        student_steps: of the student; the teacher's own number must be a multiple.
+        student_steps: of the student.
+        teacher_steps: of the teacher while it teaches, a multiple of the student's. 0: as many as it has by
+            default, or the next lower multiple, 48 of 50.
         updates: of the weights.
         accumulate: batches an update.
         learning_rate: peak; after `warmup` updates it falls along a half cosine to a hundredth.
@@ -38,6 +40,7 @@ class DistillSettings:
     """
 
     student_steps: int = 8
+    teacher_steps: int = 0
     updates: int = 400
     accumulate: int = 1
     learning_rate: float = 4e-4
@@ -62,7 +65,7 @@ class DistillSettings:
         for name in ("updates", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1")
-        for name in ("warmup", "weight_decay", "lora_rank", "workers", "sample_every", "seed"):
+        for name in ("teacher_steps", "warmup", "weight_decay", "lora_rank", "workers", "sample_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 0")
         if not 0 < self.learning_rate < math.inf:

@@ -15,14 +15,23 @@ if TYPE_CHECKING:
     from ..animation import ImageAnimationPipeline
 
 
-def teacher_grid(teacher: ImageAnimationPipeline, student_steps: int, noise_correction: bool = False) -> Grid:
-    """The grid of a teacher as it is sampled by default, divided into the student's steps.
+def teacher_grid(
+    teacher: ImageAnimationPipeline, student_steps: int, noise_correction: bool = False, teacher_steps: int = 0
+) -> Grid:
+    """The grid of a teacher, divided into the student's steps.
+
+    Args:
+        teacher_steps: of that grid; 0: as many as the teacher is sampled with by default, or the next lower
+            multiple of the student's.
 
     Raises:
         NotSplittable: the teacher's steps cannot be divided so.
     """
     scheduler = copy.deepcopy(teacher.scheduler)
-    return Grid.of(scheduler, teacher.config.num_inference_steps, student_steps, noise_correction)
+    own: int = teacher.config.num_inference_steps
+    if not teacher_steps:
+        teacher_steps = own - own % student_steps if 0 < student_steps <= own else own
+    return Grid.of(scheduler, teacher_steps, student_steps, noise_correction)
 
 
 def guidance_of(teacher: ImageAnimationPipeline) -> Guidance:

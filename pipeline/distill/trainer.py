@@ -81,7 +81,9 @@ class Distiller:
             raise ValueError("trajectory: 'forward' needs clips, and there are pictures alone; use 'backward'")
         check_guidance_range(teacher, settings.guidance_range)
         self.settings, self.source = settings, source
-        self.grid: Grid = teacher_grid(teacher, settings.student_steps, settings.noise_correction)
+        self.grid: Grid = teacher_grid(
+            teacher, settings.student_steps, settings.noise_correction, settings.teacher_steps
+        )
         self.accelerator = accelerator or _accelerator(settings)
         self.accelerator.gradient_accumulation_steps = settings.accumulate
         self._sharded = self.accelerator.distributed_type == DistributedType.FSDP

@@ -68,7 +68,8 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words(tmp_path):
 def test_the_demo_serves_a_persons_picture_and_stops_the_server(teacher_folder, tmp_path, picture, capsys):
     own = sample(tmp_path, picture)
     arguments = ["--teacher", str(teacher_folder), "--runs", str(tmp_path / "runs"), "--json"]
-    small = ["-p", "pictures", "1", "-p", "evaluation_clips", "0"]
+    small = ["-p", "pictures", "1", "-p", "evaluation_clips", "1", "-p", "updates", "2", "-p", "student_steps", "2"]
+    small += ["-p", "gates", ""]
     assert main(["demo", "--image", str(own.path), "--prompt", own.prompt, *arguments, *small]) == 0
     said = capsys.readouterr()
     folder = (tmp_path / "runs" / "latest").resolve()

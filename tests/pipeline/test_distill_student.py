@@ -17,6 +17,7 @@ from pipeline import ImageAnimationPipeline
 from pipeline.cli import main
 from pipeline.distill.data import GeneratedSource
 from pipeline.distill.passes import conditions
+from pipeline.distill.student import teacher_grid
 from pipeline.distill.trainer import Distiller, DistillSettings
 from pipeline.store import describe
 
@@ -57,6 +58,16 @@ def test_recomputed_activations_give_the_same_gradients_and_leave_no_trace(teach
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(distiller), strict=True))
     for unet in (distiller.finished().unet, teacher.unet):
         assert not any("forward" in vars(module) for module in unet.modules())
+
+
+@pytest.mark.parametrize(
+    ("own", "student", "asked", "taught"), [(32, 8, 0, 32), (50, 8, 0, 48), (50, 8, 16, 16), (9, 4, 0, 8), (4, 4, 0, 4)]
+)
+def test_a_teacher_teaches_with_the_most_of_its_steps_that_the_students_divide(i2vgen, own, student, asked, taught):
+    i2vgen.register_to_config(num_inference_steps=own)
+    grid = teacher_grid(i2vgen, student, teacher_steps=asked)
+    assert (grid.teacher_steps, grid.student_steps) == (taught, student)
+    assert i2vgen.config.num_inference_steps == own
 
 
 @pytest.mark.parametrize("family", ["i2vgen", "pia"])

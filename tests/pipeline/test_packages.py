@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -326,7 +327,8 @@ def test_another_process_loads_the_package_and_gives_the_same_clip(ready, built,
         change.undo()
 
 
-NOEXEC = "mount --bind /tmp /tmp && mount -o remount,bind,noexec /tmp"
+_ENVIRONMENT = shlex.quote(sys.prefix)
+NOEXEC = f"mount --bind /tmp /tmp && mount --bind {_ENVIRONMENT} {_ENVIRONMENT} && mount -o remount,bind,noexec /tmp"  # what is mounted on its own stays as it is: the environment may lie in /tmp
 
 
 @pytest.mark.slow
