@@ -119,6 +119,7 @@ def train(name: str, settings: DistillSettings) -> tuple[Animator, list[float]]:
             print(f"{name}: update {done} of {total}, loss {loss:.4f}")
 
     distiller = Distiller(teacher.pipe, source, settings, stage.path / "training" / name.replace(" ", "-"))
+    print(f"{name}: from {distiller.grid.teacher_steps} steps of the teacher")
     drawn = SampleGrid(teacher.pipe, source[10 * updates], stage.path / "samples" / name.replace(" ", "-"), seed)
     made = distiller.train(tell, on_sample=drawn)
     return Animator(made, describe(made, teacher.name, {}), f"student, {name}"), distiller.losses

@@ -327,8 +327,9 @@ def test_another_process_loads_the_package_and_gives_the_same_clip(ready, built,
         change.undo()
 
 
+# What is mounted on its own stays as it is: the environment may lie in /tmp.
 _ENVIRONMENT = shlex.quote(sys.prefix)
-NOEXEC = f"mount --bind /tmp /tmp && mount --bind {_ENVIRONMENT} {_ENVIRONMENT} && mount -o remount,bind,noexec /tmp"  # what is mounted on its own stays as it is: the environment may lie in /tmp
+NOEXEC = f"mount --bind /tmp /tmp && mount --bind {_ENVIRONMENT} {_ENVIRONMENT} && mount -o remount,bind,noexec /tmp"
 
 
 @pytest.mark.slow
