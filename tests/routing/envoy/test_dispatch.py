@@ -117,6 +117,7 @@ def test_latency_between_regions_is_emulated_and_only_where_asked_for(running):
                 for region, expected_s in (("a", 0.01), ("b", 0.06 if emulated else 0.01)):
                     await fleet.jobs(1, fleet.url(region))
                     took = [(await fleet.jobs(1, fleet.url(region)))[0].elapsed.total_seconds() for _ in range(5)]
-                    assert expected_s <= min(took) < expected_s + 0.045
+                    # Timers of Envoy count whole milliseconds, on a clock read once a round: one may be early.
+                    assert expected_s - 0.002 <= min(took) < expected_s + 0.045
 
     asyncio.run(scenario())
