@@ -1,13 +1,9 @@
-"""Pictures or videos with captions of one's own: a folder, or a dataset in Hugging Face's formats.
+"""Pictures or videos with captions, from a folder of one's own.
 
-A folder is laid out as `datasets` has it: a `metadata.csv` or `metadata.jsonl`, at the top or in any folder
-below, names each file (`file_name`, relative to the metadata) and its caption (`text`, `caption` or
+A folder is laid out as Hugging Face `datasets` has it: a `metadata.csv` or `metadata.jsonl`, at the top or in any
+folder below, names each file (`file_name`, relative to the metadata) and its caption (`text`, `caption` or
 `prompt`); files that it does not name are left out. Where there is no metadata, a text file beside each
 picture or video holds its caption: `cat.mp4`, `cat.txt`.
-
-Metadata of folders is read here and not by `load_dataset`: that takes a `cat-test.mp4` for a split of its own
-and drops the rest, reads a caption "none" as missing, and reports no line. Videos are decoded with PyAV,
-since those of `datasets` need torchcodec.
 """
 
 from __future__ import annotations
@@ -17,10 +13,10 @@ import functools
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +29,6 @@ from .. import images
 from ..errors import InputError
 from .data import Examples, Source
 from .videos import ClipShape, DataError, Video, unreadable
-
-if TYPE_CHECKING:
-    import datasets
 
 PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".webm")
@@ -70,10 +63,6 @@ def open_folder(
     Raises:
         DataError: nothing there, a file is missing or outside the folder, or a caption is not usable.
     """
-    from datasets import Dataset as Rows
-    from datasets import Features, Value, Video
-    from datasets import Image as Picture
-
     folder = Path(folder)
     listed = list(_listed(folder))
     kinds = {is_video: path for path, _ in listed if (is_video := _is_video(path)) is not None}
@@ -82,80 +71,38 @@ def open_folder(
             f"{folder}: holds pictures and videos ({kinds[False].name}, {kinds[True].name}); give each a folder of "
             "its own"
         )
-    features = {"media": (Video if True in kinds else Picture)(decode=False), "text": Value("string")}
-    columns = {"media": [str(path) for path, _ in listed], "text": [caption for _, caption in listed]}
     source = CaptionedSource(
-        Rows.from_dict(columns, features=Features(features)),
-        str(folder),
-        ClipShape(frames, height, width, fps),
-        batch,
-        seed,
+        listed, str(folder), ClipShape(frames, height, width, fps), batch, seed, has_clips=True in kinds
     )
     if check:
         source.check()
     return source
 
 
-def open_dataset(
-    name_or_path: str,
-    split: str,
-    *,
-    frames: int,
-    height: int,
-    width: int,
-    batch: int,
-    seed: int = 0,
-    fps: int | None = None,
-) -> Source:
-    """Pictures or videos of a dataset from the hub, or of one on disk in any format of `datasets`.
-
-    It is downloaded as a whole into the cache of Hugging Face. The first column of pictures or videos is
-    taken, and the first of `text`, `caption` and `prompt`.
-
-    Raises:
-        DataError: it cannot be loaded, has no such columns, or a caption is not usable.
-    """
-    import datasets
-
-    # It would report each use to a counter, which takes seconds where there is no network.
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        rows = datasets.load_dataset(name_or_path, split=split, streaming=False)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise DataError(
-            f"{name_or_path}: split {split!r} cannot be loaded ({reason}); check both names, or download it where "
-            "there is a network and give its folder"
-        ) from error
-    kinds = (datasets.Image, datasets.Video)
-    media = next((name for name, kind in rows.features.items() if isinstance(kind, kinds)), None)
-    text = next((name for name in CAPTIONS if name in rows.features), None)
-    if media is None or text is None:
-        lacks = "pictures or videos" if media is None else "captions, which are named " + " or ".join(CAPTIONS)
-        raise DataError(f"{name_or_path}: has no column of {lacks}; there are {', '.join(rows.features)}")
-    if not len(rows):
-        raise DataError(f"{name_or_path}: split {split!r} is empty")
-    for row, caption in enumerate(rows[text]):
-        _checked_caption(caption, f"{name_or_path}, row {row}")
-    rows = rows.select_columns([media, text]).rename_columns({media: "media", text: "text"})
-    rows = rows.cast_column("media", type(rows.features["media"])(decode=False))
-    return CaptionedSource(rows, name_or_path, ClipShape(frames, height, width, fps), batch, seed)
-
-
 class CaptionedSource(Dataset[Examples]):
-    """Examples from rows of `media` and `text`, each once in an epoch, in an order of its own for each epoch.
+    """Examples from files with captions, each once in an epoch, in an order of its own for each epoch.
 
     Args:
-        rows: `media` is a picture or a video that `datasets` does not decode.
-        name: of the whole, for errors.
-        shape: of what is given.
+        rows: file and caption of each example; the files are all pictures, or all videos.
+        name: of the whole; a training run goes on with data of the same name alone.
+        shape: of the clips and pictures that the source gives.
         batch: examples a number; a batch may begin in one epoch and end in the next.
         seed: of the order, and of the places in the videos.
+        has_clips: whether the files are videos.
     """
 
-    def __init__(self, rows: datasets.Dataset, name: str, shape: ClipShape, batch: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rows: Sequence[tuple[Path, str]],
+        name: str,
+        shape: ClipShape,
+        batch: int,
+        seed: int = 0,
+        *,
+        has_clips: bool,
+    ) -> None:
         self.rows, self.name, self.shape, self.batch, self.seed = rows, name, shape, batch, seed
-        self.has_clips = type(rows.features["media"]).__name__ == "Video"
+        self.has_clips = has_clips
 
     def __getitem__(self, index: int) -> Examples:
         """The examples of number `index`, the same each time.
@@ -168,7 +115,7 @@ class CaptionedSource(Dataset[Examples]):
         pictures, captions, clips = [], [], []
         for number in range(index * self.batch, (index + 1) * self.batch):
             row = self.row(number)
-            captions.append(self.rows[row]["text"].strip())
+            captions.append(self.rows[row][1])
             if self.has_clips:
                 clip = self._clip(row, number)
                 pictures.append(clip[0])
@@ -188,37 +135,27 @@ class CaptionedSource(Dataset[Examples]):
         Raises:
             DataError: the first that cannot be used.
         """
-        for row in range(len(self.rows)):
+        for path, _ in self.rows:
             if self.has_clips:
-                with Video(*self._media(row)) as video:
+                with Video(path) as video:
                     video.choices(self.shape)
             else:
-                where, data = self._media(row)
                 try:
-                    images.check_header(data, _LIMITS)
+                    images.check_header(path, _LIMITS)
                 except (InputError, OSError) as error:
-                    raise unreadable(where, error) from error
-
-    def _media(self, row: int) -> tuple[str, Path | bytes]:
-        """What to call it in an error, and where it is."""
-        media = self.rows[row]["media"]
-        if media is None:
-            raise DataError(f"{self.name}, row {row}: has no picture or video")
-        if media["bytes"] is None:
-            return media["path"], Path(media["path"])
-        return f"{self.name}, row {row}", media["bytes"]
+                    raise unreadable(str(path), error) from error
 
     def _picture(self, row: int) -> Image:
-        where, data = self._media(row)
+        path, _ = self.rows[row]
         try:
-            picture = images.decode(data, _LIMITS)
+            picture = images.decode(path, _LIMITS)
         except (InputError, OSError) as error:
-            raise unreadable(where, error) from error
+            raise unreadable(str(path), error) from error
         return images.centre_crop(picture, self.shape.width, self.shape.height)
 
     def _clip(self, row: int, number: int) -> list[Image]:
         """A clip from a place in the video that `number` decides."""
-        with Video(*self._media(row)) as video:
+        with Video(self.rows[row][0]) as video:
             choices = video.choices(self.shape)
             # A stream of random numbers apart from those of the order.
             drawn = np.random.default_rng([self.seed % 2**63, 1, number]).integers(len(choices))

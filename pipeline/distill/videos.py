@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ _TOLERANCE_S = 1e-3
 
 
 class DataError(StillmotionError):
-    """Examples that cannot be used; the text begins with the file, or with the dataset and its row."""
+    """Examples that cannot be used; the text begins with the file."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,15 @@ class Video:
         DataError: not a video, or one that was cut short; from each method.
     """
 
-    def __init__(self, where: str, data: Path | bytes) -> None:
-        self.where = where
+    def __init__(self, path: Path) -> None:
+        self.where = str(path)
         try:
-            self.container = av.open(str(data) if isinstance(data, Path) else io.BytesIO(data), "r")
+            self.container = av.open(str(path), "r")
         except (av.FFmpegError, OSError) as error:
             raise self._damaged(error) from error
         if not self.container.streams.video:
             self.container.close()
-            raise DataError(f"{where}: holds no video")
+            raise DataError(f"{path}: holds no video")
         self.stream = self.container.streams.video[0]
 
     def __enter__(self) -> Self:
