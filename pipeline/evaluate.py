@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +59,8 @@ class EvaluationResult:
             for the teacher.
         steps: of the solver.
         passes: U-Net calls of an animation: steps times guidance branches.
+        operations: floating-point operations of those calls for one clip, in plain PyTorch; None unless compared.
+        weights_bytes: of the U-Net's parameters; None unless compared.
         seconds_per_clip: wall-clock, clips sampled in batches.
         flicker, flicker_of_truth: mean absolute second difference over time, in steps of 255, of the
             model's clips and of the true ones.
@@ -82,6 +84,8 @@ class EvaluationResult:
     psnr_to_teacher_db: float | None
     steps: int
     passes: int
+    operations: int | None
+    weights_bytes: int | None
     seconds_per_clip: float
     ssim_to_teacher: float | None
     flicker: float
@@ -235,7 +239,14 @@ def compare_students(
             target = video if target is None else target
             if on_progress is not None:
                 on_progress(sum(len(t.judged) for t in trials.values()), clips * len(trials))
-    results = {key: _summarise(trial, seed) for key, trial in trials.items()}
+    results = {
+        key: replace(
+            _summarise(trial, seed),
+            operations=trial.candidate.operations(side),
+            weights_bytes=trial.candidate.weights_bytes,
+        )
+        for key, trial in trials.items()
+    }
     return {
         name: Comparison(
             teacher=results["teacher"],
@@ -293,6 +304,8 @@ def _summarise(trial: Trial, seed: int) -> EvaluationResult:
         psnr_to_teacher_db=_mean_where_known(judged, "psnr_to_teacher_db"),
         steps=candidate.steps,
         passes=candidate.passes,
+        operations=None,
+        weights_bytes=None,
         seconds_per_clip=round(trial.seconds / len(judged), 4),
         ssim_to_teacher=_mean_where_known(judged, "ssim_to_teacher", digits=4),
         flicker=_mean(j.flicker for j in judged),

@@ -4,6 +4,9 @@ All are judged on point estimates over the clips of one comparison. Student and 
 pictures from the same noise, so that most of what makes a clip hard cancels out; what is left of chance is
 still large with few clips. With 64 of them one clip is 1.6 % of the motion accuracy: a limit of 0.98 of the
 teacher's then lets it lose one clip, and with fewer than 50 clips none. Results and errors say the number.
+
+What a student saves is judged by what can be counted: passes, operations, bytes. Seconds depend on what else the
+machine does; they are reported beside the gates and judge nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .console import tell
 from .errors import StillmotionError
 from .settings import PRESETS
 
@@ -25,7 +29,10 @@ if TYPE_CHECKING:
 DEFAULT_GATES = PRESETS / "gates.yaml"
 """Shipped with the project."""
 
-_AT_MOST = {"ground_truth_loss_db"}  # every other limit is a least value
+_AT_MOST = {"ground_truth_loss_db", "weights_ratio"}  # every other limit is a least value
+
+# Limits of earlier releases that are read and not judged, with what to say of them.
+_RETIRED = {"speedup": "seconds are no longer judged; passes_ratio and operations_ratio count what is saved"}
 
 
 class Limits(BaseModel):
@@ -37,7 +44,9 @@ class Limits(BaseModel):
         psnr_above_undistilled_db: how much that has to lie above what the undistilled teacher reaches
             with as many passes, at least.
         ground_truth_loss_db: PSNR to the true clips that may be lost against the teacher's, at most.
-        speedup: least seconds a clip of the teacher, as a multiple of the student's.
+        passes_ratio: U-Net passes of the teacher's clip, as a multiple of the student's, at least.
+        operations_ratio: the same for the floating-point operations of those passes, at least.
+        weights_ratio: bytes of the student's U-Net, as a multiple of the teacher's, at most.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -46,7 +55,9 @@ class Limits(BaseModel):
     psnr_to_teacher_db: float | None = None
     psnr_above_undistilled_db: float | None = None
     ground_truth_loss_db: float | None = None
-    speedup: float | None = Field(default=None, gt=0)
+    passes_ratio: float | None = Field(default=None, gt=0)
+    operations_ratio: float | None = Field(default=None, gt=0)
+    weights_ratio: float | None = Field(default=None, gt=0)
 
 
 class _File(BaseModel):
@@ -127,7 +138,7 @@ def load_gates(file: str | Path = "default") -> Gates:
     """
     path = DEFAULT_GATES if str(file) == "default" else Path(file)
     try:
-        read = _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        read = _File.model_validate(_without_retired(yaml.safe_load(path.read_text(encoding="utf-8")), path))
     except FileNotFoundError as error:
         raise StillmotionError(f"{path}: no such file of gates; `default` takes the project's own") from error
     except ValidationError as error:
@@ -138,6 +149,16 @@ def load_gates(file: str | Path = "default") -> Gates:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise StillmotionError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
     return Gates(str(path), read.steps)
+
+
+def _without_retired(content: object, path: Path) -> object:
+    """The content of a file of gates without limits that are no longer judged; a line is written for each."""
+    steps = content.get("steps") if isinstance(content, dict) else None
+    for number, limits in steps.items() if isinstance(steps, dict) else ():
+        for name in _RETIRED.keys() & (limits.keys() if isinstance(limits, dict) else ()):
+            del limits[name]
+            tell(f"{path}: steps.{number}.{name}: {_RETIRED[name]}")
+    return content
 
 
 def check(comparison: Comparison, gates: Gates) -> list[GateResult]:
@@ -176,13 +197,18 @@ def _values(comparison: Comparison) -> dict[str, float]:
     student, teacher, undistilled = comparison.student, comparison.teacher, comparison.undistilled
     assert student.psnr_to_teacher_db is not None
     assert undistilled.psnr_to_teacher_db is not None
+    assert teacher.operations is not None
+    assert teacher.weights_bytes is not None
+    assert student.operations is not None
+    assert student.weights_bytes is not None
     values = {
         "motion_of_teacher": student.motion_accuracy / teacher.motion_accuracy if teacher.motion_accuracy else 0.0,
         "psnr_to_teacher_db": student.psnr_to_teacher_db,
         "psnr_above_undistilled_db": student.psnr_to_teacher_db - undistilled.psnr_to_teacher_db,
         "ground_truth_loss_db": teacher.ground_truth_psnr_db - student.ground_truth_psnr_db,
-        # Seconds are kept to four digits, and nothing takes none.
-        "speedup": teacher.seconds_per_clip / max(student.seconds_per_clip, 1e-4),
+        "passes_ratio": teacher.passes / student.passes,
+        "operations_ratio": teacher.operations / student.operations,
+        "weights_ratio": student.weights_bytes / teacher.weights_bytes,
     }
     # Differences of figures with three digits carry none beyond the ninth.
     return {name: round(value, 9) for name, value in values.items()}

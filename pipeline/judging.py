@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from .clips import ClipBatch, classify_motion, measure_motion
+from .denoiser import Denoiser, PlainDenoiser, Predict
+from .families import Conditioning
 from .guidance import Guidance, guidance_for
 from .metrics import diversity, flicker, psnr_db, ssim
 from .perception import Perception, clip_consistency, clip_score
@@ -86,16 +89,43 @@ class Candidate:
     def passes(self) -> int:
         return self.animator.info.passes if self.sampling is None else self.steps * self.sampling.guidance.passes
 
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the U-Net's parameters."""
+        return sum(p.numel() * p.element_size() for p in self.pipe.unet.parameters())
+
+    def operations(self, side: int) -> int:
+        """Floating-point operations of the U-Net's passes for one clip, as plain PyTorch computes them.
+
+        Counted in the first step of a request and multiplied by the steps: each step computes the same.
+
+        Args:
+            side: of the clip, in pixels.
+        """
+        own = self.pipe.denoiser
+        self.pipe.denoiser = _StepCounter(PlainDenoiser(self.pipe))
+        try:
+            picture = Image.new("RGB", (side, side), (127, 127, 127))
+            self.pipe(picture, "", height=side, width=side, **self._options)
+        except _Counted as counted:
+            return counted.operations * self.steps
+        finally:
+            self.pipe.denoiser = own
+        raise AssertionError("a request has at least one step")
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        if self.sampling is None:
+            return {}
+        told = self.pipe.config.guidance_range is not None
+        return {
+            "num_inference_steps": self.sampling.steps,
+            "guidance_scale": self.sampling.told_scale if told else self.sampling.guidance.text,
+            "image_guidance_scale": self.sampling.guidance.image,
+        }
+
     def animate(self, batch: ClipBatch, seeds: Sequence[int], side: int) -> Tensor:
         """Clips from the batch's pictures, `(batch, 3, frames, side, side)`, float in [0, 1]."""
-        options: dict[str, Any] = {}
-        if self.sampling is not None:
-            told = self.pipe.config.guidance_range is not None
-            options = {
-                "num_inference_steps": self.sampling.steps,
-                "guidance_scale": self.sampling.told_scale if told else self.sampling.guidance.text,
-                "image_guidance_scale": self.sampling.guidance.image,
-            }
         # Published I2VGen-XL checkpoints draw their picture latents from torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds[0])
@@ -106,9 +136,34 @@ class Candidate:
                 width=side,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="pt",
-                **options,
+                **self._options,
             ).frames
         return cast(Tensor, video.float().cpu().transpose(1, 2))
+
+
+class _Counted(Exception):
+    """Carries the operations of a request's first step out of the denoising loop."""
+
+    def __init__(self, operations: int) -> None:
+        super().__init__()
+        self.operations = operations
+
+
+class _StepCounter:
+    """A denoiser that counts the operations of its first step and stops there."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    def start(self, conditioning: Conditioning) -> Predict:
+        predict = self.denoiser.start(conditioning)
+
+        def count(latents: Tensor, timestep: Tensor) -> Tensor:
+            with FlopCounterMode(display=False) as counter:
+                predict(latents, timestep)
+            raise _Counted(counter.get_total_flops())
+
+        return count
 
 
 @dataclass(frozen=True)

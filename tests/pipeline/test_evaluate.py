@@ -174,10 +174,16 @@ PLAN = {"num_inference_steps": 32, "guidance_scale": 4.0, "image_guidance_scale"
 
 
 class Stills(Oracle):
-    """Stands for a pipeline that repeats its picture, darker by `error(steps, text guidance)`."""
+    """Stands for a pipeline that repeats its picture, darker by `error(steps, text guidance)`.
+
+    Its U-Net multiplies a matrix of one row a guidance branch, which makes 2 operations a branch.
+    """
+
+    family = SimpleNamespace(predict=lambda unet, latents, _timestep, _conditioning: unet(latents))
 
     def __init__(self, plan, error):
         super().__init__(seed=0)
+        self.unet, self.denoiser = torch.nn.Linear(1, 1, bias=False), None
         self.config = SimpleNamespace(**plan, guidance_range=None)
         self.error, self.calls = error, []
 
@@ -185,6 +191,8 @@ class Stills(Oracle):
         steps = options.get("num_inference_steps", self.config.num_inference_steps)
         text = options.get("guidance_scale", self.config.guidance_scale)
         image = options.get("image_guidance_scale", self.config.image_guidance_scale)
+        if self.denoiser is not None:
+            self.denoiser.start(None)(torch.ones(Guidance(text, image).passes, 1), torch.tensor(0))
         self.calls.append((steps, text, image, [generator.initial_seed() for generator in options["generator"]]))
         pictures = torch.stack([torch.from_numpy(np.asarray(image) / 255) for image in images]).float()
         video = (pictures.permute(0, 3, 1, 2) - self.error(steps, text)).clamp(0, 1)
@@ -219,6 +227,13 @@ def test_a_student_is_judged_beside_three_samplings_of_its_teacher():
     assert to_teacher["undistilled_guided"] == pytest.approx(34, abs=1)
     assert to_teacher["undistilled"] == pytest.approx(20, abs=1)
     assert told[-1] == (20, 20)
+    assert {name: r["operations"] for name, r in results.items()} == {
+        "teacher": 2 * 96,
+        "undistilled_guided": 2 * 24,
+        "undistilled": 2 * 8,
+        "student": 2 * 8,
+    }
+    assert all(r["weights_bytes"] == 4 for r in results.values())
     # The same noise for all, and the teacher in full once a batch.
     by_plan = {}
     for steps, text, image, seeds in teacher.pipe.calls:
@@ -258,6 +273,8 @@ def test_a_student_of_a_pipeline_is_compared_in_one_run(teacher_folder):
     assert [r["passes"] for r in comparison.to_dict().values()] == [6, 3, 1, 1]
     assert comparison.teacher.ssim_to_teacher is None
     assert all(r["diversity"] > 0 and r["seconds_per_clip"] > 0 for r in comparison.to_dict().values())
+    operations = [r["operations"] for r in comparison.to_dict().values()]
+    assert operations[0] == 2 * operations[1] == 6 * operations[2] == 6 * operations[3] > 1e6
     assert list(branch_clips(student, Image.new("RGB", (32, 32)), "a ball", seed=1)) == ["guided"]
     alone = evaluate(student, clips=2, teacher=teacher)
     assert alone.psnr_to_teacher_db == comparison.student.psnr_to_teacher_db

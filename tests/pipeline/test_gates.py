@@ -10,13 +10,15 @@ from pipeline.errors import StillmotionError
 from pipeline.evaluate import Comparison, EvaluationResult
 from pipeline.gates import DEFAULT_GATES, GateFailed, Gates, Limits, check, load_gates, require
 
-NAMES = ("motion_of_teacher", "psnr_to_teacher_db", "psnr_above_undistilled_db", "ground_truth_loss_db", "speedup")
+NAMES = tuple(Limits.model_fields)
+TEACHER_OPERATIONS, TEACHER_BYTES = 96_000, 1_000
 
 
 def result(model="m", **figures):
     plain = dict.fromkeys(EvaluationResult.__dataclass_fields__)
     plain.update(model=model, clips=64, seed=0, motion_accuracy=1.0, ground_truth_psnr_db=25.0, seconds_per_clip=1.0)
-    return EvaluationResult(**{**plain, "steps": 8, "passes": 8, **figures})
+    plain.update(steps=8, passes=8, operations=TEACHER_OPERATIONS, weights_bytes=TEACHER_BYTES)
+    return EvaluationResult(**{**plain, **figures})
 
 
 def comparison(**figures):
@@ -25,7 +27,9 @@ def comparison(**figures):
         "motion_accuracy": 0.98,
         "psnr_to_teacher_db": 30.0,
         "ground_truth_psnr_db": 24.5,
-        "seconds_per_clip": 1 / 6,
+        "passes": 16,
+        "operations": TEACHER_OPERATIONS / 6,
+        "weights_bytes": 1.1 * TEACHER_BYTES,
     }
     return Comparison(
         teacher=result("teacher", steps=32, passes=96),
@@ -44,7 +48,9 @@ def test_the_projects_gates_cover_the_students_it_makes():
         psnr_to_teacher_db=30,
         psnr_above_undistilled_db=3,
         ground_truth_loss_db=0.5,
-        speedup=6,
+        passes_ratio=6,
+        operations_ratio=6,
+        weights_ratio=1.1,
     )
     assert all(limit is not None for limits in gates.steps.values() for limit in limits.model_dump().values())
 
@@ -56,7 +62,9 @@ def test_a_student_exactly_at_the_limits_passes():
         ("psnr_to_teacher_db", 30, 30),
         ("psnr_above_undistilled_db", 3, 3),
         ("ground_truth_loss_db", 0.5, 0.5),
-        ("speedup", 6, 6),
+        ("passes_ratio", 6, 6),
+        ("operations_ratio", 6, 6),
+        ("weights_ratio", 1.1, 1.1),
     ]
 
 
@@ -66,8 +74,10 @@ def test_a_student_exactly_at_the_limits_passes():
         ({"motion_accuracy": 0.9688}, ["motion_of_teacher"]),
         ({"psnr_to_teacher_db": 29.9}, ["psnr_to_teacher_db", "psnr_above_undistilled_db"]),
         ({"ground_truth_psnr_db": 24.4}, ["ground_truth_loss_db"]),
-        ({"seconds_per_clip": 0.17}, ["speedup"]),
-        ({"ground_truth_psnr_db": 30.0, "seconds_per_clip": 0.0}, []),  # better than the teacher, and at once
+        ({"passes": 17}, ["passes_ratio"]),
+        ({"operations": TEACHER_OPERATIONS / 5.9}, ["operations_ratio"]),
+        ({"weights_bytes": 1.2 * TEACHER_BYTES}, ["weights_ratio"]),
+        ({"ground_truth_psnr_db": 30.0}, []),  # better than the teacher
     ],
 )
 def test_each_gate_fails_on_its_own_figure(figures, failed):
@@ -76,11 +86,24 @@ def test_each_gate_fails_on_its_own_figure(figures, failed):
     assert all(math.isfinite(r.value) for r in results)
 
 
+def test_no_gate_depends_on_seconds():
+    limits = load_gates()
+    fast, slow = (check(comparison(seconds_per_clip=seconds), limits) for seconds in (1e-9, 1e9))
+    assert fast == slow
+
+
+def test_a_limit_on_seconds_of_an_earlier_release_is_read_and_not_judged(tmp_path, capsys):
+    path = tmp_path / "own.yaml"
+    path.write_text("steps: {8: {speedup: 1000, passes_ratio: 6}}\n")
+    assert [r.name for r in require(comparison(), load_gates(path))] == ["passes_ratio"]
+    assert "own.yaml: steps.8.speedup: seconds are no longer judged" in capsys.readouterr().err
+
+
 def test_an_error_lists_every_failed_gate_with_value_and_limit():
     with pytest.raises(GateFailed) as caught:
         require(comparison(motion_accuracy=0.5, ground_truth_psnr_db=20.25), load_gates())
     assert str(caught.value).splitlines() == [
-        "student: 2 of 5 gates failed, judged on 64 clips against teacher:",
+        "student: 2 of 7 gates failed, judged on 64 clips against teacher:",
         "  motion_of_teacher: 0.5, at least 0.98",
         "  ground_truth_loss_db: 4.75, at most 0.5",
     ]
@@ -95,8 +118,8 @@ def test_a_teacher_that_moves_nothing_as_captioned_is_no_measure():
 
 
 def test_a_limit_that_is_left_out_is_not_judged():
-    results = check(comparison(motion_accuracy=0.1), Gates("own.yaml", {8: Limits(speedup=2)}))
-    assert [(r.name, r.passed) for r in results] == [("speedup", True)]
+    results = check(comparison(motion_accuracy=0.1), Gates("own.yaml", {8: Limits(passes_ratio=2)}))
+    assert [(r.name, r.passed) for r in results] == [("passes_ratio", True)]
 
 
 def test_a_student_of_other_steps_is_refused():
@@ -106,23 +129,25 @@ def test_a_student_of_other_steps_is_refused():
 
 @settings(max_examples=50, deadline=None)
 @given(
-    motion=st.floats(0, 1), psnr=st.floats(5, 60), truth=st.floats(5, 60), seconds=st.floats(1e-3, 10), data=st.data()
+    motion=st.floats(0, 1),
+    psnr=st.floats(5, 60),
+    truth=st.floats(5, 60),
+    operations=st.integers(1, 10**9),
+    data=st.data(),
 )
-def test_a_student_that_is_better_in_every_figure_fails_no_further_gate(motion, psnr, truth, seconds, data):
+def test_a_student_that_is_better_in_every_figure_fails_no_further_gate(motion, psnr, truth, operations, data):
     gates = load_gates()
 
     def failed(**figures):
         return {r.name for r in check(comparison(**figures), gates) if not r.passed}
 
-    plain = failed(
-        motion_accuracy=motion, psnr_to_teacher_db=psnr, ground_truth_psnr_db=truth, seconds_per_clip=seconds
-    )
+    plain = failed(motion_accuracy=motion, psnr_to_teacher_db=psnr, ground_truth_psnr_db=truth, operations=operations)
     more = data.draw(st.floats(0, 1))
     better = failed(
         motion_accuracy=min(1, motion + more),
         psnr_to_teacher_db=psnr + more,
         ground_truth_psnr_db=truth + more,
-        seconds_per_clip=seconds * (1 - more / 2),
+        operations=operations * (1 - more / 2),
     )
     assert better <= plain
 
@@ -147,10 +172,10 @@ def test_what_is_written_is_read(blocks, tmp_path_factory):
     ("text", "told"),
     [
         ("steps: {8: {speed: 3}}\n", r"steps\.8\.speed: .* \(is 3\)"),
-        ("steps: {8: {speedup: -2}}\n", r"steps\.8\.speedup: .*greater than 0 \(is -2\)"),
+        ("steps: {8: {passes_ratio: -2}}\n", r"steps\.8\.passes_ratio: .*greater than 0 \(is -2\)"),
         ("steps: {8: {psnr_to_teacher_db: high}}\n", r"steps\.8\.psnr_to_teacher_db: .* \(is 'high'\)"),
         ("steps: {8: {psnr_to_teacher_db: .inf}}\n", r"steps\.8\.psnr_to_teacher_db: .*finite"),
-        ("steps: {0: {speedup: 2}}\n", r"steps\.0: .*greater than or equal to 1"),
+        ("steps: {0: {passes_ratio: 2}}\n", r"steps\.0: .*greater than or equal to 1"),
         ("steps: {}\n", "steps: "),
         ("gates: {}\n", "steps: Field required"),
         ("just text\n", r"\(top\): "),
