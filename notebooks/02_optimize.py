@@ -13,6 +13,7 @@
 #     name: python3
 # ---
 
+# %%
 
 # %% [markdown]
 # # 2. Optimise
@@ -46,6 +47,7 @@ import torch
 from pipeline.bench import bench, write
 from pipeline.bench.report import markdown
 from pipeline.clips import ClipGenerator
+from pipeline.console import news
 from pipeline.display import show_rows
 from pipeline.engine import Animator
 from pipeline.evaluate import evaluate, pictures_of
@@ -79,7 +81,7 @@ print(f"{animator.name}: {animator.info.passes} passes of {type(pipe.unet).__nam
 
 # %%
 names = [name.strip() for name in rungs.split(",")] if rungs else None
-result = bench(pipe, animator.name, "notebook", stage.path, names, repeats, tell=print)
+result = bench(pipe, animator.name, "notebook", stage.path, names, repeats, tell=news)
 write(result, stage.path)
 ladder = plot_ladder(result.rungs)
 stage.picture("ladder", "The ladder", "Seconds of a request; red rungs are kept by those after them.", ladder)

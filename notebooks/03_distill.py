@@ -58,6 +58,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.baseline import timed_animation
+from pipeline.console import news_of
 from pipeline.display import sheet, show_clips, show_rows
 from pipeline.distill.data import GeneratedSource
 from pipeline.distill.folders import open_folder
@@ -113,15 +114,11 @@ base = DistillSettings(
 
 def train(name: str, settings: DistillSettings) -> tuple[Animator, list[float]]:
     """A student, and its losses."""
-
-    def tell(done: int, total: int, loss: float) -> None:
-        if done == total or done * 10 // total > (done - 1) * 10 // total:
-            print(f"{name}: update {done} of {total}, loss {loss:.4f}")
-
     distiller = Distiller(teacher.pipe, source, settings, stage.path / "training" / name.replace(" ", "-"))
     print(f"{name}: from {distiller.grid.teacher_steps} steps of the teacher")
     drawn = SampleGrid(teacher.pipe, source[10 * updates], stage.path / "samples" / name.replace(" ", "-"), seed)
-    made = distiller.train(tell, on_sample=drawn)
+    said = news_of(f"{name}: update")
+    made = distiller.train(lambda done, total, _loss: said(done, total), on_sample=drawn)
     return Animator(made, describe(made, teacher.name, {}), f"student, {name}"), distiller.losses
 
 
@@ -200,7 +197,7 @@ print(f"students: {'; '.join(students)}")
 # steps and all its branches, the teacher with as few passes as the student, and the students.
 
 # %%
-compared = compare_students(students, teacher, evaluation_clips, seed)
+compared = compare_students(students, teacher, evaluation_clips, seed, on_progress=news_of("judged: clip"))
 comparison = compared[main]
 others = {name: each for name, each in compared.items() if name != main}
 judged = {

@@ -13,6 +13,39 @@ def tell(line: str) -> None:
     sys.stderr.flush()
 
 
+_NEWS = "… "
+
+
+def news(line: str) -> None:
+    """Say from a notebook how far it is: the line stays in its output, and the runner passes it on at once."""
+    sys.stdout.write(f"{_NEWS}{line}\n")
+    sys.stdout.flush()
+
+
+def news_in(text: str) -> list[str]:
+    """The lines of a notebook's output that `news` wrote."""
+    return [line.removeprefix(_NEWS) for line in text.splitlines() if line.startswith(_NEWS)]
+
+
+def news_of(unit: str) -> Callable[[int, int], None]:
+    """A function of (done, total) for notebooks: at each fifth it says how far the work is, and how long the rest."""
+    began = time.monotonic()
+
+    def count(done: int, total: int) -> None:
+        if done * 5 // total > (done - 1) * 5 // total:
+            left = (time.monotonic() - began) * (total - done) / done
+            news(f"{unit} {done} of {total}" + (f", {about(left)} left" if done < total else ""))
+
+    return count
+
+
+def about(seconds: float) -> str:
+    """A duration as a person says it: "about 40 s", "about 3 min"."""
+    if seconds < 90:
+        return f"about {max(10, 10 * round(seconds / 10))} s"
+    return f"about {round(seconds / 60)} min"
+
+
 def counter(unit: str) -> Callable[[int, int], None]:
     """A function of (done, total) that counts in place on a terminal, and elsewhere says each tenth."""
     began = time.monotonic()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import html
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .console import news_in, tell
 from .errors import StillmotionError
 from .settings import Parameter, UsageError
 
@@ -69,8 +71,41 @@ def check_parameters(notebook: Path, given: Mapping[str, Parameter]) -> None:
             )
 
 
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Parameter]) -> None:
+class _News:
+    """A file that papermill writes a notebook's output to; it passes on what `console.news` wrote."""
+
+    def __init__(self, on_news: Callable[[str], None]) -> None:
+        self._on_news = on_news
+
+    def write(self, text: str) -> None:
+        for line in news_in(text):
+            self._on_news(line)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def _headings(notebook: Path) -> dict[str, str]:
+    """For the first code cell below each heading its id and the heading's words."""
+    found: dict[str, str] = {}
+    heading = ""
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "markdown":
+            lines = [line for line in "".join(cell["source"]).splitlines() if line.startswith("## ")]
+            heading = lines[-1].removeprefix("## ") if lines else heading
+        elif heading:
+            found[cell.get("id", "")] = heading
+            heading = ""
+    return found
+
+
+def execute(
+    notebook: Path, output: Path, parameters: Mapping[str, Parameter], on_news: Callable[[str], None] = tell
+) -> None:
     """Run a notebook in a kernel of this Python; the output is written after each cell.
+
+    Args:
+        on_news: called with each heading that is reached, and with what cells say by `console.news`.
 
     Raises:
         NotebookError: a cell raised, or the kernel died.
@@ -81,19 +116,21 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Parameter]) -
 
     _prefer_own_kernel()
     log = output.with_suffix(".log")
-    bar = {
-        "bar_format": "      cell {n_fmt}/{total_fmt}  {elapsed}",
-        "disable": not sys.stderr.isatty(),
-        "file": sys.stderr,
-        "leave": False,
-    }
+    headings = _headings(notebook)
+
+    def on_cell_start(cell: Mapping[str, Any], **_: Any) -> None:
+        if heading := headings.get(cell.get("id", "")):
+            on_news(heading)
+
     try:
         papermill.execute_notebook(
             notebook,
             output,
             dict(parameters),
             kernel_name="python3",
-            progress_bar=bar,
+            progress_bar=False,
+            stdout_file=_News(on_news),
+            on_cell_start=on_cell_start,
             start_timeout=180,
             # ipykernel 7.4 warns of an unencrypted connection, which never leaves this machine.
             extra_arguments=["--IPKernelApp.log_level=40"],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from .console import tell
+from .console import about, tell
 from .errors import ModelError, StillmotionError
 from .notebooks import NotebookError, check_parameters, execute, parameters_of, to_page
 from .results import StageResult, read_result, write_atomically
@@ -108,9 +108,8 @@ def go_on(folder: Path) -> Run:
     state.stages = [kept.get(stage.notebook, StageState(name=stage.notebook)) for stage in settings.stages]
     tell(f"run {folder}")
     failed: NotebookError | None = None
-    for k, stage in enumerate(settings.stages):
-        label = f"[{k + 1}/{len(settings.stages)}] {stage.notebook}"
-        failed = _stage(folder, state, k, settings, label)
+    for k in range(len(settings.stages)):
+        failed = _stage(folder, state, k, settings)
         if failed is not None:
             break
     run = summarise(folder)
@@ -123,9 +122,23 @@ def go_on(folder: Path) -> Run:
     return run
 
 
-def _stage(folder: Path, state: RunState, k: int, settings: Preset, label: str) -> NotebookError | None:
+def _introduction(state: RunState, k: int, settings: Preset) -> str:
+    """What a stage does and how long it takes: its share of what the preset expects, at the pace of the run so far."""
+    stage = settings.stages[k]
+    done = [
+        (own.seconds, each.expected_s)
+        for own, each in zip(state.stages[:k], settings.stages[:k], strict=True)
+        if own.status == "done" and each.expected_s is not None
+    ]
+    pace = sum(took for took, _ in done) / sum(expected for _, expected in done) if done else 1.0
+    time_it_takes = "" if stage.expected_s is None else f" ({about(stage.expected_s * pace)})"
+    return f"{stage.about or 'started'}{time_it_takes}"
+
+
+def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookError | None:
     """Run one stage unless it is done; the failure, if it failed."""
     own, stage = state.stages[k], settings.stages[k]
+    label = f"[{k + 1}/{len(settings.stages)}] {stage.notebook}"
     notebook = settings.notebook(stage)
     known = parameters_of(notebook)
     given = {**stage.parameters, **{name: value for name, value in state.parameters.items() if name in known}}
@@ -133,14 +146,20 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset, label: str) 
     if own.status == "done" and own.digest == digest and _intact(folder, own):
         tell(f"{label}  done before ({own.seconds:.0f} s), kept")
         return None
-    tell(f"{label}  started")
+    tell(f"{label}  {_introduction(state, k, settings)}")
     runner: dict[str, Parameter] = {"run_folder": str(folder), "teacher": state.teacher}
     began = time.monotonic()
     own.status, own.digest, own.artefacts, own.error = "running", digest, {}, ""
     state.save(folder)
     output = folder / f"{stage.notebook}.ipynb"
+
+    def on_news(line: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - began), 60)
+        tell(f"      {minutes}:{seconds:02d}  {line}")
+
     try:
-        execute(notebook, output, {**given, **{name: value for name, value in runner.items() if name in known}})
+        values = {**given, **{name: value for name, value in runner.items() if name in known}}
+        execute(notebook, output, values, on_news)
         read_result(folder, stage.notebook)
         own.status, own.artefacts = "done", artefacts_of(folder, stage.notebook)
     except NotebookError as error:

@@ -25,12 +25,16 @@ class StageSettings(BaseModel):
     Attributes:
         notebook: its name without folder and suffix; also the stage's name.
         parameters: for its tagged cell; what is left out keeps the notebook's own value.
+        about: what it does, for the line that says that it has started.
+        expected_s: seconds that it takes on two CPU cores that do nothing else; None where nobody knows.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     notebook: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     parameters: dict[str, Parameter] = {}
+    about: str = ""
+    expected_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class Preset(BaseModel):
