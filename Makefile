@@ -12,6 +12,8 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What runs the pipeline and the server, and nothing else; an environment with everything in it serves as well.
+PIPELINE_READY := $(if $(wildcard $(READY)),$(READY),$(VENV)/.ready-pipeline)
 
 # A prompt may hold anything a person types. It reaches the shell through the environment, never as
 # text of a recipe, and `value` keeps make from reading a dollar sign in it.
@@ -41,7 +43,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
-demo: $(READY) ## from the notebooks to a served animation; IMAGE=photo.jpg PROMPT="a red circle moves right" for your own
+demo: $(PIPELINE_READY) ## from the notebooks to a served animation; IMAGE=photo.jpg PROMPT="a red circle moves right" for your own
 	@$(BIN)/python -m pipeline demo $${IMAGE:+"--image=$$IMAGE"} $${PROMPT:+"--prompt=$$PROMPT"}
 
 .PHONY: test
@@ -72,11 +74,11 @@ types: $(READY) ## mypy, strict
 check: lint types test ## lint, types and test: what a change has to pass
 
 .PHONY: train
-train: $(READY) ## train the embedded teacher again
+train: $(PIPELINE_READY) ## train the embedded teacher again
 	$(BIN)/python -m pipeline train $(ARGS)
 
 .PHONY: serve
-serve: $(READY) ## serve the newest model of the store
+serve: $(PIPELINE_READY) ## serve the newest model of the store
 	$(BIN)/bentoml serve $(ARGS)
 
 # What has to hold; with a fleet, a traffic history and a benchmark of your own, a file of your own.
@@ -109,12 +111,14 @@ clean: ## remove caches and builds; .venv, runs and the model store stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: setup
-setup: $(READY) ## make .venv with everything in it; the other targets do it by themselves
+setup: $(READY) ## make .venv with everything in it; the other targets install what they need by themselves
 
-# Packages are not byte-compiled at installation: Python does it for those that are ever imported.
 $(READY): pyproject.toml constraints.txt | $(BIN)/pip
-	@echo "Installing packages into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	@$(BIN)/python scripts/install.py dev
+	@touch $@
+
+$(VENV)/.ready-pipeline: pyproject.toml constraints.txt | $(BIN)/pip
+	@$(BIN)/python scripts/install.py pipeline
 	@touch $@
 
 $(BIN)/pip:
