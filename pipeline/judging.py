@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .clips import ClipBatch, classify_motion, measure_motion
-from .denoiser import Denoiser, PlainDenoiser, Predict
-from .families import Conditioning
 from .guidance import Guidance, guidance_for
 from .metrics import diversity, flicker, psnr_db, ssim
 from .perception import Perception, clip_consistency, clip_score
 
 if TYPE_CHECKING:
     from .animation import ImageAnimationPipeline
+    from .denoiser import Denoiser, Predict
     from .engine import Animator
+    from .families import Conditioning
 
 # Further seeds of a clip lie this far apart: no other clip's, for up to a million clips.
 _SEEDS_APART = 1_000_003
@@ -102,6 +102,8 @@ class Candidate:
         Args:
             side: of the clip, in pixels.
         """
+        from .denoiser import PlainDenoiser  # imports diffusers, which a notebook first keeps quiet
+
         own = self.pipe.denoiser
         self.pipe.denoiser = _StepCounter(PlainDenoiser(self.pipe))
         try:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 EMBEDDED_TEACHER = Path(__file__).parent / "embedded" / "teacher"
 """The small teacher that the project trains itself."""
 
+EMBEDDED_STUDENT = Path(__file__).parent / "embedded" / "student"
+"""A student of it, packaged: what a server serves where the store has no model."""
+
 
 def embedded_teacher() -> Path:
     """Folder of the shipped teacher.
