@@ -141,6 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)"
     )
+    demo.add_argument("--preset", default="tiny", metavar="NAME_OR_FILE", help="of the notebooks (default: tiny)")
     demo.add_argument("--teacher", help="folder in diffusers format or hub id (default: the shipped teacher)")
     demo.add_argument("--port", type=int, default=0, help="of the server while it shows itself (default: a free one)")
     add_parameters(demo, "a parameter of the notebooks; may be repeated")
@@ -301,7 +302,8 @@ def show_demo(options: argparse.Namespace) -> dict[str, Any]:
     if (options.image is None) != (options.prompt is None):
         options.usage_error("--image and --prompt go together")
     own = None if options.image is None else (existing(options.image), options.prompt)
-    return asdict(demo(own, options.runs, options.teacher or "", options.port, parameters(options)))
+    found = demo(own, options.runs, options.teacher or "", options.port, parameters(options), options.preset)
+    return asdict(found)
 
 
 def _demo_lines(result: dict[str, Any]) -> list[str]:

@@ -61,12 +61,15 @@ def demo(
     teacher: str = "",
     port: int = 0,
     parameters: Mapping[str, Parameter] | None = None,
+    preset: str = "tiny",
 ) -> Demo:
-    """Animate a picture with the shipped student, run the tiny preset, animate with what it packaged, and report.
+    """Animate a picture with the shipped student, run a preset, animate with what it packaged, and report.
 
     Args:
         own: a person's picture and prompt; they come before the samples.
         port: of the server with the shipped student; 0 takes a free one.
+        parameters: of the notebooks; they win over the preset's.
+        preset: of the notebooks, by its name or file.
 
     Raises:
         NothingPackaged: a stage failed, or a student fell short of a gate.
@@ -77,7 +80,7 @@ def demo(
         decode(own[0])  # refuse it now, not after minutes
         samples = [Sample(own[0], own[1], 0), *samples]
     began = time.monotonic()
-    folder = start("tiny", teacher, runs, parameters)
+    folder = start(preset, teacher, runs, parameters)
     stage = StageFolder(folder, DEMO_STAGE, "Served over HTTP")
     clips: list[Path] = []
     request_s: list[float] = []
@@ -121,7 +124,10 @@ def demo(
     report = _near(write_report(folder))
     line = serve_line(model or _near(EMBEDDED_STUDENT))
     if failure:
-        raise NothingPackaged(f"{failure}\nreport  {report}\nnext    {line}  (serves the shipped student)")
+        raise NothingPackaged(
+            f"{failure}\nthe shipped student is served instead; what the notebooks came to is in the report"
+            f"\nreport  {report}\nnext    {line}"
+        )
     return Demo(report, [_near(clip) for clip in clips], model, line)
 
 

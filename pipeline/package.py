@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .optimise.runtimes import Runtime
 
 # Figures of `pipeline evaluate` that describe the model and not the run.
-_KEPT = (
+KEPT_FIGURES = (
     "clips",
     "seed",
     "motion_accuracy",
@@ -89,7 +89,7 @@ def package(
 
     embedded = source.name == name_of(EMBEDDED_TEACHER)
     kept: dict[str, float | int | str | None] = {
-        key: value for key in _KEPT if isinstance(value := metrics.get(key), (int, float, str))
+        key: value for key in KEPT_FIGURES if isinstance(value := metrics.get(key), (int, float, str))
     }
     set_precision(source.pipe, dtype_of(precision))
     threads, ways = None, []
