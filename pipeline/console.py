@@ -29,10 +29,12 @@ def news_in(text: str) -> list[str]:
 
 def news_of(unit: str) -> Callable[[int, int], None]:
     """A function of (done, total) for notebooks: at each fifth it says how far the work is, and how long the rest."""
-    began = time.monotonic()
+    began, said = time.monotonic(), 0
 
     def count(done: int, total: int) -> None:
-        if done * 5 // total > (done - 1) * 5 // total:
+        nonlocal said
+        if done * 5 // total > said:  # batches may step over a fifth
+            said = done * 5 // total
             left = (time.monotonic() - began) * (total - done) / done
             news(f"{unit} {done} of {total}" + (f", {about(left)} left" if done < total else ""))
 
@@ -48,14 +50,16 @@ def about(seconds: float) -> str:
 
 def counter(unit: str) -> Callable[[int, int], None]:
     """A function of (done, total) that counts in place on a terminal, and elsewhere says each tenth."""
-    began = time.monotonic()
+    began, said = time.monotonic(), 0
 
     def count(done: int, total: int) -> None:
+        nonlocal said
         line = f"{unit} {done}/{total}  {time.monotonic() - began:.0f} s"
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{line}" + ("\n" if done == total else ""))
             sys.stderr.flush()
-        elif done == total or done * 10 // total > (done - 1) * 10 // total:
+        elif done * 10 // total > said:
+            said = done * 10 // total
             tell(line)
 
     return count
