@@ -24,9 +24,10 @@ from .command_options import (
     parameters,
     positive,
     settings_with_parameters,
+    utf8_text,
 )
-from .console import tell
-from .errors import StillmotionError
+from .console import tell, write_result
+from .errors import StillmotionError, system_error
 from .settings import UsageError
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
@@ -50,18 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Libraries print to stdout as they like; there it would spoil the document.
         with contextlib.redirect_stdout(sys.stderr):
             result = command(options)
+        lines = [json.dumps(result, indent=2)] if options.json else options.lines(result)
+        write_result("".join(f"{line}\n" for line in lines))
     except UsageError as error:
         tell(f"error: {error}")
         return 2
     except StillmotionError as error:
         tell(f"error: {error}")
         return 1
-    except KeyboardInterrupt:
-        tell("interrupted")
+    except OSError as error:
+        # A full disk, a name that is too long, a folder that cannot be written: the system says it in a few words.
+        tell(f"error: {system_error(error)}")
+        return 1
+    except KeyboardInterrupt as error:
+        tell(f"interrupted; {error}" if str(error) else "interrupted")
         return 130
-    lines = [json.dumps(result, indent=2)] if options.json else options.lines(result)
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()
     if options.failure is not None:
         tell(f"error: {options.failure}")
         return 1
@@ -137,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = add("demo", show_demo, _demo_lines, "from notebooks to animations served over HTTP")
     demo.add_argument("--image", type=Path, help="a picture of your own; give --prompt too")
-    demo.add_argument("--prompt", help="its caption")
+    demo.add_argument("--prompt", type=utf8_text, help="its caption")
     demo.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)"
     )
