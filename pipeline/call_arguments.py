@@ -2,33 +2,108 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 from torch import Tensor
 
+Texts = list[str] | Tensor
+"""Texts, or what the text encoder makes of them, `(batch, tokens, width)`."""
+
 
 def broadcast(
-    image: Image | Sequence[Image], prompt: str | Sequence[str], negative: str | Sequence[str]
-) -> tuple[list[Image], list[str], list[str]]:
-    """Pictures, texts and negative texts, as many of each.
+    image: Image | Sequence[Image],
+    prompt: str | Sequence[str] | None,
+    negative: str | Sequence[str] | None,
+    prompt_embeds: Tensor | None,
+    negative_embeds: Tensor | None,
+    width: int,
+) -> tuple[list[Image], Texts, Texts]:
+    """Pictures, prompts and negative prompts, as many of each.
+
+    Args:
+        prompt_embeds, negative_embeds: in place of the texts, `(batch, tokens, width)`.
+        width: of the text encoder.
 
     Raises:
-        ValueError: their numbers differ, or a prompt is no text.
+        ValueError: their numbers differ, a prompt is no text, or it is given in two forms or in none.
     """
     images = list(image) if isinstance(image, Sequence) else [image]
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if len(images) != len(prompts):
-        raise ValueError(f"prompt: {len(prompts)} prompts for {len(images)} pictures")
-    if not all(isinstance(text, str) for text in prompts):
-        raise ValueError("prompt: not text")
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-    if len(negatives) != len(prompts):
-        raise ValueError(f"negative_prompt: {len(negatives)} texts for {len(prompts)} prompts")
-    return images, prompts, negatives
+    full = _texts("prompt", prompt, prompt_embeds, width)
+    if full is None:
+        raise ValueError("prompt: give it, or prompt_embeds")
+    if len(images) != len(full):
+        raise ValueError(f"prompt: {len(full)} prompts for {len(images)} pictures")
+    other = _texts("negative_prompt", negative, negative_embeds, width)
+    if other is None or isinstance(negative, str):
+        other = [negative or ""] * len(images)
+    if len(other) != len(images):
+        raise ValueError(f"negative_prompt: {len(other)} texts for {len(images)} prompts")
+    return images, full, other
+
+
+def _texts(name: str, text: str | Sequence[str] | None, embeds: Tensor | None, width: int) -> Texts | None:
+    if embeds is None:
+        if text is None:
+            return None
+        texts = [text] if isinstance(text, str) or not isinstance(text, Sequence) else list(text)
+        if not all(isinstance(one, str) for one in texts):
+            raise ValueError(f"{name}: not text")
+        return texts
+    if text is not None:
+        raise ValueError(f"{name}_embeds: {name} is given too; give one of them")
+    if embeds.ndim != 3 or embeds.shape[-1] != width:
+        raise ValueError(f"{name}_embeds: shape {tuple(embeds.shape)} is not (batch, tokens, {width})")
+    return embeds
+
+
+def repeat_each(values: Any, times: int) -> Any:
+    """Each value of a list, or row of a tensor, several times, one after the other."""
+    if isinstance(values, Tensor):
+        return values.repeat_interleave(times, dim=0)
+    return [value for value in values for _ in range(times)]
+
+
+_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Only schedulers that take noise away level by level fit these models.
+
+    Raises:
+        ValueError: it is of flow matching, or its step wants more than prediction, timestep and sample.
+    """
+    name = type(scheduler).__name__
+    needed = ("set_timesteps", "scale_model_input", "init_noise_sigma", "step")
+    kind = scheduler.config.get("prediction_type") or "epsilon"
+    flows = scheduler.config.get("use_flow_sigmas") or kind not in _PREDICTION_TYPES
+    if flows or not all(hasattr(scheduler, one) for one in needed):
+        raise ValueError(
+            f"scheduler: {name} is of another kind (such as flow matching); these models take schedulers of noise "
+            f"levels that predict one of {', '.join(_PREDICTION_TYPES)}"
+        )
+    wanted = [
+        parameter.name
+        for parameter in inspect.signature(scheduler.step).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    if len(wanted) > 3:
+        raise ValueError(f"scheduler: {name} wants {wanted[3]} at each step, which this pipeline does not have")
+
+
+def check_callback_tensors(names: Sequence[str], known: Sequence[str]) -> None:
+    """A callback can be given the tensors that there are.
+
+    Raises:
+        ValueError: one is not among them.
+    """
+    for name in names:
+        if name not in known:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {name!r} is not one of {', '.join(known)}")
 
 
 def check_size(height: int, width: int, factor: int) -> None:

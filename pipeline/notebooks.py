@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import html
 import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -161,6 +162,13 @@ class _Kernel:
 
         return KernelManager
 
+    def end(self) -> str:
+        """What ended it, in words, where the system tells."""
+        status = None if self._process is None else self._process.poll()
+        if status is None or status >= 0:
+            return "" if status is None else f"exit status {status}; "
+        return f"signal {signal.Signals(-status).name}; "
+
     def forget_log(self) -> None:
         if self.log.is_file() and not self.log.stat().st_size:
             self.log.unlink()
@@ -196,7 +204,7 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Parameter], 
         text = " ".join(str(error.evalue).split())
         raise NotebookError(f"cell {error.exec_count}: {error.ename}: {text}", output) from error
     except DeadKernelError as error:
-        raise NotebookError(f"its kernel died ({_last_line(kernel.log)})", output) from error
+        raise NotebookError(f"its kernel died ({kernel.end()}{_last_line(kernel.log)})", output) from error
 
 
 def _literal(path: Path) -> str:
