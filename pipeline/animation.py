@@ -34,7 +34,7 @@ from .call_arguments import (
     repeat_each,
 )
 from .denoiser import Denoiser, PlainDenoiser
-from .diffusers_folder import name_portable_classes, needs_variant
+from .diffusers_folder import has_only_variant, name_portable_classes
 from .families import (
     Conditioning,
     ImageConditioning,
@@ -190,11 +190,10 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
-        """As `DiffusionPipeline.from_pretrained`; a folder with fp16 files alone needs no `variant`."""
+        """As `DiffusionPipeline.from_pretrained`; where there are fp16 files alone, no `variant` is needed."""
         # diffusers imports no module for being named in a folder; the project's own scheduler has to be there.
         importlib.import_module(".optimise.solver", __package__)
-        folder = Path(pretrained_model_name_or_path)
-        if "variant" not in kwargs and folder.is_dir() and needs_variant(folder, "fp16"):
+        if "variant" not in kwargs and has_only_variant(pretrained_model_name_or_path, "fp16", kwargs):
             kwargs["variant"] = "fp16"
         return cast(ImageAnimationPipeline, super().from_pretrained(str(pretrained_model_name_or_path), **kwargs))
 

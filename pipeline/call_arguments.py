@@ -138,6 +138,16 @@ def check_clip_skip(clip_skip: int | None, layers: int) -> None:
         raise ValueError(f"clip_skip: {clip_skip} is outside 0 to {layers}, the layers of the text encoder")
 
 
+def check_generators(generator: torch.Generator | list[torch.Generator] | None, clips: int) -> None:
+    """One generator draws for all clips, or each clip has its own.
+
+    Raises:
+        ValueError: their number is not that of the clips.
+    """
+    if isinstance(generator, list) and len(generator) != clips:
+        raise ValueError(f"generator: {len(generator)} generators for {clips} clips")
+
+
 def starting_noise(
     shape: tuple[int, ...],
     generator: torch.Generator | list[torch.Generator] | None,
@@ -147,12 +157,10 @@ def starting_noise(
     """Noise of unit variance, `shape`, float32: drawn, or what was given.
 
     Raises:
-        ValueError: `given` has another shape, or the number of generators is not that of clips.
+        ValueError: `given` has another shape.
     """
     if given is not None:
         if tuple(given.shape) != shape:
             raise ValueError(f"latents: shape {tuple(given.shape)} is not {shape}")
         return given.to(device=device, dtype=torch.float32)
-    if isinstance(generator, list) and len(generator) != shape[0]:
-        raise ValueError(f"generator: {len(generator)} generators for {shape[0]} clips")
     return cast(Tensor, randn_tensor(shape, generator=generator, device=device, dtype=torch.float32))

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import animate_command, distill_command, evaluate_command
 from .command_options import (
@@ -28,7 +28,12 @@ from .command_options import (
 )
 from .console import tell, write_result
 from .errors import StillmotionError, system_error
+from .lock import held
 from .settings import UsageError
+
+if TYPE_CHECKING:
+    from .train.teacher import TeacherSettings
+    from .train.vae import VaeSettings
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
 """Does the work and returns what `--json` prints."""
@@ -270,14 +275,24 @@ def train_embedded(options: argparse.Namespace) -> dict[str, Any]:
     quiet_libraries()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     from .engine import default_device
-    from .train.teacher import TeacherSettings, train_teacher
-    from .train.vae import VaeSettings, train_vae
+    from .train.teacher import TeacherSettings
+    from .train.vae import VaeSettings
 
     is_vae = options.part == "vae"
     vae = settings_with_parameters(options, VaeSettings(), of="vae" if is_vae else None)
     teacher = settings_with_parameters(options, TeacherSettings(), of=None if is_vae else options.part)
     parts = (options.part,) if options.part else ("vae", "teacher", "refine")
     device = options.device or default_device()
+    with held(options.out, "training"):
+        return _train_parts(parts, options, vae, teacher, device)
+
+
+def _train_parts(
+    parts: Sequence[str], options: argparse.Namespace, vae: VaeSettings, teacher: TeacherSettings, device: str
+) -> dict[str, Any]:
+    from .train.teacher import train_teacher
+    from .train.vae import train_vae
+
     result: dict[str, Any] = {"out": str(options.out)}
     if "vae" in parts:
         result["vae_psnr_db"] = train_vae(vae, options.out, options.minutes, device=device)

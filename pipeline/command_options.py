@@ -16,8 +16,8 @@ from .settings import parse_value
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add `--model`."""
-    text = "default: the newest in the store, else the shipped teacher"
-    parser.add_argument("--model", metavar="TAG_OR_FOLDER", help=text)
+    text = "a tag of the store, a folder, or a hub id (default: the newest in the store, else the shipped teacher)"
+    parser.add_argument("--model", metavar="TAG_OR_FOLDER_OR_ID", help=text)
 
 
 def open_model(tag_or_folder: str | None) -> Any:

@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 from torch import Tensor
 
-from .call_arguments import repeat_each, starting_noise
+from .call_arguments import check_generators, repeat_each, starting_noise
 from .families import ImageConditioning
 from .spans import part
 
@@ -79,6 +79,7 @@ class LatentsMixin:
         """
         frames, height, width = shape
         count, factor = len(images) * copies, self.vae_scale_factor
+        check_generators(generator, count)
 
         def drawn() -> Tensor:
             noise_shape = (count, 4, frames, height // factor, width // factor)

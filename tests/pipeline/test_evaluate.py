@@ -194,7 +194,7 @@ class Stills(Oracle):
 
     def __init__(self, plan, error):
         super().__init__(seed=0)
-        self.config = SimpleNamespace(**plan, guidance_range=None)
+        self.config = SimpleNamespace(**plan, guidance_range=None, distilled_guidance_scale=None)
         self.error, self.calls = error, []
 
     def __call__(self, images, prompts, **options):

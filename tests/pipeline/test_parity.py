@@ -302,7 +302,7 @@ STOCHASTIC = {
 
 @pytest.mark.parametrize("name", STOCHASTIC)
 @pytest.mark.parametrize("family", ["i2vgen", "pia"])
-def test_solvers_that_draw_noise_at_each_step_give_the_latents_of_diffusers(request, picture, family, name):
+def test_solvers_that_draw_noise_at_each_step_give_the_frames_of_diffusers(request, picture, family, name):
     reference, ours = request.getfixturevalue(f"{family}_reference"), request.getfixturevalue(family)
     make, eta = STOCHASTIC[name]
     for pipe in (reference, ours):
@@ -320,7 +320,7 @@ def test_solvers_that_draw_noise_at_each_step_give_the_latents_of_diffusers(requ
         guidance_scale=4.0,
         eta=eta,
         clip_skip=None,
-        output_type="latent",
+        output_type="np",
     )
     assert difference(expected, given) <= TOLERANCE
 

@@ -15,6 +15,8 @@ from pipeline.cli import main
 from pipeline.notebooks import typed
 from pipeline.state import RunState
 
+from .conftest import files_of_at_most
+
 # They write their result by hand: importing the package would cost each kernel a second.
 FINISH = """
 import json, os, time
@@ -223,6 +225,16 @@ def test_a_parameter_that_no_notebook_has_is_wrong_use_before_any_work(run, tmp_
     assert run(*arguments) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_run_can_go_on(run, preset, capsys):
+    preset.write_text("title: One step\nnotebooks: .\nstages: [{notebook: first}]\n")
+    with files_of_at_most(2000):  # enough for the state, not for a notebook that has been executed
+        assert run() == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith(("error: ", "see "))
+    assert run("--resume", "latest") == 0
 
 
 def test_braces_in_a_path_are_part_of_its_name(preset, teacher_folder, tmp_path):
