@@ -218,6 +218,8 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
         from .sources import check_source
 
         check_source(options.model)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is said before the work
     from .quiet import quiet_libraries
 
     quiet_libraries()

@@ -90,6 +90,7 @@ def test_a_result_may_hold_a_name_that_is_no_text():
     [
         ["run", "--runs", "{file}/runs"],
         ["train", "vae", "--out", "{file}/out"],
+        ["bench", "--out", "{file}/out"],
         ["distill", "--out", "{file}/out", "-p", "updates", "1"],
         ["package", "--checkpoint", "{teacher}"],
     ],

@@ -344,20 +344,13 @@ def test_predicted_noise_at_zero_terminal_snr_is_refused():
 @pytest.mark.parametrize(
     ("scheduler", "name"),
     [
-        # As Stable Video Diffusion is published with.
-        (
-            EulerDiscreteScheduler(
-                beta_schedule="scaled_linear", prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002,
-                timestep_type="continuous", use_karras_sigmas=True,
-            ),
-            "timestep_type",
-        ),
+        (EulerDiscreteScheduler(sigma_max=700.0, timestep_type="continuous"), "timestep_type"),  # as SVD's
         (EulerDiscreteScheduler(sigma_max=700.0), "sigma_max"),
         (CogVideoXDDIMScheduler(snr_shift_scale=3.0), "snr_shift_scale"),
         (CogVideoXDPMScheduler(snr_shift_scale=1.0), None),
         (UniPCMultistepScheduler(use_flow_sigmas=True), "use_flow_sigmas"),
     ],
-)  # fmt: skip
+)
 def test_a_scheduler_of_noise_levels_that_are_not_of_its_betas_is_refused(scheduler, name):
     if name is None:  # without its shift it is like others
         assert log_snr_solver(scheduler).config.prediction_type == scheduler.config.prediction_type
