@@ -50,7 +50,7 @@ def _texts(name: str, text: str | Sequence[str] | None, embeds: Tensor | None, w
     if embeds is None:
         if text is None:
             return None
-        texts = [text] if isinstance(text, str) or not isinstance(text, Sequence) else list(text)
+        texts: list[Any] = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
         if not all(isinstance(one, str) for one in texts):
             raise ValueError(f"{name}: not text")
         return texts

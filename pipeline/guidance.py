@@ -134,10 +134,10 @@ def guidance_for(config: Any, text: float | None, image: float | None) -> tuple[
     """
     if config.guidance_range is None:
         if config.distilled_guidance_scale is not None:
-            for name, scale in (("guidance_scale", text), ("image_guidance_scale", image)):
-                if scale not in {None, 1.0}:
+            for name, given in (("guidance_scale", text), ("image_guidance_scale", image)):
+                if given not in {None, 1.0}:
                     raise ValueError(
-                        f"{name}: {scale:g} cannot be chosen: this student has its guidance in its weights, and more "
+                        f"{name}: {given:g} cannot be chosen: this student has its guidance in its weights, and more "
                         "on top of it would count twice; leave it out"
                     )
         return Guidance(config.guidance_scale if text is None else text, image), None

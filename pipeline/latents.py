@@ -101,7 +101,7 @@ class LatentsMixin:
         # As the published pipeline has it: noise that a scheduler draws is laid out frame by frame.
         flat = [part.transpose(1, 2).flatten(0, 1) for part in (predicted, sample)]  # (batch * frames, 4, h, w)
         stepped: Tensor = self.scheduler.step(flat[0], t, flat[1], **extra).prev_sample
-        return stepped.unflatten(0, (sample.shape[0], -1)).transpose(1, 2)
+        return cast(Tensor, stepped.unflatten(0, (sample.shape[0], -1))).transpose(1, 2)  # (batch, 4, frames, h, w)
 
     def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -195,7 +196,8 @@ def summarise(folder: Path) -> Run:
     for stage in state.stages:
         notebook = folder / f"{stage.name}.ipynb"
         if notebook.is_file():
-            to_page(notebook, notebook.with_suffix(".html"))
+            with contextlib.suppress(ValueError):  # a full disk can leave half of a notebook
+                to_page(notebook, notebook.with_suffix(".html"))
         if stage.status == "done":
             results.append(read_result(folder, stage.name))
     metrics: dict[str, object] = {
