@@ -40,13 +40,13 @@ def broadcast(
         raise ValueError(f"prompt: {len(full)} prompts for {len(images)} pictures")
     other = _texts("negative_prompt", negative, negative_embeds, width)
     if other is None or isinstance(negative, str):
-        other = [negative or ""] * len(images)
+        other = [negative if isinstance(negative, str) else ""] * len(images)
     if len(other) != len(images):
         raise ValueError(f"negative_prompt: {len(other)} texts for {len(images)} prompts")
     return images, full, other
 
 
-def _texts(name: str, text: str | Sequence[str] | None, embeds: Tensor | None, width: int) -> Texts | None:
+def _texts(name: str, text: Any, embeds: Tensor | None, width: int) -> Texts | None:
     if embeds is None:
         if text is None:
             return None
