@@ -152,60 +152,35 @@ class Animator:
         Raises:
             ModelError: missing, damaged, changed since it was packaged, or of an unknown family.
         """
+        from .optimise.precision import dtypes_of
         from .store import verify
 
         folder = Path(folder)
         info = verify(folder)
-        pipe = load_pipeline(folder).to(device or default_device())
+        try:
+            # In its own precision from the start: a detour over float32 would need twice the memory.
+            dtypes = dtypes_of(folder, info.precision)
+        except ValueError as error:
+            raise ModelError(f"{folder}: {error}") from error
+        pipe = load_pipeline(folder, dtype=dtypes).to(device or default_device())
         pipe.set_progress_bar_config(disable=True)
         animator = cls(pipe, info, name or folder.name)
         animator._speed_up(folder)
         return animator
 
     def _speed_up(self, folder: Path) -> None:
-        from .optimise import packages
-        from .optimise.base import NotApplicable
-        from .optimise.layout import channels_last
-        from .optimise.precision import dtype_of, set_precision
-        from .optimise.prepared import prepare_once
-        from .optimise.runtimes import (
-            ShapedProgram,
-            compile_whole,
-            example_of,
-            find_compiler,
-            install,
-            prepared_denoiser,
-            trace,
-        )
-        from .optimise.tune import tune
+        from .optimise.packaged import speed_up
 
         try:
-            set_precision(self.pipe, dtype_of(self.info.precision))
-            prepare_once(self.pipe)
-            if self.info.runtime != "aot":
-                tune(self.pipe, compiled=self.info.runtime == "compile")
-            match self.info.runtime:
-                case "eager":
-                    return
-                case "aot":
-                    if self.pipe.device.type == "cuda":
-                        channels_last(self.pipe.unet)  # as it was compiled; attention is part of the program
-                    packages.load(self.pipe, folder / PROGRAMS_FOLDER)
-                case "torchscript":
-                    example = example_of(self.pipe)
-                    install(self.pipe, trace(self.pipe, example), example, "torchscript", "traced when loaded")
-                case "compile":
-                    find_compiler()
-                    compile_whole(self.pipe, example_of(self.pipe))  # takes place in the warm-up
-                case other:
-                    raise ValueError(f"runtime: {other!r} is not eager, torchscript, compile or aot")
-            program = prepared_denoiser(self.pipe).run
-            assert isinstance(program, ShapedProgram)
-            self.runtime, self._misses = self.info.runtime, lambda: program.misses
+            faster = speed_up(self.pipe, self.info.runtime, self.info.precision, folder / PROGRAMS_FOLDER)
         except ValueError as error:
             raise ModelError(f"{folder}: {error}") from error
-        except NotApplicable as error:
-            self.fallback = f"{error}; the U-Net runs without it, slower"
+        if faster.program is not None:
+            program = faster.program
+            self.runtime, self._misses = self.info.runtime, lambda: program.misses
+        if faster.skipped:
+            without = "it" if len(faster.skipped) == 1 else "them"
+            self.fallback = f"{'; '.join(faster.skipped)}; the U-Net runs without {without}, slower"
 
     def check(self, request: AnimationRequest) -> None:
         """Refuse what the model cannot do, before any work.

@@ -21,6 +21,12 @@ class InputError(StillmotionError):
         self.field, self.code, self.message, self.status = field, code, message, status
 
 
+def system_error(error: OSError) -> str:
+    """Return what the system said, on one line: the file, where it is known, and the reason."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
 class ModelError(StillmotionError):
     """A model that is missing, damaged or of an unknown family."""
 

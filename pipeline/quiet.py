@@ -6,6 +6,12 @@ import logging
 import warnings
 
 
+def accept_missing_torchvision() -> None:
+    """Drop one message of transformers: without torchvision it takes the image processor that we want anyway."""
+    logger = logging.getLogger("transformers.utils.import_utils")
+    logger.addFilter(lambda record: "requires torchvision (not installed)" not in record.getMessage())
+
+
 def quiet_libraries() -> None:
     """Let libraries report errors only, and draw no progress bars; ours are enough.
 

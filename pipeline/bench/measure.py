@@ -136,7 +136,7 @@ def bench(
     """
     if repeats < 1:
         raise ValueError(f"repeats: {repeats} is below 1")
-    trials = _precision_trials(pipe)
+    trials = precision_trials(pipe)
     chosen = choose(trials)
     keep = chosen["unet"] is not torch.float32
     on_gpu = pipe.device.type == "cuda"
@@ -281,7 +281,7 @@ def _psnr(one: _Taken, other: _Taken | None) -> float | None:
 
 
 @torch.no_grad()
-def _precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
+def precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
     """One U-Net pass and one decoded frame in each precision, from fixed noise."""
     from ..denoiser import Predict
     from ..guidance import Guidance
