@@ -9,6 +9,8 @@ from pipeline.cli import main
 from pipeline.demo import post_animate, serving
 from pipeline.errors import StillmotionError
 from pipeline.samples import Sample, read_samples
+from pipeline.sources import EMBEDDED_STUDENT
+from pipeline.store import verify
 from pipeline.video import decode
 
 
@@ -18,6 +20,12 @@ def test_samples_are_pictures_with_captions_of_the_vocabulary():
     for sample in samples:
         assert sample.path.stat().st_size < 60_000
         assert sample.prompt.split()[0] in {"a", "an"}
+
+
+def test_the_shipped_student_is_a_package_of_8_passes_and_all_shipped_weights_are_small():
+    info = verify(EMBEDDED_STUDENT)
+    assert (info.steps, info.passes, info.guidance_distilled) == (8, 8, True)
+    assert sum(path.stat().st_size for path in EMBEDDED_STUDENT.parent.rglob("*") if path.is_file()) < 20e6
 
 
 @pytest.mark.parametrize(
