@@ -45,7 +45,7 @@ class Commands:
         """Exit status, output and error."""
         process = self.start(*arguments)
         try:
-            output, error = process.communicate(timeout=120)
+            output, error = process.communicate(timeout=600)
         except BaseException:
             process.kill()
             process.communicate()
@@ -96,14 +96,14 @@ def test_a_fleet_comes_up_says_how_it_is_and_goes_down(commands):
     ports = [int(url.rpartition(":")[2]) for url in (east["edge"], east["ingress"], *east["gpu_servers"].values())]
     assert max(ports) < 32_768
 
-    response = httpx.post(f"{east['edge']}/animate", **form(), timeout=10, trust_env=False)
+    response = httpx.post(f"{east['edge']}/animate", **form(), timeout=120, trust_env=False)
     assert response.status_code == 200
     assert response.headers["x-stillmotion-model"] == "stand-in"
     # The way between regions is as long as the fleet file says.
     ingress = found["regions"]["us-west"]["ingress"]
     headers = {"x-stillmotion-source": "us-east"}
     began = time.monotonic()
-    assert httpx.post(f"{ingress}/animate", **form(), headers=headers, timeout=10, trust_env=False).is_success
+    assert httpx.post(f"{ingress}/animate", **form(), headers=headers, timeout=120, trust_env=False).is_success
     assert time.monotonic() - began >= 0.53
 
     status, output, error = commands.run("status")
@@ -131,7 +131,7 @@ def test_what_a_killed_supervisor_leaves_is_told_and_cleaned_by_the_next_up(comm
     assert commands.up()[0] == 0
     state = read_state(commands.home)
     os.kill(state.pid, signal.SIGKILL)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while marked(commands.home) and sys.platform == "linux":
         assert time.monotonic() < end, "the kernel should have ended them"
         time.sleep(0.05)
@@ -145,7 +145,7 @@ def test_what_a_killed_supervisor_leaves_is_told_and_cleaned_by_the_next_up(comm
 
 def test_nothing_is_left_when_up_is_killed_on_its_way(commands):
     process = commands.start("up", "--fleet", str(commands.file))
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while (state := read_state(commands.home)) is None or sum(one.pid is not None for one in state.components) < 2:
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -158,12 +158,12 @@ def test_nothing_is_left_when_up_is_killed_on_its_way(commands):
 
 def test_an_interrupted_up_takes_everything_down(commands):
     process = commands.start("up", "--fleet", str(commands.file))
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while read_state(commands.home) is None:
         assert time.monotonic() < end
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert error.endswith("interrupted\n")
     assert marked(commands.home) == []
