@@ -17,7 +17,7 @@ from routing.local.layout import FLEET
 from routing.schema import did_you_mean
 
 KEY_HEADER = "X-API-Key"
-_LIMIT_S = 5.0
+_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,14 @@ def unfit(deployment: Deployment, headers: Mapping[str, str]) -> Iterator[str]:
             yield f"{url} is no edge of stillmotion: its /docs.json describes something else"
 
 
-def ask(url: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
+def ask(url: str, headers: Mapping[str, str] | None = None, limit_s: float = _LIMIT_S) -> tuple[int, str]:
     """Status and text of a page; status 0 and why, where there was no answer."""
     if not url.startswith(("http://", "https://")):
         return 0, "is no URL"
     request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310  # checked above
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=_LIMIT_S) as response:
+        with opener.open(request, timeout=limit_s) as response:
             return response.status, response.read(2**20).decode("utf-8", errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read(2**16).decode("utf-8", errors="replace")

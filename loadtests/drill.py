@@ -29,7 +29,7 @@ from .timed import Timed
 from .verdict import Outcome
 
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"
-_GRACE_S = 120.0  # beyond the requests themselves: start, the last answers, the verdict
+_GRACE_S = 300.0  # beyond the requests themselves: start, the last answers, the verdict
 _KEPT = "series", "tables", "machine", "versions", "edges"
 
 
@@ -163,7 +163,7 @@ def _locust(command: Sequence[str], log: Path, limit_s: float) -> int | None:
             return None
         finally:
             if since is not None:
-                kill([Process(process.pid, since)], gently_s=5.0)
+                kill([Process(process.pid, since)], gently_s=30.0)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # workers of its own
             process.wait()

@@ -29,7 +29,7 @@ from .watch import Watch
 from .worker import BEGIN_AFTER_S, GO, REPORT_KEY, Worker, options_of
 
 _LOOK_EVERY_S = 1.0
-_OVERTIME_S = 15.0
+_OVERTIME_S = 60.0
 
 
 class Master:

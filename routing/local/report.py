@@ -15,7 +15,7 @@ from .components import Kind, Running, read_state, read_wanted
 from .processes import Process
 from .stop import runs
 
-_LIMIT_S = 5.0
+_LIMIT_S = 20.0
 
 
 def report(folder: Path) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         answer = self.server.answer(self.path) if callable(self.server.answer) else self.server.answer
         if answer == "hang":
-            self.server.ended.wait(20)
+            self.server.ended.wait(120)
         elif answer == "close":
             self.close_connection = True
         elif answer == "drip":
