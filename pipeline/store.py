@@ -160,9 +160,3 @@ def verify(folder: Path) -> ModelInfo:
         if not (name.endswith(_SUFFIXES) or is_program):
             raise ModelError(f"{folder}: {name} is of a kind that a model may not hold")
     return info
-
-
-def copy_package(source: Path, target: Path) -> None:
-    """Copy a packaged model, for example into a container's build folder."""
-    verify(source)
-    shutil.copytree(source, target, dirs_exist_ok=True)

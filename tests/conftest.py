@@ -33,6 +33,36 @@ settings.register_profile("stillmotion", derandomize=True, deadline=None, print_
 settings.load_profile("stillmotion")
 
 
+GPU_TESTS = pytest.StashKey[int]()
+
+
+def test_device():
+    """Where tests marked `gpu` compute. STILLMOTION_TEST_DEVICE=cpu tries what they do where there is no GPU."""
+    return os.environ.get("STILLMOTION_TEST_DEVICE", "cuda")
+
+
+test_device.__test__ = False
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests marked `gpu` where there is none, with one line instead of one for each."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting or test_device() != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        config.stash[GPU_TESTS] = len(wanting)
+        config.hook.pytest_deselected(items=wanting)
+        items[:] = [item for item in items if item not in wanting]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash.get(GPU_TESTS, 0):
+        terminalreporter.write_line(f"{count} tests marked gpu are left out: PyTorch finds no CUDA device here")
+
+
 def strict(schema):
     """The schema, where an object takes no field that it does not list.
 

@@ -6,7 +6,6 @@
 - `report`: JSON, Markdown and plot of these.
 - `unet_pass`, `variants`: one U-Net pass alone, ours and diffusers', eager and compiled; `pass_report` writes them.
 - `profiling`: the kernels of a pass. `timing`: clocks, and the peak of a device.
-- `accounting`: where the time of a whole request goes.
 """
 
 from __future__ import annotations

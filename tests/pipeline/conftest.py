@@ -146,6 +146,37 @@ def motion_adapter(conv_in_channels: int | None = 9) -> MotionAdapter:
     )
 
 
+ONE_LEVEL = {
+    "block_out_channels": (8,),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": WIDTH,
+}
+"""A U-Net of few blocks: a compiler takes its time with each. The context is looked at in the middle."""
+
+
+def _one_level_i2vgen(sample_size: int) -> I2VGenXLUNet:
+    return I2VGenXLUNet(
+        **ONE_LEVEL,
+        sample_size=sample_size,
+        down_block_types=("DownBlock3D",),
+        up_block_types=("UpBlock3D",),
+        attention_head_dim=4,
+    )
+
+
+def _one_level_motion() -> UNetMotionModel:
+    return UNetMotionModel(
+        **ONE_LEVEL,
+        sample_size=4,
+        in_channels=9,
+        down_block_types=("DownBlockMotion",),
+        up_block_types=("UpBlockMotion",),
+        num_attention_heads=2,
+        motion_num_attention_heads=2,
+    )
+
+
 def _scheduler() -> DDIMScheduler:
     return DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
@@ -219,6 +250,34 @@ def pia(pia_parts, _pia_unet) -> ImageAnimationPipeline:
     return _quiet(ImageAnimationPipeline(**{**pia_parts, "unet": _pia_unet}))
 
 
+@pytest.fixture(scope="session")
+def one_level_i2vgen_parts(i2vgen_parts) -> dict[str, Any]:
+    """Those of I2VGen-XL with a U-Net of one level, for tests that trace, export or compile it, or train it."""
+    torch.manual_seed(0)
+    unet = _one_level_i2vgen(sample_size=4).eval()
+    wake(unet)
+    return {**i2vgen_parts, "unet": unet}
+
+
+@pytest.fixture(scope="session")
+def one_level_pia_parts(pia_parts) -> dict[str, Any]:
+    """The same of PIA."""
+    torch.manual_seed(0)
+    unet = _one_level_motion().eval()
+    wake(unet)
+    return {**pia_parts, "unet": unet}
+
+
+@pytest.fixture
+def one_level_i2vgen(one_level_i2vgen_parts) -> ImageAnimationPipeline:
+    return _quiet(ImageAnimationPipeline(**one_level_i2vgen_parts, num_frames=2))
+
+
+@pytest.fixture
+def one_level_pia(one_level_pia_parts) -> ImageAnimationPipeline:
+    return _quiet(ImageAnimationPipeline(**one_level_pia_parts, num_frames=2))
+
+
 @pytest.fixture(params=["i2vgen", "pia"])
 def pipe(request) -> ImageAnimationPipeline:
     """Our pipeline around each family in turn."""
@@ -254,8 +313,11 @@ def equal_weights() -> Callable[[DiffusionPipeline, DiffusionPipeline], bool]:
 @pytest.fixture(scope="session")
 def teacher_folder(i2vgen_parts, tmp_path_factory) -> Path:
     """A whole random teacher on disk that animates in a blink: 4 frames of 32 pixels, 2 steps, 3 branches."""
+    torch.manual_seed(0)
+    unet = _one_level_i2vgen(sample_size=8).eval()
+    wake(unet)
     pipe = ImageAnimationPipeline(
-        **i2vgen_parts,
+        **{**i2vgen_parts, "unet": unet},
         image_latents_fill="repeat",
         image_latents_mode="mode",
         num_inference_steps=2,

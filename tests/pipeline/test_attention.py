@@ -248,23 +248,25 @@ def test_long_rows_are_not_spelt_out():
 
 
 @torch.no_grad()
-def test_an_exported_or_traced_step_keeps_the_choice_and_works_on_the_models_weights_alone(i2vgen):
-    prepared = prepare_once(i2vgen)
-    example = example_of(i2vgen)
-    module = i2vgen.denoiser.module
+def test_an_exported_or_traced_step_keeps_the_choice_and_works_on_the_models_weights_alone(one_level_i2vgen):
+    prepared = prepare_once(one_level_i2vgen)
+    example = example_of(one_level_i2vgen)
+    module = one_level_i2vgen.denoiser.module
     plain = module(*example.inputs)
-    shapes = attention_shapes(i2vgen.unet, lambda: module(*example.inputs))
+    shapes = attention_shapes(one_level_i2vgen.unet, lambda: module(*example.inputs))
     chosen = {shape: "tiny" if shape.keys == shape.queries else "flash" for shape in shapes}
-    change = choose_attention(i2vgen.unet, chosen)
+    change = choose_attention(one_level_i2vgen.unet, chosen)
     try:
-        assert all(isinstance(attn.processor, ClipAttnProcessor) for attn in cross_attentions(i2vgen.unet).values())
+        assert all(
+            isinstance(attn.processor, ClipAttnProcessor) for attn in cross_attentions(one_level_i2vgen.unet).values()
+        )
         exported = torch.export.export(module, example.inputs, strict=False)
         assert not exported.constants
         assert exported.state_dict.keys() <= module.state_dict().keys()
         assert float((exported.module()(*example.inputs) - plain).abs().max()) < 1e-5
         attended = {str(node.target) for node in exported.graph.nodes if "scaled_dot" in str(node.target)}
         assert attended == {"aten._scaled_dot_product_flash_attention_for_cpu.default"}
-        assert float((trace(i2vgen, example)(*example.inputs) - plain).abs().max()) < 1e-5
+        assert float((trace(one_level_i2vgen, example)(*example.inputs) - plain).abs().max()) < 1e-5
     finally:
         change.undo()
         prepared.undo()

@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ DESIGNED_KEYS = {
 
 def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "pipeline", *arguments], capture_output=True, text=True, timeout=280, check=False
     )
 
 
@@ -53,7 +54,7 @@ def test_help_comes_without_heavy_imports():
         "try: main(['--help'])\n"
         "finally: print(sorted({'torch', 'diffusers', 'bentoml', 'papermill', 'numpy'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     assert done.stdout.splitlines()[-1] == "[]"
     for command in ("run", "animate", "evaluate", "package", "train", "demo"):
         assert f"  {command} " in done.stdout
@@ -229,14 +230,15 @@ def test_a_failure_is_one_line_and_exits_with_1(animate, arguments, text, capsys
     assert text in errors[0]
 
 
-def test_a_failure_shows_no_traceback(tmp_path):
-    done = start("package", "--checkpoint", str(tmp_path), "--json")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.count("\n") == 1
-    assert "no model_index.json" in done.stderr
+def test_a_failure_shows_no_traceback(tmp_path, capsys):
+    assert main(["package", "--checkpoint", str(tmp_path), "--json"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "no model_index.json" in said.err
 
 
-def test_package_makes_a_model_that_animate_and_evaluate_find(teacher_folder, animate, capsys):
+def test_package_makes_a_model_that_animate_and_evaluate_find(teacher_folder, animate, tmp_path, capsys):
     assert main(["package", "--checkpoint", str(teacher_folder), "--json"]) == 0
     packaged = json.loads(capsys.readouterr().out)
     assert packaged["tag"].startswith("animator:")
@@ -248,14 +250,10 @@ def test_package_makes_a_model_that_animate_and_evaluate_find(teacher_folder, an
     # The newest model of the store is the default.
     assert main(["evaluate", "--clips", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == packaged["tag"]
-
-
-def test_a_package_that_was_changed_is_refused(teacher_folder, animate, capsys):
-    main(["package", "--checkpoint", str(teacher_folder), "--json"])
-    packaged = json.loads(capsys.readouterr().out)
-    card = Path(packaged["path"]) / "README.md"
-    card.write_text(card.read_text() + "better than it is")
-    assert animate("--model", packaged["tag"]) == 1
+    # One that was changed is refused.
+    changed = shutil.copytree(packaged["path"], tmp_path / "changed")
+    (changed / "README.md").write_text(card + "better than it is")
+    assert animate("--model", str(changed)) == 1
     assert "README.md has been changed or damaged" in capsys.readouterr().err
 
 

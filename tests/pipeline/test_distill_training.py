@@ -193,7 +193,7 @@ def processes(kind: str, folder: Path, pipe: ImageAnimationPipeline) -> Path:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -268,7 +268,7 @@ def test_accelerate_starts_the_command(teacher_folder, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

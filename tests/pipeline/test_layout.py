@@ -242,20 +242,20 @@ def test_the_group_norm_for_gpus_is_as_exact_in_half_precision_as_that_allows():
 
 
 @torch.no_grad()
-def test_a_step_is_exported_traced_and_compiled_in_channels_last(i2vgen):
-    prepared = prepare_once(i2vgen)
-    example = example_of(i2vgen)
-    module = i2vgen.denoiser.module
+def test_a_step_is_exported_traced_and_compiled_in_channels_last(one_level_i2vgen):
+    prepared = prepare_once(one_level_i2vgen)
+    example = example_of(one_level_i2vgen)
+    module = one_level_i2vgen.denoiser.module
     plain = module(*example.inputs)
-    change = channels_last(i2vgen.unet)
+    change = channels_last(one_level_i2vgen.unet)
     try:
         exported = torch.export.export(module, example.inputs, strict=False)
         assert not exported.constants
         assert exported.state_dict.keys() <= module.state_dict().keys()
         assert torch.ops.aten.conv3d.default not in {node.target for node in exported.graph.nodes}
         assert float((exported.module()(*example.inputs) - plain).abs().max()) < 1e-5
-        assert float((trace(i2vgen, example)(*example.inputs) - plain).abs().max()) < 1e-5
-        compiled = compile_blocks(i2vgen, backend="eager")
+        assert float((trace(one_level_i2vgen, example)(*example.inputs) - plain).abs().max()) < 1e-5
+        compiled = compile_blocks(one_level_i2vgen, backend="eager")
         assert float((module(*example.inputs) - plain).abs().max()) < 1e-5
         compiled.undo()
     finally:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import I2VGenXLUNet, UNetMotionModel
 from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from pipeline import ImageAnimationPipeline
 from pipeline.engine import AnimationRequest, Animator
 from pipeline.optimise.base import Change, NotApplicable
-from pipeline.optimise.choice import ways_to_run
+from pipeline.optimise.choice import _LONG_S, ways_to_run
 from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once
 from pipeline.optimise.runtimes import (
     REPEATED,
@@ -38,7 +37,7 @@ from pipeline.optimise.runtimes import (
 from pipeline.optimise.threads import threads
 from pipeline.store import describe
 
-FRAMES = 2  # of the pipelines of these tests
+FRAMES = 2  # of the pipelines of one level
 
 
 @pytest.fixture(autouse=True)
@@ -48,45 +47,14 @@ def _compile_afresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-ONE_LEVEL = {"sample_size": 4, "block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4}
-
-
-def i2vgen_unet() -> I2VGenXLUNet:
-    """Few blocks, since the compiler takes its time with each; the context is looked at in the middle."""
-    return I2VGenXLUNet(
-        **ONE_LEVEL,
-        down_block_types=("DownBlock3D",),
-        up_block_types=("UpBlock3D",),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-    )
-
-
-def motion_unet() -> UNetMotionModel:
-    return UNetMotionModel(
-        **ONE_LEVEL,
-        in_channels=9,
-        down_block_types=("DownBlockMotion",),
-        up_block_types=("UpBlockMotion",),
-        cross_attention_dim=32,
-        num_attention_heads=2,
-        motion_num_attention_heads=2,
-    )
-
-
 @pytest.fixture(params=["i2vgen", "pia"])
-def ready(request, i2vgen_parts, pia_parts) -> ImageAnimationPipeline:
+def ready(request) -> Iterator[ImageAnimationPipeline]:
     """A pipeline of each family with a U-Net of one level and a step module."""
-    torch.manual_seed(0)
-    unet = i2vgen_unet() if request.param == "i2vgen" else motion_unet()
-    for parameter in unet.parameters():
-        if not parameter.any():  # layers that begin at zero would hide what is behind them
-            nn.init.normal_(parameter, std=0.05)
-    parts = {**(i2vgen_parts if request.param == "i2vgen" else pia_parts), "unet": unet.eval()}
-    pipe = ImageAnimationPipeline(**parts, num_frames=FRAMES, guidance_scale=3.0, num_inference_steps=2)
-    pipe.set_progress_bar_config(disable=True)
-    prepare_once(pipe)
-    return pipe
+    pipe = request.getfixturevalue(f"one_level_{request.param}")
+    pipe.register_to_config(guidance_scale=3.0, num_inference_steps=2)
+    change = prepare_once(pipe)
+    yield pipe
+    change.undo()
 
 
 @contextmanager
@@ -225,7 +193,7 @@ def test_compiled_blocks_give_the_same_and_are_undone(ready):
 @torch.no_grad()
 def test_every_shape_of_a_block_is_compiled_and_once():
     """The compiler by itself gives up on a kind of block after eight shapes, and real U-Nets have more."""
-    channels = [2 * k for k in range(1, 11)]
+    channels = [2 * k for k in range(1, 10)]
     nets = [
         nn.Sequential(*[ResnetBlock2D(in_channels=c, temb_channels=None, groups=2) for c in channels]) for _ in range(2)
     ]
@@ -304,9 +272,11 @@ def test_the_fastest_way_to_run_is_found_by_measurement_and_leaves_the_pipeline_
         ways = ways_to_run(pipe, requests=1)
     assert pipe.denoiser is denoiser
     assert torch.get_num_threads() == before
-    assert {(way.runtime, way.threads) for way in ways} == {
-        ("eager", None), ("eager", 1), ("torchscript", None), ("torchscript", 1),
-    }  # fmt: skip
+    found = {(way.runtime, way.threads) for way in ways}
+    assert found <= {(runtime, threads) for runtime in ("eager", "torchscript") for threads in (None, 1)}
+    assert {("eager", None), ("torchscript", None)} <= found
+    for way in ways:  # one thread is tried where a request is quick
+        assert (way.runtime, 1) in found or way.request_s >= _LONG_S
     default = next(way for way in ways if (way.runtime, way.threads) == ("eager", None))
     assert ways[0] is default or ways[0].request_s < 0.95 * default.request_s
     assert min(way.request_s for way in ways) > 0.95 * ways[0].request_s

@@ -222,7 +222,7 @@ def reports(request, i2vgen_parts, pia_parts, tmp_path_factory) -> list[dict[str
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline import ImageAnimationPipeline
 from pipeline.engine import INFO_FILE, AnimationRequest, Animator, ModelInfo
 from pipeline.errors import ModelError
-from pipeline.store import copy_package, describe, digests, resolve, save_to_store, verify, write_package
+from pipeline.store import describe, digests, resolve, save_to_store, verify, write_package
 
 METRICS = {"motion_accuracy": 0.98, "seed": 7, "note": None}
 CARD = "# A model\n\nFor tests.\n"
@@ -160,14 +160,6 @@ def test_a_list_of_files_that_is_none_is_refused(package, files):
 def test_what_bentoml_adds_is_no_damage(package):
     (package / "model.yaml").write_text("name: animator\n")
     assert verify(package).teacher == "random"
-
-
-def test_a_copy_is_a_package(package, tmp_path):
-    copy_package(package, tmp_path / "copy")
-    assert verify(tmp_path / "copy") == verify(package)
-    (package / "README.md").unlink()
-    with pytest.raises(ModelError, match=r"README\.md"):
-        copy_package(package, tmp_path / "again")
 
 
 def test_a_packaged_model_animates_as_its_source_does(package, small_pipe):

@@ -31,7 +31,7 @@ from pipeline.train.vae import VaeSettings, build_vae, evaluate_vae, learning_ra
 from .conftest import files_of_at_most
 
 VAE = VaeSettings(size=32, steps=2, batch=4)
-TEACHER = TeacherSettings(size=32, frames=4, steps=3, bind_steps=1, batch=2)
+TEACHER = TeacherSettings(size=32, frames=4, block_out_channels=(16, 16), steps=3, bind_steps=1, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,10 @@ def test_a_teacher_is_trained_and_saved_as_a_pipeline_that_loads(out):
 
 def test_a_teacher_that_was_stopped_goes_on_from_its_checkpoint(out, caplog):
     caplog.set_level(logging.INFO, logger="pipeline.train.teacher")
-    train_teacher(TeacherSettings(size=32, frames=4, steps=2, batch=2), out, log_every=1)
+    train_teacher(replace(TEACHER, steps=2), out, log_every=1)
     assert torch.load(out / "teacher.pt", weights_only=True)["step"] == 2
     caplog.clear()
-    train_teacher(TeacherSettings(size=32, frames=4, steps=4, batch=2), out, log_every=1)
+    train_teacher(replace(TEACHER, steps=4), out, log_every=1)
     steps = [int(m[1]) for m in (re.match(r"step (\d+)/4 ", r.getMessage()) for r in caplog.records) if m]
     assert steps == [3, 4]
     assert torch.load(out / "teacher.pt", weights_only=True)["step"] == 4
@@ -230,7 +230,7 @@ def test_what_moves_weighs_more_while_motion_is_bound_and_the_same_at_the_end():
 
 def test_no_condition_is_dropped_while_motion_is_bound(out):
     trainer = TeacherTrainer(
-        TeacherSettings(size=32, frames=4, batch=2, drop_text=0.0, drop_image=0.0, drop_both=1.0),
+        replace(TEACHER, drop_text=0.0, drop_image=0.0, drop_both=1.0),
         AutoencoderKL.from_pretrained(out / "vae"),
     )
     batch = first_batch(out)

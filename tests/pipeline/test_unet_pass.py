@@ -9,7 +9,6 @@ import torch
 from diffusers.models.resnet import TemporalConvLayer
 
 from pipeline.bench import pass_report, variants
-from pipeline.bench.accounting import PARTS, account_request, markdown
 from pipeline.bench.presets import Size, random_i2vgen_xl
 from pipeline.bench.profiling import kind_of
 from pipeline.bench.timing import device_peak
@@ -137,32 +136,6 @@ def test_profiles_name_operations_and_their_classes(measured):
 )  # fmt: skip
 def test_kernels_are_known_by_their_names(kernel, kind):
     assert kind_of(kernel) == kind
-
-
-def test_the_parts_of_a_request_add_up_to_the_total(pipe):
-    before = vars(pipe).keys() | vars(pipe.family).keys()
-    account = account_request(pipe, steps=3, branches=3)
-    seconds = [getattr(account, part) for part in PARTS]
-    assert sum(s for s in seconds if s is not None) == pytest.approx(account.total_s, abs=1e-4)
-    assert all(s is None or s > 0 for s in seconds)
-    assert account.unet_s == max(s for s in seconds if s is not None)
-    assert 2 * account.step_s < account.unet_s < 6 * account.step_s
-    assert (account.steps, account.branches, account.dtype) == (3, 3, "float32")
-    assert vars(pipe).keys() | vars(pipe.family).keys() == before  # the clocks are out again
-    assert type(pipe.denoiser).__name__ == "PlainDenoiser"
-    assert "| vae decode |" in markdown([account])
-
-
-def test_a_student_of_one_branch_is_accounted_for_with_changes_in_place(pipe):
-    from pipeline.optimise.prepared import prepare_once
-
-    change = prepare_once(pipe)
-    try:
-        account = account_request(pipe, steps=2, branches=1, warm_up=False)
-    finally:
-        change.undo()
-    assert account.branches == 1
-    assert account.prepare_s > 0
 
 
 def test_the_same_seed_gives_the_same_inputs_in_every_branch_count(pipe):

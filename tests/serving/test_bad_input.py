@@ -1,15 +1,17 @@
-"""Requests that cannot be served: each gets a 4xx that names its field, soon, and the next good one works."""
+"""Requests that cannot be served: each gets a 4xx that names its field, and the next good one works."""
 
 import io
 import re
 import socket
 import struct
-import time
 import zlib
+from functools import partial
 
 import httpx
 import pytest
 from PIL import Image
+
+from .conftest import LIMIT_S
 
 
 def png_of_size(width, height):
@@ -78,10 +80,10 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_request_that_cannot_be_served_is_told_why(server, case, path):
     fields, status, code, field = REFUSED[case]
-    began = time.monotonic()
+    steps = server.metric("stillmotion_step_seconds_count")
     reply = server.animate(path, **fields)
-    assert time.monotonic() - began < 2
     assert_refused(reply, status, code, field)
+    assert server.metric("stillmotion_step_seconds_count") == steps  # the model has not begun
     assert server.metric("stillmotion_load") == 0
 
 
@@ -100,17 +102,17 @@ def test_a_request_that_cannot_be_served_is_told_why(server, case, path):
     ],
 )
 def test_a_malformed_body_is_a_bad_request(server, body, content_type, status, code):
-    reply = httpx.post(server.url + "/animate", content=body, headers={"Content-Type": content_type}, timeout=5)
+    reply = httpx.post(server.url + "/animate", content=body, headers={"Content-Type": content_type}, timeout=LIMIT_S)
     assert_refused(reply, status, code)
 
 
 def test_a_field_given_twice_is_refused(server, make):
     files = [("image", ("a.png", make.picture())), ("prompt", (None, "one")), ("prompt", (None, "two"))]
-    assert_refused(httpx.post(server.url + "/animate", files=files, timeout=5), 400, "repeated", "prompt")
+    assert_refused(httpx.post(server.url + "/animate", files=files, timeout=LIMIT_S), 400, "repeated", "prompt")
 
 
 def test_a_body_over_the_limit_is_refused_by_its_length_before_it_is_read(server):
-    with socket.create_connection(server.address, timeout=2) as connection:
+    with socket.create_connection(server.address, timeout=LIMIT_S) as connection:
         connection.sendall(
             b"POST /animate HTTP/1.1\r\nHost: test\r\nContent-Type: multipart/form-data; boundary=x\r\n"
             b"Content-Length: 1000000000000\r\n\r\n"
@@ -126,51 +128,29 @@ def test_a_body_over_the_limit_is_refused_however_it_comes(server):
             yield bytes(2**20)
 
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
-    reply = httpx.post(server.url + "/animate", content=chunks(), headers=headers, timeout=10)
+    reply = httpx.post(server.url + "/animate", content=chunks(), headers=headers, timeout=LIMIT_S)
     assert_refused(reply, 413, "too_large", "body")
     reply = server.animate(image=bytes(20 * 2**20))
     assert_refused(reply, 413, "too_large", "body")
 
 
-def test_a_slow_upload_is_cut_off_and_frees_the_slot(server, make):
+def test_a_client_that_goes_away_while_sending_frees_the_slot(server, make):
     body, headers = make.body()
-    with socket.create_connection(server.address, timeout=5) as connection:
-        began = time.monotonic()
+    disconnected = partial(server.metric, "stillmotion_requests_total", outcome="disconnected")
+    before = disconnected()
+    with socket.create_connection(server.address) as connection:
         connection.sendall(
             f"POST /animate HTTP/1.1\r\nHost: test\r\nContent-Type: {headers['Content-Type']}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n".encode()
         )
-        connection.sendall(body[:50])
-        head = b"".join(iter(lambda: connection.recv(65536), b""))  # it closes the connection
-    assert head.startswith(b"HTTP/1.1 408")
-    assert b'"slow_upload"' in head
-    assert 1.9 < time.monotonic() - began < 4  # the fixture's limit is two seconds
+        server.wait_until(lambda: server.metric("stillmotion_load") == 1, "the slot is taken")
+    server.wait_until(lambda: disconnected() == before + 1, "the client is missed")
     server.wait_until_free()
 
 
-def test_a_client_that_goes_away_while_sending_frees_the_slot(server, make):
-    body, headers = make.body()
-    with socket.create_connection(server.address, timeout=5) as connection:
-        connection.sendall(
-            f"POST /animate HTTP/1.1\r\nHost: test\r\nContent-Type: {headers['Content-Type']}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode()
-        )
-        time.sleep(0.1)
-        assert server.metric("stillmotion_load") == 1
-    assert server.wait_until_free() < 0.5
-
-
-UNUSUAL = {
-    "palette": saved(RED.convert("P"), "PNG"),
-    "palette with transparency": saved(RED.convert("P"), "PNG", transparency=0),
-    "RGBA": saved(RED.convert("RGBA"), "PNG"),
-    "grey with alpha": saved(RED.convert("LA"), "PNG"),
-    "1-bit": saved(RED.convert("1"), "PNG"),
-    "16-bit grey": saved(Image.new("I;16", (48, 40), 40_000), "PNG"),
-    "CMYK": saved(RED.convert("CMYK"), "JPEG"),
-    "turned by EXIF": saved(RED, "JPEG", exif=TURNED),
+UNUSUAL = {  # tests/pipeline/test_images.py knows more of them
+    "CMYK, turned by EXIF": saved(RED.convert("CMYK"), "JPEG", exif=TURNED),
     "animated WebP": saved(RED, "WEBP", save_all=True, append_images=[Image.new("RGB", (48, 40), "blue")], duration=50),
-    "animated PNG": saved(RED, "PNG", save_all=True, append_images=[Image.new("RGB", (48, 40), "blue")]),
 }
 
 
@@ -180,7 +160,7 @@ def test_an_unusual_picture_is_animated(server, kind):
 
 
 def test_a_prompt_that_looks_like_a_number_is_text(server):
-    for prompt in ("123", "null", '"quoted"', "日本語 🎈\nline"):
+    for prompt in ("123", "日本語 🎈\nline"):
         assert server.animate(prompt=prompt, frames=2).status_code == 200, prompt
 
 

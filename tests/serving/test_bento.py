@@ -20,7 +20,7 @@ def bento(packaged_model, tmp_path_factory):
     (home / "models").symlink_to(Path(os.environ["BENTOML_HOME"]) / "models")
     environment = os.environ | {"BENTOML_HOME": str(home)}
     command = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = [path for path in (home / "bentos" / "stillmotion").iterdir() if path.is_dir()]
     return folder
@@ -45,7 +45,7 @@ def test_its_sources_are_enough_to_load_a_model(bento, packaged_model):
         "print(pathlib.Path(service.__file__).parent, animator.info.steps)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=bento / "src", capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code], cwd=bento / "src", capture_output=True, text=True, check=False, timeout=400
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == str(bento / "src")

@@ -100,7 +100,7 @@ class Client:
     """Speaks ASGI to the middleware, one request."""
 
     def __init__(self, app, path, body, headers):
-        self.app, self.body, self.sent, self.gone = app, body, [], asyncio.Event()
+        self.app, self.body, self.sent, self.gone, self.asked = app, body, [], asyncio.Event(), asyncio.Event()
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self.scope = {
             "type": "http",
@@ -116,6 +116,7 @@ class Client:
         }
 
     async def receive(self):
+        self.asked.set()
         if self.body is not None:
             body, self.body = self.body, None
             return {"type": "http.request", "body": body, "more_body": False}
@@ -166,9 +167,21 @@ class Bench:
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  # what it waits for happens in a thread
-            await asyncio.sleep(0.002)
+    while not condition():  # noqa: ASYNC110  # what it waits for happens in a thread
+        await asyncio.sleep(0.002)
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Its clock is put forward by the test, so that limits pass when the test says and at no other time."""
+
+    ahead_s = 0.0
+
+    def time(self):
+        return super().time() + self.ahead_s
+
+
+def put_clock_forward(seconds):
+    asyncio.get_running_loop().ahead_s += seconds
 
 
 @pytest.fixture
@@ -177,13 +190,16 @@ def bench(make):
 
 
 def run(test):
-    asyncio.run(asyncio.wait_for(test(), 20))
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(test())
 
 
 def test_at_the_deadline_the_client_is_answered_at_once_and_the_slot_is_freed_when_the_step_ends(bench):
     async def test():
-        b = await bench(deadline_s=0.2).ready()
+        b = await bench(deadline_s=60).ready()
         late = b.client().start()
+        await until(lambda: b.engine.computing)
+        put_clock_forward(60)
         await until(lambda: late.status is not None)
         assert late.status == 504
         assert b'"deadline"' in late.content
@@ -207,9 +223,11 @@ def test_at_the_deadline_the_client_is_answered_at_once_and_the_slot_is_freed_wh
 
 def test_at_the_deadline_of_a_stream_its_last_event_says_so(bench):
     async def test():
-        b = await bench(deadline_s=0.2).ready()
+        b = await bench(deadline_s=60).ready()
         late = b.client("/animate/stream").start()
-        await asyncio.sleep(0.4)
+        await until(lambda: b.engine.computing)
+        put_clock_forward(60)
+        await until(lambda: b.host.slot.holder.reason == "deadline")
         b.engine.allowed.release()
         await late.task
         assert late.status == 200
@@ -229,13 +247,48 @@ def test_a_client_that_goes_away_stops_the_computation_at_the_next_step(bench, p
         client = b.client(path).start()
         await until(lambda: b.engine.computing)
         client.gone.set()
-        await asyncio.sleep(0.05)
+        await until(lambda: b.host.slot.holder.reason == "disconnected")
         assert b.host.slot.load == 1
         b.engine.allowed.release()
         await client.task
         await until(lambda: b.host.slot.load == 0)
         assert b.engine.computing == 0
         assert b.host.metrics.outcome("disconnected") == 1
+
+    run(test)
+
+
+def test_a_slow_upload_is_cut_off_and_frees_the_slot(bench):
+    async def test():
+        b = await bench(upload_s=20).ready()
+        client = b.client()
+        client.body = None
+        client.start()
+        await client.asked.wait()
+        put_clock_forward(20)
+        await client.task
+        assert client.status == 408
+        assert b'"slow_upload"' in client.content
+        assert dict(client.sent[0]["headers"])[b"connection"] == b"close"
+        assert b.host.slot.load == 0
+
+    run(test)
+
+
+def test_a_server_that_drains_finishes_what_is_in_flight_and_refuses_the_rest(bench):
+    async def test():
+        b = await bench().ready()
+        first = b.client().start()
+        await until(lambda: b.engine.computing)
+        b.host.drain()
+        refused = b.client().start()
+        await refused.task
+        assert refused.status == 503
+        assert b'"draining"' in refused.content
+        assert int(dict(refused.sent[0]["headers"])[b"retry-after"]) >= 1
+        b.engine.allowed.release(3)
+        await first.task
+        assert first.status == 200
 
     run(test)
 
