@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,8 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from .call_arguments import broadcast, check_clip_skip, check_counts, check_size, starting_noise
-from .denoiser import Denoiser, PlainDenoiser
+from .components import check_output, load_models
+from .denoiser import Denoiser, PlainDenoiser, step_arguments
 from .diffusers_folder import name_portable_classes, needs_variant
 from .families import (
     Conditioning,
@@ -39,6 +39,7 @@ from .families import (
     guidance_width,
 )
 from .guidance import ClipGuidance, Guidance, guidance_for
+from .prompts import check_tokenizer, tokenize
 from .spans import part
 
 StepCallback = Callable[["ImageAnimationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -174,19 +175,26 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
-        """As `DiffusionPipeline.from_pretrained`; a folder with fp16 files alone needs no `variant`."""
+        """As `DiffusionPipeline.from_pretrained`; a folder with fp16 files alone needs no `variant`.
+
+        Raises:
+            ModelError: the weights of a component do not fit or are not finite, or the tokenizer knows no words.
+        """
         # diffusers imports no module for being named in a folder; the project's own scheduler has to be there.
         importlib.import_module(".optimise.solver", __package__)
         folder = Path(pretrained_model_name_or_path)
-        if "variant" not in kwargs and folder.is_dir() and needs_variant(folder, "fp16"):
+        if not folder.is_dir():
+            folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
+        if "variant" not in kwargs and needs_variant(folder, "fp16"):
             kwargs["variant"] = "fp16"
-        return cast(ImageAnimationPipeline, super().from_pretrained(str(pretrained_model_name_or_path), **kwargs))
+        models = load_models(cls, folder, kwargs)
+        pipe = cast(ImageAnimationPipeline, super().from_pretrained(str(folder), **models, **kwargs))
+        check_tokenizer(pipe.tokenizer, pipe.text_encoder, None if "tokenizer" in kwargs else folder / "tokenizer")
+        return pipe
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)
         name_portable_classes(Path(save_directory) / "model_index.json")
-
-    # ------------------------------------------------------------------ conditions
 
     def encode_prompt(
         self, prompts: Sequence[str], clip_skip: int | None, device: torch.device | None = None
@@ -198,13 +206,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             device: of the result; None looks up where the pipeline computes.
         """
         device = device or self._execution_device
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        tokens = tokenize(self.tokenizer, self.text_encoder, prompts)
         mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
         output = self.text_encoder(
             tokens.input_ids.to(device),
@@ -285,8 +287,6 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         scales = torch.full((len(told.text),), scale, device=device)
         return replace(told, guidance=guidance_embedding(scales, width).to(dtype))
 
-    # ------------------------------------------------------------------ the call
-
     @torch.no_grad()
     def __call__(
         self,
@@ -336,6 +336,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
 
         Raises:
             ValueError: an argument is out of its range; the text begins with the argument's name.
+            NotFiniteError: U-Net or autoencoder computed NaN or infinity.
         """
         images, prompts, negatives = broadcast(image, prompt, negative_prompt)
         default_height, default_width = self.default_size
@@ -364,7 +365,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
 
         self.scheduler.set_timesteps(steps, device=device)
         sample = noise * self.scheduler.init_noise_sigma
-        extra = self._step_arguments(eta, generator)
+        extra = step_arguments(self.scheduler, eta, generator)
         predict = self.denoiser.start(conditioning)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for i, t in enumerate(self.scheduler.timesteps):
@@ -377,6 +378,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
                     returned = callback_on_step_end(self, i, t, {"latents": sample}) or {}
                     sample = returned.get("latents", sample)
                 progress.update()
+        check_output("unet", sample)
 
         chunk = max(1, _DECODED_PIXELS // (height * width)) if decode_chunk_size == "auto" else decode_chunk_size
         if output_type == "latent":
@@ -384,6 +386,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         else:
             with part("decode latents"):
                 decoded = self.decode_latents(sample, chunk)
+                check_output("vae", decoded)
                 video = self.video_processor.postprocess_video(decoded, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImageAnimationPipelineOutput(frames=video) if return_dict else (video,)
@@ -393,7 +396,3 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         """Layers of the text encoder that a call leaves out where it does not say."""
         # A text encoder of one layer has no layer to leave out; the project's own has one.
         return self.family.clip_skip if self.text_encoder.config.num_hidden_layers > 1 else None
-
-    def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
-        accepted = inspect.signature(self.scheduler.step).parameters
-        return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}

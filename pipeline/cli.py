@@ -25,7 +25,7 @@ from .command_options import (
     positive,
     settings_with_parameters,
 )
-from .console import tell
+from .console import tell, without_nan
 from .errors import StillmotionError
 from .settings import UsageError
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell("interrupted")
         return 130
-    lines = [json.dumps(result, indent=2)] if options.json else options.lines(result)
+    lines = [json.dumps(without_nan(result), indent=2, allow_nan=False)] if options.json else options.lines(result)
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
     if options.failure is not None:

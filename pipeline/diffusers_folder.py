@@ -9,11 +9,18 @@ from pathlib import Path
 
 def needs_variant(folder: Path, variant: str) -> bool:
     """Whether a component of a pipeline folder has weights of this variant and no others."""
+    return any(all(found) for component in folder.iterdir() if (found := _are_variant(component, variant)))
+
+
+def has_variant(component: Path, variant: str) -> bool:
+    """Whether a component's folder has weights of this variant, perhaps beside others."""
+    return any(_are_variant(component, variant))
+
+
+def _are_variant(component: Path, variant: str) -> list[bool]:
     named = re.compile(rf"\.{re.escape(variant)}[.-]")  # whole files and parts of sharded ones
-    components: dict[Path, list[bool]] = {}
-    for file in [*folder.glob("*/*.safetensors"), *folder.glob("*/*.bin")]:
-        components.setdefault(file.parent, []).append(bool(named.search(file.name)))
-    return any(all(is_variant) for is_variant in components.values())
+    files = [*component.glob("*.safetensors"), *component.glob("*.bin")]
+    return [bool(named.search(file.name)) for file in files]
 
 
 def name_portable_classes(index: Path) -> None:

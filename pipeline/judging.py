@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .clips import ClipBatch, classify_motion, measure_motion
+from .denoiser import evaluations
 from .guidance import Guidance, guidance_for
 from .metrics import diversity, flicker, psnr_db, ssim
 from .perception import Perception, clip_consistency, clip_score
@@ -84,7 +85,9 @@ class Candidate:
 
     @property
     def passes(self) -> int:
-        return self.animator.info.passes if self.sampling is None else self.steps * self.sampling.guidance.passes
+        if self.sampling is None:
+            return self.animator.info.passes
+        return evaluations(self.pipe.scheduler, self.steps) * self.sampling.guidance.passes
 
     def animate(self, batch: ClipBatch, seeds: Sequence[int], side: int) -> Tensor:
         """Clips from the batch's pictures, `(batch, 3, frames, side, side)`, float in [0, 1]."""
