@@ -138,7 +138,7 @@ def test_the_command_says_when_a_prompt_is_read_in_part(teacher_folder, picture,
 
 
 def test_a_call_of_the_pipeline_logs_that_a_prompt_is_read_in_part(i2vgen, caplog):
-    with caplog.at_level(logging.WARNING, "pipeline"):
+    with caplog.at_level(logging.WARNING, "pipeline.prompts"):
         i2vgen.encode_prompt(["up", LONG], None)
     (record,) = caplog.records
     assert "too long, the model read the first 18 of" in record.getMessage()
