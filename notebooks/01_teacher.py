@@ -47,14 +47,14 @@ quiet_libraries()
 stage = StageFolder(run_folder, "01_teacher", "The teacher")
 animator = open_checkpoint(teacher)
 info = animator.info
-branches = info.passes // info.steps
+branches = info.branches
 
 show_rows(
     [
         Row(name="checkpoint", value=animator.name),
         Row(name="family", value=info.family),
         Row(name="clip", value=f"{info.frames} frames of {info.width} x {info.height} at {info.fps} per second"),
-        Row(name="sampling", value=f"{info.steps} steps x {branches} branches = {info.passes} passes"),
+        Row(name="sampling", value=info.sampling),
     ]
 )
 
@@ -118,7 +118,7 @@ rows
 # %%
 figures = baseline(animator, takes)
 computer = machine()
-stage.row("U-Net passes", info.passes, "", f"{info.steps} steps x {branches} guidance branches", headline=True)
+stage.row("U-Net passes", info.passes, "", info.sampling, headline=True)
 stage.row(
     "Whole request", figures.request_s, "s", f"median of {figures.requests}, {computer['processor']}", headline=True
 )

@@ -82,7 +82,7 @@ if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():
     checkpoint = str(read_result(run_folder, "01_teacher").metrics["source"])
 teacher = open_checkpoint(checkpoint)
 limits = load_gates(gates).of(student_steps) if gates else None  # refused now, not after the training
-passes = f"{teacher.info.steps} steps x {teacher.info.passes // teacher.info.steps} branches = {teacher.info.passes}"
+passes = teacher.info.sampling
 print(f"{teacher.name}: {passes} passes; the student: {student_steps}")
 
 # %% [markdown]

@@ -50,6 +50,8 @@ def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
     animator = open_model(options.model)
     request = AnimationRequest(options.prompt, **{name: getattr(options, name) for name in _CONTROLS})
     animation = animator.animate(picture, request, on_step=counter("step"))
+    if truncated := animation.prompt_length.truncated:
+        tell(f"--prompt is too long: {truncated}")
     _write(options.out, video.encode(animation.clip, animation.fps, suffix))
     tell(f"{animator.name}, seed {animation.seed}, {animation.compute_s:.1f} s")
     about = {key: value for key, value in asdict(animation).items() if key != "clip"}

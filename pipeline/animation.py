@@ -33,6 +33,7 @@ from .call_arguments import (
     check_size,
     repeat_each,
 )
+from .components import check_output, load_models
 from .denoiser import Denoiser, PlainDenoiser
 from .diffusers_folder import has_only_variant, name_portable_classes
 from .families import (
@@ -46,6 +47,7 @@ from .families import (
 )
 from .guidance import ClipGuidance, Guidance, guidance_for
 from .latents import LatentsMixin
+from .prompts import check_tokenizer, tokenize
 from .spans import part
 
 StepCallback = Callable[["ImageAnimationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -190,18 +192,26 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
-        """As `DiffusionPipeline.from_pretrained`; where there are fp16 files alone, no `variant` is needed."""
+        """As `DiffusionPipeline.from_pretrained`; where there are fp16 files alone, no `variant` is needed.
+
+        Raises:
+            ModelError: the weights of a component do not fit or are not finite, or the tokenizer knows no words.
+        """
         # diffusers imports no module for being named in a folder; the project's own scheduler has to be there.
         importlib.import_module(".optimise.solver", __package__)
         if "variant" not in kwargs and has_only_variant(pretrained_model_name_or_path, "fp16", kwargs):
             kwargs["variant"] = "fp16"
-        return cast(ImageAnimationPipeline, super().from_pretrained(str(pretrained_model_name_or_path), **kwargs))
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
+        models = load_models(cls, folder, kwargs)
+        pipe = cast(ImageAnimationPipeline, super().from_pretrained(str(folder), **models, **kwargs))
+        check_tokenizer(pipe.tokenizer, pipe.text_encoder, None if "tokenizer" in kwargs else folder / "tokenizer")
+        return pipe
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)
         name_portable_classes(Path(save_directory) / "model_index.json")
-
-    # ------------------------------------------------------------------ conditions
 
     def encode_prompt(
         self, prompts: Sequence[str], clip_skip: int | None, device: torch.device | None = None
@@ -213,13 +223,7 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
             device: of the result; None looks up where the pipeline computes.
         """
         device = device or self._execution_device
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        tokens = tokenize(self.tokenizer, self.text_encoder, prompts)
         mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
         output = self.text_encoder(
             tokens.input_ids.to(device),
@@ -273,8 +277,6 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
         scale = self.config.distilled_guidance_scale if told_scale is None else told_scale
         scales = torch.full((len(told.text),), scale, device=device)
         return replace(told, guidance=guidance_embedding(scales, width).to(dtype))
-
-    # ------------------------------------------------------------------ the call
 
     @torch.no_grad()
     def __call__(
@@ -333,6 +335,7 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
 
         Raises:
             ValueError: an argument is out of its range; the text begins with the argument's name.
+            NotFiniteError: U-Net or autoencoder computed NaN or infinity.
         """
         width_of_text = self.text_encoder.config.hidden_size
         images, prompts, negatives = broadcast(
@@ -380,6 +383,7 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
                     returned = callback_on_step_end(self, i, t, given) or {}
                     sample = returned.get("latents", sample)
                 progress.update()
+        check_output("unet", sample)
 
         chunk = max(1, _DECODED_PIXELS // (height * width)) if decode_chunk_size == "auto" else decode_chunk_size
         if output_type == "latent":
@@ -387,6 +391,7 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
         else:
             with part("decode latents"):
                 decoded = self.decode_latents(sample, chunk)
+                check_output("vae", decoded)
                 video = self.video_processor.postprocess_video(decoded, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImageAnimationPipelineOutput(frames=video) if return_dict else (video,)

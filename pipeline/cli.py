@@ -26,7 +26,7 @@ from .command_options import (
     settings_with_parameters,
     utf8_text,
 )
-from .console import tell, write_result
+from .console import tell, without_nan, write_result
 from .errors import StillmotionError, system_error
 from .lock import held
 from .settings import UsageError
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Libraries print to stdout as they like; there it would spoil the document.
         with contextlib.redirect_stdout(sys.stderr):
             result = command(options)
-        lines = [json.dumps(result, indent=2)] if options.json else options.lines(result)
+        lines = [json.dumps(without_nan(result), indent=2, allow_nan=False)] if options.json else options.lines(result)
         write_result("".join(f"{line}\n" for line in lines))
     except UsageError as error:
         tell(f"error: {error}")

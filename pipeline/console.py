@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import StillmotionError
 
@@ -87,3 +89,14 @@ def counter(unit: str) -> Callable[[int, int], None]:
             tell(line)
 
     return count
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for each NaN and infinity in it: JSON has no such numbers, and most readers refuse them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return value

@@ -24,6 +24,17 @@ def has_only_variant(source: str | Path, variant: str, options: Mapping[str, Any
     return any(all(is_variant) for is_variant in components.values())
 
 
+def has_variant(component: Path, variant: str) -> bool:
+    """Whether a component's folder has weights of this variant, perhaps beside others."""
+    return any(_are_variant(component, variant))
+
+
+def _are_variant(component: Path, variant: str) -> list[bool]:
+    named = re.compile(rf"\.{re.escape(variant)}[.-]")  # whole files and parts of sharded ones
+    files = [*component.glob("*.safetensors"), *component.glob("*.bin")]
+    return [bool(named.search(file.name)) for file in files]
+
+
 def files_of(source: str | Path, options: Mapping[str, Any]) -> list[str]:
     """Files of a folder, or of a hub id: those that the hub names, or that lie in its cache where it is not reached."""
     folder = Path(source)

@@ -31,5 +31,9 @@ class ModelError(StillmotionError):
     """A model that is missing, damaged or of an unknown family."""
 
 
+class NotFiniteError(ModelError):
+    """A model computed NaN or infinity, which as a clip would be black."""
+
+
 class Cancelled(StillmotionError):
     """The computation was stopped between two steps because nobody waits for it any more."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .clips import ClipBatch, classify_motion, measure_motion
+from .denoiser import evaluations
 from .guidance import Guidance, guidance_for
 from .metrics import diversity, flicker, psnr_db, ssim
 from .perception import Perception, clip_consistency, clip_score
@@ -87,7 +88,9 @@ class Candidate:
 
     @property
     def passes(self) -> int:
-        return self.animator.info.passes if self.sampling is None else self.steps * self.sampling.guidance.passes
+        if self.sampling is None:
+            return self.animator.info.passes
+        return evaluations(self.pipe.scheduler, self.steps) * self.sampling.guidance.passes
 
     @property
     def weights_bytes(self) -> int:

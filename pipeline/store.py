@@ -27,17 +27,20 @@ _PROGRAM_SUFFIX = ".pt2"
 
 def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, float | int | str | None]) -> ModelInfo:
     """`animator.json` of a pipeline, without digests."""
+    from .denoiser import evaluations
     from .guidance import Guidance  # needs PyTorch, which reading a package does not
 
     config = pipe.config
     guidance = Guidance(config.guidance_scale, config.image_guidance_scale)
     height, width = pipe.default_size
     distilled = config.distilled_guidance_scale is not None
+    count = evaluations(pipe.scheduler, config.num_inference_steps)
     return ModelInfo(
         teacher=teacher,
         family=pipe.family.name,
         steps=config.num_inference_steps,
-        passes=config.num_inference_steps * guidance.passes,
+        evaluations=count,
+        passes=count * guidance.passes,
         guidance_scale=config.distilled_guidance_scale if distilled else config.guidance_scale,
         image_guidance_scale=config.distilled_image_guidance_scale if distilled else config.image_guidance_scale,
         guidance_distilled=distilled,

@@ -205,12 +205,12 @@ class Host:
                 on_step(done, total)
 
         try:
-            self._show_left(engine.info.steps)
+            self._show_left(engine.info.evaluations)
             with part("decode picture"):
                 picture = images.decode(form.image, self.settings.picture_limits)
             ticket.check()
             if on_step is not None:
-                on_step(0, engine.info.steps)
+                on_step(0, engine.info.evaluations)
             last = time.perf_counter()
             animation = engine.animate(picture, form.request, after_step)
             ticket.check()
@@ -281,7 +281,7 @@ class Host:
         self.metrics.load.set(load)
         if load:
             # Until the computation says otherwise: a refusal in between must not promise the next second.
-            self._steps_left = self.engine.info.steps if self.loaded else 0
+            self._steps_left = self.engine.info.evaluations if self.loaded else 0
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """The middleware around an engine that a test holds in its hands: what cannot be timed with a real one."""
 
 import asyncio
+import json
 import threading
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from pipeline.engine import Animation
-from pipeline.errors import Cancelled, ModelError
+from pipeline.errors import Cancelled, ModelError, NotFiniteError
 from serving.endpoints import animate, animate_stream
 from serving.exchange import SCOPE_KEY
 from serving.host import Host, State
@@ -28,6 +29,7 @@ class Engine:
     fallback = None
     info = SimpleNamespace(
         steps=3,
+        evaluations=3,
         family="f",
         runtime="eager",
         precision="float32",
@@ -319,6 +321,24 @@ def test_a_failure_of_the_engine_is_a_500_without_its_text_and_frees_the_slot(be
         assert b"secret" not in client.content
         assert b.host.slot.load == 0
         assert b.host.metrics.outcome("failed") == 1
+
+    run(test)
+
+
+def test_frames_that_are_no_numbers_are_a_500_that_says_so_and_never_a_clip(bench):
+    async def test():
+        b = await bench().ready()
+        b.engine.error = NotFiniteError("vae: computed NaN or infinity in float16")
+        b.engine.allowed.release()
+        client = b.client().start()
+        await client.task
+        assert client.status == 500
+        assert json.loads(client.content) == {
+            "error": "vae: computed NaN or infinity in float16",
+            "code": "not_finite",
+            "field": None,
+        }
+        assert b.host.slot.load == 0
 
     run(test)
 

@@ -104,6 +104,15 @@ def test_what_is_missing_is_said(page):
     assert "move" in page.text_content("#problem")
 
 
+def test_a_prompt_that_is_read_in_part_is_said_beside_the_video(page):
+    page.click("#samples button:nth-of-type(1)")
+    page.wait_for_selector("#preview:not([hidden])")
+    page.fill("#prompt", "a red circle on the wide blue sea, far away, moves up")
+    page.click("#go")
+    page.wait_for_selector("#outcome:not([hidden])", timeout=60_000)
+    assert "The prompt is too long: the model read the first 18 of" in page.text_content("#status")
+
+
 def test_an_error_of_the_server_is_shown_as_it_says_it(page):
     page.click("#samples button:nth-of-type(1)")
     page.wait_for_selector("#preview:not([hidden])")
