@@ -27,8 +27,8 @@ def report(folder: Path) -> dict[str, Any]:
     folder = folder.resolve()
     about, state = About.read(folder), read_state(folder)
     if runs(folder) and (about is None or state is None):
-        what = NAME if about is None else STATE
-        text = f"a fleet runs there, and its {what} is missing or damaged, if it is not just starting; `fleet down --dir {folder}` ends it"
+        what = f"{NAME if about is None else STATE} is missing or damaged, if it is not just starting"
+        text = f"a fleet runs there, and its {what}; `fleet down --dir {folder}` ends it"
         raise RoutingError(f"{folder}: {text}")
     if about is None or state is None:
         raise RoutingError(f"{folder}: no fleet runs there")
