@@ -71,8 +71,8 @@ class About(Strict):
         try:
             return validated(cls, read_json(path))
         except InputError as error:
-            text = f"is damaged ({error.message}); `fleet down --dir {folder}` ends what runs there"
-            raise InputError(text, key=error.key, file=str(path)) from None
+            text = f"is damaged ({error}); `fleet down --dir {folder}` ends what runs there"
+            raise InputError(text, file=str(path)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
