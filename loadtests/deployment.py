@@ -159,8 +159,8 @@ def ask(url: str, headers: Mapping[str, str] | None = None, limit_s: float = _LI
         text = response.read(_LARGEST).decode("utf-8", errors="replace")
         return (0, too_late) if late.is_set() else (response.status, text)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = too_late if late.is_set() else getattr(error, "strerror", None) or error or type(error).__name__
-        return 0, str(reason)
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return 0, too_late if late.is_set() else str(reason)
     finally:
         if timer is not None:
             timer.cancel()
