@@ -158,7 +158,8 @@ class Master:
         runner = self._environment.runner
         if not isinstance(runner, MasterRunner):
             return 1
-        return min(int(runner.target_user_count), sum(one.state != STATE_MISSING for one in runner.clients.all))
+        alive = [one for one in runner.clients.all if one.state != STATE_MISSING]
+        return min(int(runner.target_user_count), len(alive))
 
     def _there(self) -> list[str]:
         """Those of them that are ready, in the order in which they said so."""
