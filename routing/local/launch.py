@@ -184,7 +184,9 @@ def _lock(folder: Path) -> int:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(file)
-        about = About.read(folder)
+        about = None
+        with contextlib.suppress(InputError):  # damaged: then without what it says
+            about = About.read(folder)
         what = f", of {about.fleet_file}, since {about.started_at}" if about else ""
         text = f"a fleet runs there already{what}; end it with `fleet down`, or choose another --dir"
         raise RoutingError(f"{folder}: {text}") from None
