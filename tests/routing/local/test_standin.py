@@ -43,6 +43,12 @@ async def until(condition):
         await asyncio.sleep(0.01)
 
 
+async def ended_by_us(job):
+    """Give a job up, and see it end."""
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
+
+
 @pytest.fixture
 def running(tmp_path):
     """`async with running(seconds) as (standin, client)`."""
@@ -97,11 +103,11 @@ def test_of_many_jobs_at_once_one_is_computed_and_the_rest_are_refused_at_once_w
                 for response in (one.result() for one in ended):
                     assert response.status_code == 429
                     assert response.content == b""
-                    assert response.headers["retry-after"] == "1"
+                    assert 0 < int(response.headers["retry-after"]) <= 601
             assert sum(computations(tmp_path).values()) == 1
             # The connections of refused jobs are good for the next one.
             assert (await client.post("/animate", **FORM)).status_code == 429
-            jobs.pop().cancel()
+            await ended_by_us(jobs.pop())
 
     asyncio.run(scenario())
 
@@ -174,7 +180,7 @@ def test_pages_answer_while_it_is_busy(running):
                 assert (await client.get(path)).status_code == 200, path
             assert "stillmotion_load 1" in (await client.get("/metrics")).text
             assert not job.done()
-            job.cancel()
+            await ended_by_us(job)
             assert (await client.head("/docs.json")).content == b""
             assert (await client.get("/nothing")).status_code == 404
 
@@ -214,7 +220,7 @@ def test_busy_seconds_grow_while_it_computes(running):
                 found.append(float(re.search(r"^stillmotion_busy_seconds_total (\S+)$", text, re.MULTILINE)[1]))
                 await asyncio.sleep(0.05)
             assert found[0] < found[1] < found[2]
-            job.cancel()
+            await ended_by_us(job)
 
     asyncio.run(scenario())
 
