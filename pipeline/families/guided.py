@@ -116,6 +116,7 @@ def guided_unet(unet: ModelMixin) -> nn.Module:
     if kind is None:
         raise ValueError(f"unet: {type(unet).__name__} cannot be told a guidance scale")
     config = {**unet.config, "time_cond_proj_dim": guidance_width(unet) or GUIDANCE_WIDTH}
+    config.pop("_use_default_values", None)  # diffusers would ignore what is listed there, the width too
     with torch.random.fork_rng(devices=[]):  # of weights that are replaced
         guided: nn.Module = kind.from_config({**config, "_class_name": kind.__name__})
         nn.init.zeros_(guided.get_parameter(GUIDANCE_WEIGHTS))

@@ -99,7 +99,8 @@ def test_tables_name_every_rung_and_the_plot_is_a_picture(measured, tmp_path):
         assert plot.width > 500
 
 
-def test_a_rung_that_does_not_apply_is_left_out_with_its_reason_or_stops_the_run(pia, tmp_path):
+def test_a_rung_that_does_not_apply_is_left_out_with_its_reason_or_stops_the_run(one_level_pia, tmp_path):
+    pia = one_level_pia
     pia.register_to_config(num_frames=2, num_inference_steps=1)
     result = bench(pia, "random", "tiny", tmp_path, ["diffusers", "teacher"], repeats=1)
     assert "i2vgen-xl family" in result.rungs[0].skipped
@@ -116,7 +117,7 @@ def test_a_rung_without_figures_is_a_line_of_the_table():
 
 def test_the_command_prints_one_document(teacher_folder, capsys):
     assert (
-        main(["bench", "--model", str(teacher_folder), "--rungs", "teacher, solver", "--repeats", "1", "--json"]) == 0
+        main(["bench", "--model", str(teacher_folder), "--rungs", "teacher, context", "--repeats", "1", "--json"]) == 0
     )
     document = json.loads(capsys.readouterr().out)
     assert {"machine", "versions", "preset", "rungs"} <= document.keys()

@@ -34,8 +34,8 @@ def adapt(pipe: ImageAnimationPipeline) -> ImageAnimationPipeline:
 
 
 @pytest.fixture
-def teacher(i2vgen) -> ImageAnimationPipeline:
-    return adapt(i2vgen)
+def teacher(one_level_i2vgen) -> ImageAnimationPipeline:
+    return adapt(one_level_i2vgen)
 
 
 def farthest(one: dict[str, Any], other: dict[str, Any]) -> float:
@@ -72,7 +72,7 @@ def test_a_teacher_teaches_with_the_most_of_its_steps_that_the_students_divide(i
 
 @pytest.mark.parametrize("family", ["i2vgen", "pia"])
 def test_lora_trains_additions_alone_and_is_merged_at_the_end(request, family, tmp_path):
-    teacher = adapt(request.getfixturevalue(family))
+    teacher = adapt(request.getfixturevalue(f"one_level_{family}"))
     settings = replace(SETTINGS, lora_rank=2, updates=2, learning_rate=0.05)
     distiller = Distiller(teacher, SOURCE, settings, tmp_path)
     assert all("lora_" in name for name in distiller._names)
@@ -115,16 +115,16 @@ def animate(pipe: ImageAnimationPipeline) -> torch.Tensor:
     ).frames
 
 
-def test_a_student_of_the_pia_family_learns(pia, tmp_path):
-    distiller = Distiller(adapt(pia), SOURCE, replace(SETTINGS, updates=1), tmp_path)
+def test_a_student_of_the_pia_family_learns(one_level_pia, tmp_path):
+    distiller = Distiller(adapt(one_level_pia), SOURCE, replace(SETTINGS, updates=1), tmp_path)
     gradients(distiller)
     student = distiller.train()
-    assert type(student.unet) is type(pia.unet)
+    assert type(student.unet) is type(one_level_pia.unet)
     assert torch.isfinite(animate(student)).all()
 
 
-def test_the_loss_falls(pia, tmp_path):
-    teacher = adapt(pia)
+def test_the_loss_falls(one_level_pia, tmp_path):
+    teacher = adapt(one_level_pia)
     settings = replace(SETTINGS, student_steps=1, updates=16, learning_rate=5e-3, checkpoint_every=100)
     distiller = Distiller(teacher, SOURCE, settings, tmp_path)
     distiller.train()

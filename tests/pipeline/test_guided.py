@@ -155,8 +155,8 @@ class Oracle(nn.Module):
 
 
 @torch.no_grad()
-def test_the_loss_is_least_for_the_teacher_guided_by_the_scale_that_the_student_is_told(i2vgen, tmp_path):
-    distiller = Distiller(as_teacher(i2vgen), SOURCE, replace(SETTINGS, student_steps=4), tmp_path)
+def test_the_loss_is_least_for_the_teacher_guided_by_the_scale_that_the_student_is_told(one_level_i2vgen, tmp_path):
+    distiller = Distiller(as_teacher(one_level_i2vgen), SOURCE, replace(SETTINGS, student_steps=4), tmp_path)
     losses = {}
     for too_much in (-0.3, 0.0, 0.3):
         distiller.student = Oracle(distiller.teacher, too_much)
@@ -176,8 +176,8 @@ def test_every_weight_has_a_gradient_and_the_global_generator_no_say(teacher, tm
     assert losses[0] == losses[1]
 
 
-def test_a_run_that_was_broken_off_goes_on_bit_by_bit(i2vgen, tmp_path):
-    teacher = as_teacher(i2vgen)
+def test_a_run_that_was_broken_off_goes_on_bit_by_bit(one_level_i2vgen, tmp_path):
+    teacher = as_teacher(one_level_i2vgen)
     whole = Distiller(teacher, SOURCE, SETTINGS, tmp_path / "whole")
     expected = whole.train().unet.state_dict()
     Distiller(teacher, SOURCE, SETTINGS, tmp_path / "broken").train(minutes=0)
@@ -188,14 +188,14 @@ def test_a_run_that_was_broken_off_goes_on_bit_by_bit(i2vgen, tmp_path):
     assert expected["time_embedding.cond_proj.weight"].any()
 
 
-def test_with_lora_what_the_scale_does_is_learned_too(i2vgen, tmp_path):
-    student = Distiller(as_teacher(i2vgen), SOURCE, replace(SETTINGS, lora_rank=2), tmp_path).train()
+def test_with_lora_what_the_scale_does_is_learned_too(one_level_i2vgen, tmp_path):
+    student = Distiller(as_teacher(one_level_i2vgen), SOURCE, replace(SETTINGS, lora_rank=2), tmp_path).train()
     assert student.unet.time_embedding.cond_proj.weight.any()
     assert difference(animate(student, guidance_scale=1.0), animate(student, guidance_scale=4.0)) > 0
 
 
-def test_a_student_that_is_told_its_scale_can_be_a_teacher(i2vgen, tmp_path):
-    first = student_of(as_teacher(i2vgen), tmp_path / "first")
+def test_a_student_that_is_told_its_scale_can_be_a_teacher(one_level_i2vgen, tmp_path):
+    first = student_of(as_teacher(one_level_i2vgen), tmp_path / "first")
     fewer = replace(SETTINGS, student_steps=1, updates=1, guidance_range=(1.5, 3))
     second = Distiller(first, SOURCE, fewer, tmp_path / "second")
     guidance, scales = second.guidance, torch.tensor([1.5, 3.0])
@@ -218,13 +218,13 @@ def test_a_student_that_is_told_its_scale_can_be_a_teacher(i2vgen, tmp_path):
         ((1, math.nan), r"^guidance_range: "),
     ],
 )
-def test_a_range_that_does_not_fit_is_refused_by_name(i2vgen, tmp_path, limits, words):
+def test_a_range_that_does_not_fit_is_refused_by_name(one_level_i2vgen, tmp_path, limits, words):
     with pytest.raises(ValueError, match=words):
-        Distiller(as_teacher(i2vgen), SOURCE, replace(SETTINGS, guidance_range=limits), tmp_path)
+        Distiller(as_teacher(one_level_i2vgen), SOURCE, replace(SETTINGS, guidance_range=limits), tmp_path)
 
 
-def test_teachers_that_are_students_say_which_scales_they_have(i2vgen, tmp_path):
-    teacher = as_teacher(i2vgen)
+def test_teachers_that_are_students_say_which_scales_they_have(one_level_i2vgen, tmp_path):
+    teacher = as_teacher(one_level_i2vgen)
     told = student_of(teacher, tmp_path)
     for limits in (None, (0.5, 3)):
         with pytest.raises(ValueError, match=r"^guidance_range: the teacher is told its scale; .* within \[1.0, 4.0\]"):
@@ -261,8 +261,8 @@ def test_a_student_makes_one_pass_a_step_at_any_scale_and_heeds_it(teacher, tmp_
 
 
 @pytest.mark.parametrize("scale", [0.9, 4.1, -1, math.nan, math.inf])
-def test_a_scale_outside_the_range_is_refused_with_the_limits(i2vgen, tmp_path, scale):
-    student = student_of(as_teacher(i2vgen), tmp_path)
+def test_a_scale_outside_the_range_is_refused_with_the_limits(one_level_i2vgen, tmp_path, scale):
+    student = student_of(as_teacher(one_level_i2vgen), tmp_path)
     with pytest.raises(ValueError, match=r"^guidance_scale: .* is outside 1 to 4"):
         animate(student, guidance_scale=scale)
     with pytest.raises(ValueError, match=r"^image_guidance_scale: 1.5 is not 1"):
@@ -343,9 +343,9 @@ def test_prepared_traced_and_exported_steps_take_the_scale_as_an_input(request, 
 
 
 @pytest.fixture(scope="module")
-def packaged(i2vgen_parts, tmp_path_factory) -> Path:
+def packaged(one_level_i2vgen_parts, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("packaged")
-    teacher = as_teacher(ImageAnimationPipeline(**i2vgen_parts))
+    teacher = as_teacher(ImageAnimationPipeline(**one_level_i2vgen_parts))
     student = student_of(teacher, folder / "training")
     info = describe(student, "tiny", {})
     write_package(student, folder / "model", info, model_card(info, {}, embedded=False))

@@ -255,7 +255,7 @@ def test_a_picture_is_turned_as_its_camera_was_held(file_format, orientation):
 def test_a_huge_picture_is_turned_too(file_format):
     exif = Image.Exif()
     exif[0x0112] = 6
-    width, height = decode(file_of(gradient(4_600, 4_200), file_format, exif=exif)).size
+    width, height = decode(file_of(Image.new("RGB", (4_600, 4_200)), file_format, exif=exif)).size
     assert width < height
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24
-LIMIT_S = 300
+LIMIT_S = 600
 """How long an answer may take before a test gives up: a machine that does other work stalls for seconds."""
 
 
@@ -93,7 +93,7 @@ class Server:
         except httpx.TransportError:
             return None
 
-    def wait_until_ready(self, timeout_s: float = 600) -> list[int]:
+    def wait_until_ready(self, timeout_s: float = LIMIT_S) -> list[int]:
         """Statuses of `/readyz` on the way, without repetitions."""
         seen: list[int] = []
         end = time.monotonic() + timeout_s
