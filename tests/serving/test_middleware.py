@@ -273,7 +273,7 @@ def test_a_failure_of_the_engine_is_a_500_without_its_text_and_frees_the_slot(be
 def test_whatever_escapes_from_the_application_is_a_500(bench):
     async def test():
         b = await bench().ready()
-        client = b.client("/broken")
+        client = b.client("/readyz")
         client.scope["method"] = "GET"
 
         async def application(*_):
