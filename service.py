@@ -30,12 +30,14 @@ host = Host(settings, lambda: lifecycle.load(model_name(), settings.device), lif
 
 # `concurrency` is what BentoCloud's autoscaler reads. BentoML's own limit would answer 429 without
 # Retry-After, and its own time limit would free the slot under a running computation: the middleware
-# owns both, and this time limit is out of its way. The access log is ours (serving/outermost.py).
+# owns both, and this time limit is out of its way. The access log is ours (serving/outermost.py). Few buckets keep
+# /metrics short: BentoML has a histogram for each path and status.
 @bentoml.service(
     name="stillmotion",
     workers=1,
     traffic={"timeout": 3600, "concurrency": 1},
     logging={"access": {"enabled": False}},
+    metrics={"duration": {"buckets": [0.005, 0.05, 0.5, 2.0, 5.0, 15.0, 60.0]}},
 )
 @bentoml.asgi_app(page(host), path="/ui")
 class Stillmotion:

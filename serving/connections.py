@@ -109,6 +109,14 @@ class LimitedProtocol(H11Protocol):
             super().send_400_response(msg)
         else:  # an answer is on its way, or has been sent
             self.transport.close()
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            # The application may not even have begun: what it sends comes too late.
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _should_upgrade(self) -> bool:
+        return False  # to WebSocket, which nothing here speaks: the request is answered as any other
 
     def _look(self) -> None:
         """See what the connection waits for now."""
@@ -169,4 +177,3 @@ def protect(settings: Settings) -> None:
     config = server.config
     config.loaded_app = Outermost(config.loaded_app)
     config.http_protocol_class = partial(LimitedProtocol, Limits.of(settings))  # type: ignore[assignment]  # it is called
-    config.ws_protocol_class = None  # nothing here speaks it

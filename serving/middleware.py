@@ -136,9 +136,6 @@ class AdmissionMiddleware:
                 # Nobody reads it, but BentoML's time limit waits for a first byte: without one its task
                 # would stay for an hour, and a server that is told to stop would wait for it.
                 await replies.failure_reply(Cancelled(), "disconnected")(scope, receive, sender)
-        except Exception:
-            sender.status = sender.status or 500
-            raise
         finally:
             status = (exchange.outcome if exchange else None) or sender.status or 500
             host.metrics.requests.labels(outcome=OUTCOMES.get(status, "failed")).inc()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bentoml.access")
 
 _ORIGINAL = "stillmotion.original"
+_LOGGED_PATH = 500
 # Asked for every few seconds, by programs.
 _NOT_LOGGED = ("/metrics", "/healthz", "/livez", "/readyz")
 
@@ -64,6 +65,7 @@ def _logging(scope: Scope, send: Send) -> Send:
     client = ":".join(map(str, scope["client"])) if scope.get("client") else "_"
     # As it came, in percent-encoding: no byte of it can act on a terminal.
     path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
+    path = path if len(path) <= _LOGGED_PATH else f"{path[:_LOGGED_PATH]}..."
     kind, length = _type_and_length(scope["headers"])
     request = f"scheme={scope['scheme']},method={scope['method']},path={path},type={kind},length={length}"
     start: Message = {"status": 0, "headers": []}

@@ -25,6 +25,7 @@ def without_slash(path: str) -> str | None:
     """
     if path == "/ui":
         return "ui/"
-    if path.endswith("/") and (known := path.removesuffix("/")) in _PATHS:
+    known = path.removesuffix("/")
+    if known not in ("", "/", path) and known in _PATHS:
         return f"../{known.rpartition('/')[2]}"
     return None

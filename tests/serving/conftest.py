@@ -1,7 +1,8 @@
-"""Fixtures of the service's tests: a small random model in a store, and real servers of it."""
+"""Fixtures of the service's tests: a small random model, real servers of it, and an engine in a test's hands."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
@@ -10,13 +11,25 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from pipeline.engine import Animation
+from serving.endpoints import animate, animate_stream
+from serving.exchange import SCOPE_KEY
+from serving.host import Host, State
+from serving.middleware import AdmissionMiddleware
+from serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24
@@ -56,16 +69,8 @@ class Server:
             "PYTHONPATH": str(ROOT),
             **{f"STILLMOTION_{name.upper()}": str(value) for name, value in settings.items()},
         }
-        command = [
-            sys.executable,
-            "-m",
-            "bentoml",
-            "serve",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            self.url.rpartition(":")[2],
-        ]
+        address = ["--host", "127.0.0.1", "--port", self.url.rpartition(":")[2]]
+        command = [sys.executable, "-m", "bentoml", "serve", *address]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -141,7 +146,7 @@ def server(packaged_model, tmp_path_factory):
     """A server that all tests share; each leaves it free."""
     assert packaged_model.tag.name == "animator"  # the latest one, which a server takes by itself
     folder = tmp_path_factory.mktemp("server")
-    server = Server(folder / "home", folder / "log", region="test-1", upload_s=2)
+    server = Server(folder / "home", folder / "log", region="test-1", upload_s=2, headers_s=5)
     try:
         server.ready_seen = server.wait_until_ready()
         yield server
@@ -214,10 +219,178 @@ def free_port() -> int:
 @pytest.fixture
 def make():
     """Pictures and bodies of requests."""
+    return SimpleNamespace(picture=picture, form=form, body=body_of)
 
-    class Make:
-        picture = staticmethod(picture)
-        form = staticmethod(form)
-        body = staticmethod(body_of)
 
-    return Make
+CLIP = np.zeros((2, 16, 16, 3), dtype=np.uint8)
+
+
+class Engine:
+    """Takes a step each time that the test allows one."""
+
+    name = "animator:test"
+    runtime = "eager"
+    fallback = None
+    info = SimpleNamespace(
+        steps=3,
+        family="f",
+        runtime="eager",
+        precision="float32",
+        passes=3,
+        controls=(),
+        least_frames=1,
+        most_frames=2,
+        frames=2,
+        fps=8,
+    )
+
+    def __init__(self):
+        self.allowed = threading.Semaphore(0)
+        self.computing = self.most = 0
+        self.error = None
+
+    def check(self, request):
+        pass
+
+    def warm_up(self, on_step=None):
+        return Animation(CLIP, 8, 0, 3, 3, 0.0)
+
+    def animate(self, image, request, on_step=None):
+        self.computing += 1
+        self.most = max(self.most, self.computing)
+        try:
+            for step in range(3):
+                assert self.allowed.acquire(timeout=60)
+                if self.error:
+                    raise self.error
+                on_step(step + 1, 3)
+            return Animation(CLIP, 8, 1, 3, 3, 0.0)
+        finally:
+            self.computing -= 1
+
+
+class Series:
+    def __init__(self):
+        self.value = 0.0
+
+    def labels(self, **labels):
+        return self.__dict__.setdefault(str(sorted(labels.items())), Series())
+
+    def inc(self, amount=1.0):
+        self.value += amount
+
+    def set(self, value):
+        self.value = value
+
+    observe = inc
+
+
+class Metrics:
+    def __init__(self):
+        names = "ready load steps_left load_seconds requests cancelled step_seconds compute_seconds"
+        for name in names.split():
+            setattr(self, name, Series())
+
+    def describe(self, *_):
+        pass
+
+    def count_busy(self, slot):
+        pass
+
+    def outcome(self, outcome):
+        return self.requests.labels(outcome=outcome).value
+
+
+class Client:
+    """Speaks ASGI to the middleware, one request."""
+
+    def __init__(self, app, path, body, headers):
+        self.app, self.body, self.sent, self.gone = app, body, [], asyncio.Event()
+        self.read = 0
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        self.scope = {
+            "type": "http",
+            "asgi": {"spec_version": "2.3"},
+            "method": "POST",
+            "path": path,
+            "headers": raw,
+            "query_string": b"",
+            "http_version": "1.1",
+            "scheme": "http",
+            "root_path": "",
+            "server": ("test", 80),
+        }
+
+    async def receive(self):
+        self.read += 1
+        if self.body is not None:
+            body, self.body = self.body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    def start(self):
+        self.task = asyncio.ensure_future(self.app(self.scope, self.receive, self.send))
+        return self
+
+    @property
+    def status(self):
+        return self.sent[0]["status"] if self.sent else None
+
+    @property
+    def content(self):
+        return b"".join(message.get("body", b"") for message in self.sent[1:])
+
+
+class Bench:
+    def __init__(self, make, **settings):
+        self.engine, self.failures = Engine(), []
+        self.host = Host(Settings(**settings), lambda: self.engine, self.failures.append, Metrics)
+
+        def endpoint(function):
+            async def call(request):
+                return await function(self.host, request.scope[SCOPE_KEY])
+
+            return call
+
+        routes = [
+            Route("/animate", endpoint(animate), methods=["POST"]),
+            Route("/animate/stream", endpoint(animate_stream), methods=["POST"]),
+        ]
+        self.app = AdmissionMiddleware(Starlette(routes=routes), self.host)
+        self.request = make.body()
+
+    async def ready(self):
+        self.host.start()
+        await until(lambda: self.host.state is not State.LOADING)
+        return self
+
+    def client(self, path="/animate"):
+        return Client(self.app, path, *self.request)
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  # what it waits for happens in a thread
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def bench(make):
+    """The middleware around an engine that a test holds in its hands."""
+    return lambda **settings: Bench(make, **settings)
+
+
+@pytest.fixture(name="until")
+def until_fixture():
+    """Waits for a condition, in a test's event loop."""
+    return until
+
+
+@pytest.fixture
+def run():
+    """Runs a test's coroutine."""
+    return lambda test: asyncio.run(asyncio.wait_for(test(), 120))
