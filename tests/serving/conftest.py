@@ -35,23 +35,40 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24
 
 
-@pytest.fixture(scope="session")
-def packaged_model():
-    """A tiny model with random weights, saved as `animator:latest`: its clips are noise, its HTTP is real."""
+def random_pipeline(steps):
+    """A tiny model with random weights: its clips are noise, its HTTP is real."""
     import torch
 
     from pipeline.quiet import quiet_libraries
 
     quiet_libraries()
-    from pipeline.store import describe, save_to_store
     from pipeline.train.teacher import TeacherSettings, build_pipeline
     from pipeline.train.vae import VaeSettings, build_vae
 
     torch.manual_seed(0)
     settings = TeacherSettings(size=32, frames=4, block_out_channels=(16, 16, 16))
     pipe = build_pipeline(settings, build_vae(VaeSettings()))
-    pipe.register_to_config(num_inference_steps=STEPS)
+    pipe.register_to_config(num_inference_steps=steps)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def packaged_model():
+    """A tiny model, saved as `animator:latest`."""
+    from pipeline.store import describe, save_to_store
+
+    pipe = random_pipeline(STEPS)
     return save_to_store(pipe, describe(pipe, "random weights", {}), "# Random weights\n")
+
+
+@pytest.fixture
+def quick_model(tmp_path):
+    """The folder of a tiny model that takes a single step."""
+    from pipeline.store import describe, write_package
+
+    pipe, folder = random_pipeline(1), tmp_path / "quick"
+    write_package(pipe, folder, describe(pipe, "random weights", {}), "# Random weights\n")
+    return folder
 
 
 class Server:
@@ -232,16 +249,8 @@ class Engine:
     runtime = "eager"
     fallback = None
     info = SimpleNamespace(
-        steps=3,
-        family="f",
-        runtime="eager",
-        precision="float32",
-        passes=3,
-        controls=(),
-        least_frames=1,
-        most_frames=2,
-        frames=2,
-        fps=8,
+        **{"family": "f", "runtime": "eager", "precision": "float32", "passes": 3, "controls": (), "fps": 8},
+        **{"steps": 3, "least_frames": 1, "most_frames": 2, "frames": 2},
     )
 
     def __init__(self):
@@ -308,18 +317,9 @@ class Client:
         self.app, self.body, self.sent, self.gone = app, body, [], asyncio.Event()
         self.read = 0
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        self.scope = {
-            "type": "http",
-            "asgi": {"spec_version": "2.3"},
-            "method": "POST",
-            "path": path,
-            "headers": raw,
-            "query_string": b"",
-            "http_version": "1.1",
-            "scheme": "http",
-            "root_path": "",
-            "server": ("test", 80),
-        }
+        asked = {"method": "POST", "path": path, "headers": raw, "query_string": b"", "root_path": ""}
+        spoken = {"type": "http", "asgi": {"spec_version": "2.3"}, "http_version": "1.1", "scheme": "http"}
+        self.scope = {**asked, **spoken, "server": ("test", 80)}
 
     async def receive(self):
         self.read += 1
