@@ -8,6 +8,7 @@ its answer. The body of an admitted request has limits of its own (`serving.uplo
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,6 +23,8 @@ from .outermost import Outermost
 
 if TYPE_CHECKING:
     from .settings import Settings
+
+logger = logging.getLogger("bentoml.stillmotion")
 
 
 class Waiting(StrEnum):
@@ -166,14 +169,12 @@ def protect(settings: Settings) -> None:
     """Put `Outermost` and these limits before the application of the server that is about to start.
 
     Called while the application starts: BentoML gives no other way to the server that it makes, and the server takes
-    no connections before.
-
-    Raises:
-        TypeError: there is no such server.
+    no connections before. Where something else serves, limits are its business, and the log says so.
     """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if not isinstance(server, Server):
-        raise TypeError(f"the process is not served by uvicorn: {server!r} handles SIGTERM")
+        logger.warning("connections have no limits of ours: this process is not served by uvicorn as BentoML runs it")
+        return
     config = server.config
     config.loaded_app = Outermost(config.loaded_app)
     config.http_protocol_class = partial(LimitedProtocol, Limits.of(settings))  # type: ignore[assignment]  # it is called

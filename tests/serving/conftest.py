@@ -240,6 +240,7 @@ def make():
 
 
 CLIP = np.zeros((2, 16, 16, 3), dtype=np.uint8)
+ABOUT = {"family": "f", "runtime": "eager", "precision": "float32", "steps": 3, "passes": 3, "controls": ()}
 
 
 class Engine:
@@ -248,10 +249,7 @@ class Engine:
     name = "animator:test"
     runtime = "eager"
     fallback = None
-    info = SimpleNamespace(
-        **{"family": "f", "runtime": "eager", "precision": "float32", "passes": 3, "controls": (), "fps": 8},
-        **{"steps": 3, "least_frames": 1, "most_frames": 2, "frames": 2},
-    )
+    info = SimpleNamespace(**ABOUT, least_frames=1, most_frames=2, frames=2, fps=8)
 
     def __init__(self):
         self.allowed = threading.Semaphore(0)

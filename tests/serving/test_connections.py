@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import uvicorn
 
-from serving.connections import LimitedProtocol, Limits
+from serving.connections import LimitedProtocol, Limits, protect
 from serving.outermost import Outermost, requested
 from serving.settings import Settings
 
@@ -258,3 +258,8 @@ def test_the_limits_are_those_of_the_settings():
     limits = Limits.of(Settings(headers_s=1, upload_s=2, send_s=3))
     assert (limits.head_s, limits.rest_s, limits.read_s) == (1, 2, 3)
     assert limits.rest_bytes == Settings().max_body_bytes
+
+
+def test_where_another_program_serves_the_log_says_that_limits_are_its_business(caplog):
+    protect(Settings())
+    assert "not served by uvicorn" in caplog.text
