@@ -107,7 +107,7 @@ async def _events(
 async def _computed(host: Host, exchange: Exchange, on_step: StepListener | None = None) -> Video:
     loop = asyncio.get_running_loop()
     compute = partial(host.compute, exchange, on_step, time.time_ns())
-    return await loop.run_in_executor(host.executor, compute)
+    return await asyncio.wrap_future(await loop.run_in_executor(host.executor, compute))
 
 
 def _failed(exchange: Exchange, error: Exception) -> Response:

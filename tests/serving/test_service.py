@@ -184,7 +184,8 @@ def test_busy_time_and_outcomes_are_counted(server):
         server.metric("stillmotion_requests_total", outcome="ok"),
     )
     seconds = float(server.animate().headers["x-stillmotion-compute-seconds"])
-    assert server.metric("stillmotion_busy_seconds_total") - busy >= seconds * 0.9
+    # Decoding and encoding are part of the time that is told, and not of that in which the slot is taken.
+    assert 0 < server.metric("stillmotion_busy_seconds_total") - busy <= seconds + 1
     assert server.metric("stillmotion_requests_total", outcome="ok") == served + 1
     assert server.metric("stillmotion_step_seconds_count") > 0
 
