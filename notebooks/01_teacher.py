@@ -29,6 +29,11 @@ evaluation_clips = 16  # held-out generated clips to judge it on; 0 leaves that 
 seed = 0  # of the held-out clips
 
 # %%
+from pipeline.quiet import quiet_libraries
+
+quiet_libraries()  # before anything imports them
+
+# %%
 from dataclasses import asdict
 
 from pipeline.baseline import baseline, branch_clips, timed_animation
@@ -38,12 +43,10 @@ from pipeline.evaluate import evaluate
 from pipeline.guidance import Guidance
 from pipeline.images import decode
 from pipeline.machine import machine, versions
-from pipeline.quiet import quiet_libraries
 from pipeline.results import Row, StageFolder
 from pipeline.samples import read_samples
 from pipeline.sources import embedded_teacher, open_checkpoint
 
-quiet_libraries()
 stage = StageFolder(run_folder, "01_teacher", "The teacher")
 animator = open_checkpoint(teacher)
 info = animator.info

@@ -28,6 +28,11 @@ requests = 5  # of the project's samples, timed against the teacher
 run_folder = "runs/notebook"  # results go to its folder 04_package
 
 # %%
+from pipeline.quiet import quiet_libraries
+
+quiet_libraries()  # before anything imports them
+
+# %%
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,12 +43,10 @@ from pipeline.engine import AnimationRequest
 from pipeline.images import decode
 from pipeline.machine import machine, versions
 from pipeline.package import package
-from pipeline.quiet import quiet_libraries
 from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
 from pipeline.samples import read_samples
 from pipeline.sources import open_checkpoint
 
-quiet_libraries()
 stage = StageFolder(run_folder, "04_package", "The packaged model")
 evaluation: dict[str, object] = {}
 teacher_source = ""

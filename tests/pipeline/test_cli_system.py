@@ -92,7 +92,6 @@ def test_a_result_may_hold_a_name_that_is_no_text():
         ["train", "vae", "--out", "{file}/out"],
         ["bench", "--out", "{file}/out"],
         ["distill", "--out", "{file}/out", "-p", "updates", "1"],
-        ["package", "--checkpoint", "{teacher}"],
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -200,6 +200,7 @@ class Stills(Oracle):
     def __init__(self, plan, error):
         super().__init__(seed=0)
         self.unet, self.denoiser = torch.nn.Linear(1, 1, bias=False), None
+        self.unet.dtype = torch.float32
         self.config = SimpleNamespace(**plan, guidance_range=None, distilled_guidance_scale=None)
         self.error, self.calls = error, []
 

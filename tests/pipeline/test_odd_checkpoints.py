@@ -171,7 +171,7 @@ def test_weights_that_are_no_numbers_are_not_packaged(teacher_folder):
     source = open_checkpoint(teacher_folder, "cpu")
     spoilt(source.pipe, "image_encoder")
     before = len(bentoml.models.list())
-    with pytest.raises(ModelError, match=r"image_encoder: .* holds NaN or infinity"):
+    with pytest.raises(ModelError, match=r"unet: computed NaN or infinity in float32"):
         package(source, {})
     assert len(bentoml.models.list()) == before
 
