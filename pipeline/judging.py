@@ -90,7 +90,12 @@ class Candidate:
     def passes(self) -> int:
         if self.sampling is None:
             return self.animator.info.passes
-        return evaluations(self.pipe.scheduler, self.steps) * self.sampling.guidance.passes
+        return self.evaluations * self.sampling.guidance.passes
+
+    @property
+    def evaluations(self) -> int:
+        """Calls of the U-Net on all branches at once; a solver may take more than one a step."""
+        return evaluations(self.pipe.scheduler, self.steps)
 
     @property
     def weights_bytes(self) -> int:
@@ -100,7 +105,7 @@ class Candidate:
     def operations(self, side: int) -> int:
         """Floating-point operations of the U-Net's passes for one clip, as plain PyTorch computes them.
 
-        Counted in the first step of a request and multiplied by the steps: each step computes the same.
+        Counted in the first call of a request and multiplied by the calls: each computes the same.
 
         Args:
             side: of the clip, in pixels.
@@ -113,7 +118,7 @@ class Candidate:
             picture = Image.new("RGB", (side, side), (127, 127, 127))
             self.pipe(picture, "", height=side, width=side, **self._options)
         except _Counted as counted:
-            return counted.operations * self.steps
+            return counted.operations * self.evaluations
         finally:
             self.pipe.denoiser = own
         raise AssertionError("a request has at least one step")

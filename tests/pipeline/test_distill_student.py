@@ -126,7 +126,7 @@ def test_a_student_of_the_pia_family_learns(one_level_pia, tmp_path):
 
 def test_the_loss_falls(one_level_pia, tmp_path):
     teacher = adapt(one_level_pia)
-    settings = replace(SETTINGS, student_steps=1, updates=16, learning_rate=5e-3, checkpoint_every=100)
+    settings = replace(SETTINGS, student_steps=1, updates=16, learning_rate=3e-4, checkpoint_every=100)
     distiller = Distiller(teacher, SOURCE, settings, tmp_path)
 
     def loss() -> float:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from pipeline.baseline import branch_clips
@@ -201,6 +202,7 @@ class Stills(Oracle):
         super().__init__(seed=0)
         self.unet, self.denoiser = torch.nn.Linear(1, 1, bias=False), None
         self.unet.dtype = torch.float32
+        self.scheduler = DDIMScheduler()
         self.config = SimpleNamespace(**plan, guidance_range=None, distilled_guidance_scale=None)
         self.error, self.calls = error, []
 

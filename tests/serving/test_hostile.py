@@ -17,8 +17,10 @@ MULTIPART = b"POST /animate HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-
 DAMAGED = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
     b"POST /animate HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
-    b"POST /animate HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
-    b"1\r\na\r\n0\r\n\r\n",
+    (
+        b"POST /animate HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"
+    ),
     MULTIPART + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     b"POST /animate/stream HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     b"GET /ui/ HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n",
