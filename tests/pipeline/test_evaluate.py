@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from pipeline.baseline import branch_clips
@@ -179,6 +180,7 @@ class Stills(Oracle):
     def __init__(self, plan, error):
         super().__init__(seed=0)
         self.config = SimpleNamespace(**plan, guidance_range=None)
+        self.scheduler = DDIMScheduler()
         self.error, self.calls = error, []
 
     def __call__(self, images, prompts, **options):
