@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from .errors import ModelError
-from .families import Conditioning
 
 if TYPE_CHECKING:
     from .animation import ImageAnimationPipeline
+    from .families import Conditioning
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """`(latents, timestep) -> prediction`: latents `(batch, 4, frames, height, width)` with all guidance
