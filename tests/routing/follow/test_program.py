@@ -111,7 +111,7 @@ class Pods:
                 if found := condition():
                     return found
             assert time.monotonic() < end, f"{what}: not after {limit_s} s; {(self.folder / 'log.txt').read_text()}"
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def end(self) -> None:
         for process in self.started:

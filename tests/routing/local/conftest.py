@@ -73,6 +73,8 @@ class LocalFleet:
         self.started, self.folder, self.fleet = started, started.folder, started.layout.fleet
         self.sent = []
         self._known = set()
+        # One for all that is asked: a new one reads all certificates of the machine.
+        self.pages = httpx.Client(timeout=20, trust_env=False)
 
     def rps(self, loads) -> dict[str, float]:
         """Requests per second that are so large a share of each region's capacity."""
@@ -153,7 +155,7 @@ class LocalFleet:
     def status(self):
         """What the control loop says; nothing while it does not answer."""
         try:
-            return httpx.get(f"{self.started.about.control}/status.json", timeout=20, trust_env=False).json()
+            return self.pages.get(f"{self.started.about.control}/status.json").json()
         except (httpx.HTTPError, ValueError):
             return {}
 

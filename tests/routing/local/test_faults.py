@@ -23,7 +23,7 @@ def healthy(fleet, region, count):
     admin = fleet.started.about.regions[region].ingress_admin
     name = "cluster.jobs.membership_healthy"
     try:
-        text = httpx.get(f"{admin}/stats", params={"filter": f"^{name}$"}, timeout=20, trust_env=False).text
+        text = fleet.pages.get(f"{admin}/stats", params={"filter": f"^{name}$"}).text
     except httpx.HTTPError:
         return False
     return text.strip() == f"{name}: {count}"

@@ -116,9 +116,10 @@ def test_a_job_whose_client_goes_away_is_stopped_at_its_next_step(running, tmp_p
     async def scenario():
         async with running("4") as (standin, client):
             job = asyncio.create_task(client.post("/animate", **FORM, headers={"x-request-id": "gone"}))
-            await until(lambda: standin.busy)
+            await until(lambda: computations(tmp_path))
             job.cancel()
-            await until(lambda: not standin.busy)
+            await until(lambda: standin.series.requests["disconnected"])
+            assert not standin.busy
             assert [(event, name) for event, name, _ in read(tmp_path)] == [("began", "gone"), ("cancelled", "gone")]
             assert standin.series.requests["disconnected"] == 1
 
