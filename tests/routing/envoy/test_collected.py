@@ -22,7 +22,7 @@ def test_the_collector_counts_each_job_once_and_where_it_was_served(running):
                 return seen
 
             async def next_traffic():
-                while (seen := await traffic()) is None:  # the same page once more
+                while (seen := await traffic()) is None:  # noqa: ASYNC110  # the same page once more
                     await asyncio.sleep(0.05)
                 return seen
 
