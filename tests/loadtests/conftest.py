@@ -64,9 +64,11 @@ def tiny_fleet() -> Fleet:
     return validated(Fleet, FLEET)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory, tiny_fleet):
-    """Folder of two regions that run on this machine, with real Envoys."""
+    """Folder of two regions that run on this machine, with real Envoys. No longer than for one module: proxies look
+    at each other, and the control loop at all of them, each second.
+    """
     try:
         find_envoy()
     except RoutingError as error:

@@ -211,13 +211,13 @@ def test_faults_of_metrics_neither_move_the_table_nor_end_the_loop(fleet, start,
     assert json.loads(out)["regions"]["a"]["capacity_rps"] == 0.0
 
 
-def test_a_second_loop_is_refused_or_waits_and_takes_over_after_a_crash(start, tmp_path, another_free_port, eventually):
+def test_a_second_loop_is_refused_or_waits_and_takes_over_after_a_crash(
+    start, control, capsys, tmp_path, another_free_port, eventually
+):
     first = start()
     eventually(first.status)
-    refused = start(port=another_free_port)
-    refused.process.communicate(timeout=60)
-    assert refused.process.returncode == 1
-    text = refused.log.read_text()
+    assert control("--interval", "0.5", "--listen", f"127.0.0.1:{another_free_port}") == 1
+    text = capsys.readouterr().err
     assert text.startswith(f"error: {tmp_path / 'out'}: process {first.process.pid} publishes there already; stop it")
     assert text.count("\n") == 1
     standby = start("--standby", port=another_free_port)
@@ -228,12 +228,11 @@ def test_a_second_loop_is_refused_or_waits_and_takes_over_after_a_crash(start, t
     assert standby.end()[0] == 0
 
 
-def test_a_port_that_is_taken_is_one_line_and_the_lock_is_given_back(start, fake_server):
-    port = int(fake_server((200, "")).address.split(":")[1])
-    program = start(port=port)
-    program.process.communicate(timeout=60)
-    assert program.process.returncode == 1
-    assert program.log.read_text().splitlines()[-1].startswith(f"error: cannot listen on 127.0.0.1:{port}")
+def test_a_port_that_is_taken_is_one_line_and_the_lock_is_given_back(control, capsys, fake_server):
+    address = fake_server((200, "")).address
+    for _ in range(2):  # the second time it would be the lock that is named
+        assert control("--interval", "0.5", "--listen", address) == 1
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: cannot listen on {address}")
 
 
 @pytest.fixture

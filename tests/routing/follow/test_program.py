@@ -296,7 +296,7 @@ def test_the_control_loop_publishes_what_followers_read(tmp_path, ports):
         one.until(lambda: httpx.get(f"{url}/published.json", trust_env=False).status_code == 200, "it publishes")
 
         async def ask():
-            source = TableSource(url, one.fleet, 2.0)
+            source = TableSource(url, one.fleet, 60.0)
             try:
                 return await source.ask()
             finally:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing.errors import InputError
@@ -48,6 +48,7 @@ def fleets_and_tables(draw):
     return validated(Fleet, content), table_of(shares)
 
 
+@settings(max_examples=30)
 @given(fleets_and_tables())
 def test_any_table_is_what_istio_takes(check, case):
     fleet, table = case
@@ -63,6 +64,7 @@ def test_any_table_is_what_istio_takes(check, case):
     assert "fault" not in service["spec"]["http"][0]  # Istio would retry nothing
 
 
+@settings(max_examples=30)
 @given(fleets_and_tables())
 def test_any_table_is_what_gateway_api_takes(check, case):
     fleet, table = case
