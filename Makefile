@@ -46,13 +46,16 @@ help: ## list the targets
 demo: $(PIPELINE_READY) ## from the notebooks to a served animation; IMAGE=photo.jpg PROMPT="a red circle moves right" for your own
 	@$(BIN)/python -m pipeline demo $${IMAGE:+"--image=$$IMAGE"} $${PROMPT:+"--prompt=$$PROMPT"}
 
+# A process a core, as far as memory goes; the tests of a file stay together, since they share what they start.
+WORKERS := -n logical --maxprocesses 4 --dist loadfile
+
 .PHONY: test
 test: $(READY) ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
 
 .PHONY: test-all
 test-all: $(READY) ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 .PHONY: lint
 lint: $(READY) ## style of code and notebooks

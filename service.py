@@ -9,6 +9,7 @@ import bentoml
 from starlette.responses import Response
 
 from serving import lifecycle
+from serving.connections import protect
 from serving.endpoints import animate, animate_stream
 from serving.exchange import AnimateInput, Events, Exchange, VideoFile
 from serving.host import Host
@@ -29,8 +30,15 @@ host = Host(settings, lambda: lifecycle.load(model_name(), settings.device), lif
 
 # `concurrency` is what BentoCloud's autoscaler reads. BentoML's own limit would answer 429 without
 # Retry-After, and its own time limit would free the slot under a running computation: the middleware
-# owns both, and this time limit is out of its way.
-@bentoml.service(name="stillmotion", workers=1, traffic={"timeout": 3600, "concurrency": 1})
+# owns both, and this time limit is out of its way. The access log is ours (serving/outermost.py). Few buckets keep
+# /metrics short: BentoML has a histogram for each path and status.
+@bentoml.service(
+    name="stillmotion",
+    workers=1,
+    traffic={"timeout": 3600, "concurrency": 1},
+    logging={"access": {"enabled": False}},
+    metrics={"duration": {"buckets": [0.005, 0.05, 0.5, 2.0, 5.0, 15.0, 60.0]}},
+)
 @bentoml.asgi_app(page(host), path="/ui")
 class Stillmotion:
     """Turns a still picture and a prompt into a short animation."""
@@ -44,7 +52,8 @@ class Stillmotion:
         lifecycle.check_deployment(model_name())
 
     @bentoml.on_startup
-    async def drain_on_signals(self) -> None:
+    async def take_over(self) -> None:
+        protect(settings)
         lifecycle.drain_on_signals(host)
 
     async def __is_ready__(self) -> bool:

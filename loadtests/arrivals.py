@@ -15,6 +15,7 @@ from routing.local.arrivals import Arrival
 from .demand import Floats, Rate
 
 _STEP_S = 0.01  # of the integral that even spacing follows; demand does not change faster
+_MOST_STEPS = 5_000_000
 
 
 def thinned(rate: Rate, seconds: float, generator: np.random.Generator) -> Floats:
@@ -42,8 +43,9 @@ def even(rate: Rate, seconds: float, start: float) -> Floats:
         seconds: for so long.
         start: part of one that it has grown by at the start, so that regions do not beat in time.
     """
-    times = np.arange(0.0, seconds + _STEP_S, _STEP_S)
-    grown = np.concatenate(([0.0], np.cumsum(rate.at(times[:-1] + _STEP_S / 2) * np.diff(times))))
+    step = max(_STEP_S, seconds / _MOST_STEPS)
+    times = np.arange(0.0, seconds + step, step)
+    grown = np.concatenate(([0.0], np.cumsum(rate.at(times[:-1] + step / 2) * np.diff(times))))
     marks = np.arange(1.0 - start, grown[-1], 1.0)
     times = np.interp(marks, grown, times)
     found: Floats = times[times < seconds]

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from routing.errors import InputError
 from routing.fleet import Fleet
 from routing.simulate.scenario import Change, Day
 
 from .roles import Roles, regions
-from .scenario import Demand, Level, Scenario
+from .scenario import Demand, Herd, Level, Scenario
 from .timed import Timed
 
 Floats = NDArray[np.float64]
+MOST_REQUESTS = 5_000_000
+"""Of one load test: they are drawn before it begins, and take a hundred bytes each."""
+LONGEST_S = 7 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,11 @@ def rates(scenario: Scenario, fleet: Fleet, roles: Roles, timed: Timed) -> dict[
     """Of each region.
 
     Raises:
-        InputError: a region or role is not there; with the key.
+        InputError: a region or role is not there, or more is asked for than one load test sends; with the key.
     """
-    traffic = scenario.traffic
+    traffic, seconds = scenario.traffic, timed(scenario.duration_s)
+    if seconds > LONGEST_S:
+        raise InputError(f"the run would take {seconds:g} s, and {LONGEST_S:g} s is the most", key="duration_s")
     loads = dict.fromkeys(fleet.names, level(traffic.load, fleet))
     for name, demand in traffic.region_load.items():
         for region in regions(roles, name, f"traffic.region_load.{name}"):
@@ -86,17 +92,19 @@ def rates(scenario: Scenario, fleet: Fleet, roles: Roles, timed: Timed) -> dict[
         for name in one.regions or fleet.names:
             for region in regions(roles, name, f"traffic.changes.{i}.regions"):
                 changes[region].append(change)
-    return {
+    found = {
         name: Rate(
             loads[name] * fleet.capacity_rps(name),
             tuple(changes[name]),
             traffic.day,
             timed(traffic.day_s),
             _utc_offset(traffic.day, fleet, i),
-            timed(scenario.duration_s),
+            seconds,
         )
         for i, name in enumerate(fleet.names)
     }
+    _check_count(sum(rate.bound for rate in found.values()) * seconds, "traffic.load")
+    return found
 
 
 def herds(scenario: Scenario, fleet: Fleet, roles: Roles, timed: Timed) -> dict[str, list[float]]:
@@ -106,11 +114,23 @@ def herds(scenario: Scenario, fleet: Fleet, roles: Roles, timed: Timed) -> dict[
         InputError: as `rates`.
     """
     found: dict[str, list[float]] = {name: [] for name in fleet.names}
+    count = 0
+    where: list[tuple[Herd, str, int]] = []
     for i, herd in enumerate(scenario.traffic.herds):
         for region in regions(roles, herd.region, f"traffic.herds.{i}.region"):
             jobs = round(herd.jobs_per_gpu * fleet.regions[region].gpus)
-            found[region] += [timed(herd.at_s) + timed(herd.over_s) * k / jobs for k in range(jobs)]
+            count += jobs
+            _check_count(count, f"traffic.herds.{i}.jobs_per_gpu")
+            where.append((herd, region, jobs))
+    for herd, region, jobs in where:
+        found[region] += [timed(herd.at_s) + timed(herd.over_s) * k / jobs for k in range(jobs)]
     return found
+
+
+def _check_count(requests: float, key: str) -> None:
+    if requests > MOST_REQUESTS:
+        text = f"makes up to {requests:.3g} requests, and a load test sends {MOST_REQUESTS:,} at most"
+        raise InputError(text, key=key)
 
 
 def _utc_offset(day: Day | None, fleet: Fleet, number: int) -> float:

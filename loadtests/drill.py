@@ -21,15 +21,18 @@ from routing.files import read_json, write_atomically
 from routing.fleet import Fleet, load_fleet
 from routing.local.launch import Options, running
 from routing.local.processes import Process, kill, started
+from routing.schema import did_you_mean
 
+from .form import PROMPT, make_form
 from .options import see_that_it_fits
 from .plant import plant
 from .scenario import load_scenario
 from .timed import Timed
 from .verdict import Outcome
 
+MOST_PROCESSES = 64
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"
-_GRACE_S = 120.0  # beyond the requests themselves: start, the last answers, the verdict
+_GRACE_S = 300.0  # beyond the requests themselves: start, the last answers, the verdict
 _KEPT = "series", "tables", "machine", "versions", "edges"
 
 
@@ -79,8 +82,13 @@ def run(drill: Drill) -> dict[str, Any]:
     """
     fleet = load_fleet(drill.fleet)
     read = {name: load_scenario(name) for name in drill.scenarios}
-    for scenario in read.values():
-        see_that_it_fits(scenario, fleet)
+    timed = {name: Timed.of(scenario.for_smoothing_s, fleet, drill.compress) for name, scenario in read.items()}
+    for name, scenario in read.items():
+        try:
+            see_that_it_fits(scenario, fleet, timed[name])
+        except InputError as error:
+            raise error if error.file else error.within(name) from None
+    _check(drill, fleet)
     labels = _labels(drill.scenarios)
     with contextlib.suppress(FileExistsError):
         drill.out.mkdir(parents=True)
@@ -88,7 +96,7 @@ def run(drill: Drill) -> dict[str, Any]:
         raise InputError(f"--out: {drill.out} is no folder")
     began, found = time.monotonic(), {}
     for name, scenario in read.items():
-        seconds = Timed.of(scenario.for_smoothing_s, fleet, drill.compress)(scenario.duration_s)
+        seconds = timed[name](scenario.duration_s)
         tell(f"{labels[name]}: {seconds:.0f} s")
         for number in range(1, drill.tries + 1):
             found[labels[name]] = {**_one(drill, fleet, name, labels[name], seconds), "tries": number}
@@ -105,6 +113,17 @@ def run(drill: Drill) -> dict[str, Any]:
     }
     write_atomically(drill.out / "drill.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
+
+
+def _check(drill: Drill, fleet: Fleet) -> None:
+    """See that all arguments can be used, before a fleet starts."""
+    if not 1 <= drill.processes <= MOST_PROCESSES:
+        raise InputError(f"--processes: {drill.processes} is not from 1 to {MOST_PROCESSES}")
+    if drill.seed is not None and drill.seed < 0:
+        raise InputError(f"--seed: {drill.seed} is below 0")
+    if drill.region is not None and drill.region not in fleet.regions:
+        raise InputError(f"--region: {drill.region} is none of the fleet's{did_you_mean(drill.region, fleet.regions)}")
+    make_form(None if drill.image is None else Path(drill.image), PROMPT if drill.prompt is None else drill.prompt)
 
 
 def _one(drill: Drill, fleet: Fleet, name: str, label: str, seconds: float) -> dict[str, Any]:
@@ -163,7 +182,7 @@ def _locust(command: Sequence[str], log: Path, limit_s: float) -> int | None:
             return None
         finally:
             if since is not None:
-                kill([Process(process.pid, since)], gently_s=5.0)
+                kill([Process(process.pid, since)], gently_s=30.0)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # workers of its own
             process.wait()

@@ -13,7 +13,7 @@ from typing import Protocol
 from routing.errors import InputError, RoutingError
 from routing.simulate.scenario import Failure
 
-_LIMIT_S = 5.0
+_LIMIT_S = 60.0
 _HOOK_LIMIT_S = 60.0
 
 

@@ -10,8 +10,8 @@ from locust import User, constant, task
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
-from .master import Master
-from .worker import DONE, GO, Worker
+from .master import Master, refuse_tags
+from .worker import DONE, GO, READY, Worker
 
 
 class Arrivals(User):
@@ -31,6 +31,7 @@ class Arrivals(User):
 def set_up(environment: Environment) -> Master | None:
     """Make a process of Locust part of a load test; the master of it, where this is one."""
     runner = environment.runner
+    refuse_tags(environment)
     worker = Worker(environment)
     Arrivals.worker = worker
     if isinstance(runner, WorkerRunner):
@@ -40,6 +41,7 @@ def set_up(environment: Environment) -> Master | None:
         return None
     assert isinstance(runner, LocalRunner | MasterRunner)
     master = Master(environment, worker)
+    runner.register_message(READY, lambda msg, **_: master.ready(msg.node_id, msg.data["problem"]))
     runner.register_message(DONE, lambda msg, **_: master.done(msg.data))
     environment.events.test_start.add_listener(lambda **_: master.begin())
     environment.events.spawning_complete.add_listener(lambda **_: master.spawned())

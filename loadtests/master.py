@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gevent
+import psutil
 from locust.env import Environment
 from locust.runners import STATE_MISSING, MasterRunner
 
@@ -29,7 +30,26 @@ from .watch import Watch
 from .worker import BEGIN_AFTER_S, GO, REPORT_KEY, Worker, options_of
 
 _LOOK_EVERY_S = 1.0
-_OVERTIME_S = 15.0
+_OVERTIME_S = 60.0
+_READY_WITHIN_S = 300.0  # a worker draws all arrivals first
+
+
+def refuse(text: str) -> NoReturn:
+    """End with 2 on wrong use, and with this process the workers that `--processes` made of it: Locust would leave them
+    looking for a master for minutes.
+    """
+    tell(f"error: {text}")
+    for worker in psutil.Process().children():
+        worker.kill()
+    raise SystemExit(WRONG_USE)
+
+
+def refuse_tags(environment: Environment) -> None:
+    """End with 2 where tags are chosen: nothing here has one, so that Locust would leave out all there is to do."""
+    options = options_of(environment)
+    for name, chosen in (("--tags", options.tags), ("--exclude-tags", options.exclude_tags)):
+        if chosen:
+            refuse(f"{name} {' '.join(chosen)}: a load test has no tags; leave it out")
 
 
 class Master:
@@ -46,6 +66,7 @@ class Master:
         self._watch = Watch("")
         self._tally = Tally(1.0, 1.0)
         self._reasons: list[str] = []
+        self._ready: dict[str, str] = {}
         self._waiting = 0
         self._workers = 0
         self._parts: frozenset[str] = frozenset()
@@ -69,19 +90,20 @@ class Master:
             options.num_users = workers
         if options.spawn_rate is None:
             options.spawn_rate = min(100, workers)
+        if options.num_users < 1:
+            refuse(f"--users: {options.num_users} users send nothing; leave it out")
         if not self._headless:
             return
         try:
             prepare(options)
         except InputError as error:
-            tell(f"error: {error}")
-            raise SystemExit(WRONG_USE) from None
+            refuse(str(error))
 
     def begin(self) -> None:
         """A run starts: see what it is, and whether it can be."""
         self._end_greenlets()
         self._judged, self.result, self._prepared = False, None, None
-        self._reasons, self._broken, self._waiting = [], [], 0
+        self._reasons, self._broken, self._waiting, self._ready = [], [], 0, {}
         self._worker.reset()
         options = options_of(self._environment)
         try:
@@ -101,29 +123,64 @@ class Master:
         tell(f"{what}, roles {_roles(prepared)}" if prepared.scenario.roles else what)
 
     def spawned(self) -> None:
-        """All users are there: tell those who send which part is theirs."""
-        if self._prepared is None or self._start_is_known:
+        """Locust has asked for all users. It waits a second for workers to say that they have them: we wait for all."""
+        if self._prepared is None or self._greenlets or self._judged:
             return
         if self._reasons:
             gevent.spawn_later(0.1, self.finish)
             return
+        self._greenlets = [gevent.spawn(self._gather)]
+
+    def ready(self, node: str, problem: str) -> None:
+        """A worker has read its files and can send, or there is a problem."""
+        self._ready[node] = problem
+
+    def _gather(self) -> None:
+        """Wait for all workers that have a user, and tell each which part is its own."""
+        end = time.monotonic() + _READY_WITHIN_S
+        while True:
+            expected, there = self._expected(), self._there()
+            if problems := sorted({problem for problem in self._ready.values() if problem}):
+                why = f"a worker cannot send: {problems[0]}"
+                break
+            if 0 < expected <= len(there):
+                self._go(there)
+                return
+            if time.monotonic() > end:
+                why = f"{len(there)} of {expected} workers were ready to send within {_READY_WITHIN_S:g} s"
+                break
+            gevent.sleep(0.05)
+        self._reasons.append(why)
+        gevent.spawn(self.finish)
+
+    def _expected(self) -> int:
+        """How many workers have somebody who sends: a user each, as long as there are users."""
         runner = self._environment.runner
+        if not isinstance(runner, MasterRunner):
+            return 1
+        alive = [one for one in runner.clients.all if one.state != STATE_MISSING]
+        return min(int(runner.target_user_count), len(alive))
+
+    def _there(self) -> list[str]:
+        """Those of them that are ready, in the order in which they said so."""
+        runner = self._environment.runner
+        if not isinstance(runner, MasterRunner):
+            return list(self._ready)
+        alive = {one.id for one in runner.clients.all if one.state != STATE_MISSING}
+        return [node for node in self._ready if node in alive]
+
+    def _go(self, nodes: list[str]) -> None:
+        assert self._prepared is not None
+        runner = self._environment.runner
+        self._workers = self._waiting = len(nodes)
         if isinstance(runner, MasterRunner):
-            # A worker without a user has nobody who would send.
-            ids = [one.id for one in runner.clients.all if sum(one.user_classes_count.values()) > 0]
-            for number, client in enumerate(ids):
-                runner.send_message(GO, {"number": number, "count": len(ids)}, client)
-            self._workers, self._parts = len(ids), frozenset(ids)
+            for number, node in enumerate(nodes):
+                runner.send_message(GO, {"number": number, "count": len(nodes)}, node)
+            self._parts = frozenset(nodes)
         else:
             self._worker.go(0, 1)
-            self._workers = 1
-        self._waiting = self._workers
         self._start = time.monotonic() + BEGIN_AFTER_S
-        self._greenlets = [gevent.spawn(self._look), *map(self._later, range(len(self._prepared.failures)))]
-
-    @property
-    def _start_is_known(self) -> bool:
-        return self._waiting > 0 or self._judged
+        self._greenlets += [gevent.spawn(self._look), *map(self._later, range(len(self._prepared.failures)))]
 
     def add(self, data: dict[str, Any]) -> None:
         """What a worker reports."""

@@ -105,8 +105,6 @@ def prepare(options: argparse.Namespace) -> Prepared:
     scenario = load_scenario(options.scenario)
     deployment = _deployment(options)
     fleet = deployment.fleet
-    if not 0.01 <= options.compress <= 1000:
-        raise InputError(f"--compress: {options.compress:g} is not from 0.01 to 1000")
     timed = Timed.of(scenario.for_smoothing_s, fleet, options.compress)
     roles = resolve(scenario.roles, fleet, _pairs(options.role))
     objectives, failures = _for_roles(scenario, roles)
@@ -137,16 +135,16 @@ def prepare(options: argparse.Namespace) -> Prepared:
     )
 
 
-def see_that_it_fits(scenario: Scenario, fleet: Fleet) -> None:
+def see_that_it_fits(scenario: Scenario, fleet: Fleet, timed: Timed) -> None:
     """See that a scenario can be run on a fleet.
 
     Raises:
-        InputError: it names regions that are not there.
+        InputError: it names regions that are not there, or has more requests than can be sent.
     """
     roles = resolve(scenario.roles, fleet)
     _for_roles(scenario, roles)
-    rates(scenario, fleet, roles, Timed(1.0))
-    herds(scenario, fleet, roles, Timed(1.0))
+    rates(scenario, fleet, roles, timed)
+    herds(scenario, fleet, roles, timed)
 
 
 def _for_roles(scenario: Scenario, roles: Roles) -> tuple[tuple[Objective, ...], tuple[Failure, ...]]:

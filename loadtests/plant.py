@@ -30,7 +30,7 @@ from .deployment import ask
 from .faults import order_stand_in
 from .roles import resolve
 
-_LIMIT_S = 20.0
+_LIMIT_S = 120.0
 _SOON_S = 0.001
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from .deployment import ask
 from .findings import Observed
 
+# A loop that has been stopped for good has to be seen within a short run.
+_LIMIT_S = 10.0
+
 
 class Watch:
     """What the control loop's status page says over time.
@@ -31,7 +34,7 @@ class Watch:
         """
         if not self._url:
             return
-        status, text = ask(f"{self._url}/status.json")
+        status, text = ask(f"{self._url}/status.json", limit_s=_LIMIT_S)
         self._asked += 1
         try:
             content: dict[str, Any] = json.loads(text) if status == 200 else {}

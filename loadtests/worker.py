@@ -12,6 +12,7 @@ from gevent.event import Event
 from locust.env import Environment
 from locust.runners import WorkerRunner
 
+from routing.console import tell
 from routing.errors import RoutingError
 
 from .arrivals import part
@@ -19,7 +20,8 @@ from .options import prepare
 from .sender import Sender
 from .tally import Outcome, Tally
 
-GO, DONE = "stillmotion_go", "stillmotion_done"
+READY, GO, DONE = "stillmotion_ready", "stillmotion_go", "stillmotion_done"
+"""A worker has read its files, or cannot; the master says which part is its own; the worker has all answers."""
 REPORT_KEY = "stillmotion"
 BEGIN_AFTER_S = 1.0
 _CPU_EVERY_S = 5.0
@@ -57,12 +59,18 @@ class Worker:
 
     def send(self) -> None:
         """As a user of Locust; only the first of a process sends, the others have nothing to do."""
-        self._told.wait()
         if self._sends:
             return
         self._sends = True
         # Read here, and not before it is known that this worker sends: options of the web page come with the start.
-        prepared = prepare(options_of(self._environment))
+        try:
+            prepared = prepare(options_of(self._environment))
+        except RoutingError as error:
+            tell(f"error: {error}")
+            self._say(READY, {"problem": str(error)})
+            return
+        self._say(READY, {"problem": ""})
+        self._told.wait()
         self.tally = tally = Tally(prepared.bin_s, prepared.deployment.fleet.service_time_s)
         sender = Sender(
             prepared.deployment.edges,
@@ -103,8 +111,12 @@ class Worker:
         runner = self._environment.runner
         if isinstance(runner, WorkerRunner):
             self.report(data)
+        self._say(DONE, data)
+
+    def _say(self, what: str, data: dict[str, Any]) -> None:
+        runner = self._environment.runner
         assert runner is not None
-        runner.send_message(DONE, data)
+        runner.send_message(what, data)
 
 
 def options_of(environment: Environment) -> argparse.Namespace:

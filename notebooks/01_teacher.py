@@ -29,6 +29,11 @@ evaluation_clips = 16  # held-out generated clips to judge it on; 0 leaves that 
 seed = 0  # of the held-out clips
 
 # %%
+from pipeline.quiet import quiet_libraries
+
+quiet_libraries()  # before anything imports them
+
+# %%
 from dataclasses import asdict
 
 from pipeline.baseline import baseline, branch_clips, timed_animation
@@ -38,23 +43,21 @@ from pipeline.evaluate import evaluate
 from pipeline.guidance import Guidance
 from pipeline.images import decode
 from pipeline.machine import machine, versions
-from pipeline.quiet import quiet_libraries
 from pipeline.results import Row, StageFolder
 from pipeline.samples import read_samples
 from pipeline.sources import embedded_teacher, open_checkpoint
 
-quiet_libraries()
 stage = StageFolder(run_folder, "01_teacher", "The teacher")
 animator = open_checkpoint(teacher)
 info = animator.info
-branches = info.passes // info.steps
+branches = info.branches
 
 show_rows(
     [
         Row(name="checkpoint", value=animator.name),
         Row(name="family", value=info.family),
         Row(name="clip", value=f"{info.frames} frames of {info.width} x {info.height} at {info.fps} per second"),
-        Row(name="sampling", value=f"{info.steps} steps x {branches} branches = {info.passes} passes"),
+        Row(name="sampling", value=info.sampling),
     ]
 )
 
@@ -118,7 +121,7 @@ rows
 # %%
 figures = baseline(animator, takes)
 computer = machine()
-stage.row("U-Net passes", info.passes, "", f"{info.steps} steps x {branches} guidance branches", headline=True)
+stage.row("U-Net passes", info.passes, "", info.sampling, headline=True)
 stage.row(
     "Whole request", figures.request_s, "s", f"median of {figures.requests}, {computer['processor']}", headline=True
 )

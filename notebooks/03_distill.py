@@ -58,6 +58,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.baseline import timed_animation
+from pipeline.bench.measure import precision_trials
 from pipeline.console import news_of
 from pipeline.display import sheet, show_clips, show_rows
 from pipeline.distill.data import GeneratedSource
@@ -69,6 +70,7 @@ from pipeline.evaluate import EvaluationResult, compare_students
 from pipeline.gates import check, load_gates, require
 from pipeline.images import decode
 from pipeline.machine import machine, versions
+from pipeline.optimise.precision import choose, in_precision
 from pipeline.plots import plot_losses, plot_students
 from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
 from pipeline.samples import read_samples
@@ -80,7 +82,7 @@ if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():
     checkpoint = str(read_result(run_folder, "01_teacher").metrics["source"])
 teacher = open_checkpoint(checkpoint)
 limits = load_gates(gates).of(student_steps) if gates else None  # refused now, not after the training
-passes = f"{teacher.info.steps} steps x {teacher.info.passes // teacher.info.steps} branches = {teacher.info.passes}"
+passes = teacher.info.sampling
 print(f"{teacher.name}: {passes} passes; the student: {student_steps}")
 
 # %% [markdown]
@@ -197,7 +199,10 @@ print(f"students: {'; '.join(students)}")
 # steps and all its branches, the teacher with as few passes as the student, and the students.
 
 # %%
-compared = compare_students(students, teacher, evaluation_clips, seed, on_progress=news_of("judged: clip"))
+# The student is judged in the precision that it is packaged in, which is chosen on it and not on the teacher.
+precision = choose(precision_trials(student.pipe))["unet"]
+cast = {name: Animator(in_precision(one.pipe, precision), one.info, one.name) for name, one in students.items()}
+compared = compare_students(cast, teacher, evaluation_clips, seed, on_progress=news_of("judged: clip"))
 comparison = compared[main]
 others = {name: each for name, each in compared.items() if name != main}
 judged = {
@@ -265,6 +270,7 @@ done = stage.finish(
     summary,
     {
         "source": str(model),
+        "precision": str(precision).removeprefix("torch."),
         "teacher": checkpoint or str(embedded_teacher()),
         "passes": {"teacher": teacher.info.passes, "student": student.info.passes},
         "request_s": request_s,

@@ -28,6 +28,11 @@ requests = 5  # of the project's samples, timed against the teacher
 run_folder = "runs/notebook"  # results go to its folder 04_package
 
 # %%
+from pipeline.quiet import quiet_libraries
+
+quiet_libraries()  # before anything imports them
+
+# %%
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,23 +43,21 @@ from pipeline.engine import AnimationRequest
 from pipeline.images import decode
 from pipeline.machine import machine, versions
 from pipeline.package import package
-from pipeline.quiet import quiet_libraries
 from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
 from pipeline.samples import read_samples
 from pipeline.sources import open_checkpoint
 
-quiet_libraries()
 stage = StageFolder(run_folder, "04_package", "The packaged model")
 evaluation: dict[str, object] = {}
 teacher_source = ""
-precision = "float32"
+precision = ""
 for earlier in ("03_distill", "02_optimize", "01_teacher"):  # the last word counts
     if (Path(run_folder) / earlier / RESULT_FILE).is_file():
         before = read_result(run_folder, earlier).metrics
         if not checkpoint:
             checkpoint, evaluation = str(before["source"]), dict(before["evaluation"] or {})
         teacher_source = teacher_source or str(before.get("teacher", ""))
-        precision = str(before.get("precision", precision))  # 02_optimize finds it, whatever is packaged
+        precision = precision or str(before.get("precision", ""))  # chosen on what is packaged, where it was distilled
 source = open_checkpoint(checkpoint)
 print(f"{source.name}: {source.info.passes} passes, {'judged' if evaluation else 'not judged'} in this run")
 
@@ -66,7 +69,7 @@ print(f"{source.name}: {source.info.passes} passes, {'judged' if evaluation else
 # fails.
 
 # %%
-packaged = package(source, evaluation, runtime, precision)
+packaged = package(source, evaluation, runtime, precision or "float32")
 files = sorted(packaged.path.rglob("*"))
 size = sum(file.stat().st_size for file in files if file.is_file())
 stage.row("Tag in the store", packaged.tag)

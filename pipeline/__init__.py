@@ -28,6 +28,9 @@ def __getattr__(name: str) -> Any:
 
         return getattr(solver, name)
     if name in __all__:
+        from .quiet import accept_missing_torchvision
+
+        accept_missing_torchvision()
         from . import animation
 
         return getattr(animation, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +19,23 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from PIL.Image import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from .call_arguments import broadcast, check_clip_skip, check_counts, check_size, starting_noise
+from .call_arguments import (
+    broadcast,
+    check_callback_tensors,
+    check_clip_skip,
+    check_counts,
+    check_scheduler,
+    check_size,
+    repeat_each,
+)
+from .components import check_output, load_models
 from .denoiser import Denoiser, PlainDenoiser
-from .diffusers_folder import name_portable_classes, needs_variant
+from .diffusers_folder import has_only_variant, name_portable_classes
 from .families import (
     Conditioning,
     ImageConditioning,
@@ -39,6 +46,8 @@ from .families import (
     guidance_width,
 )
 from .guidance import ClipGuidance, Guidance, guidance_for
+from .latents import LatentsMixin
+from .prompts import check_tokenizer, tokenize
 from .spans import part
 
 StepCallback = Callable[["ImageAnimationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -63,7 +72,7 @@ class ImageAnimationPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffuse
     frames: Any
 
 
-class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
+class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
     """Text + image to video with a U-Net that has temporal layers.
 
     Reads folders and hub repositories of I2VGen-XL (`I2VGenXLPipeline`) and PIA (`PIAPipeline`) as
@@ -73,14 +82,15 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         vae: autoencoder of single frames.
         text_encoder, tokenizer: of the prompt.
         unet: of a known family. A `UNet2DConditionModel` is joined with `motion_adapter`.
-        scheduler: any diffusers scheduler whose `step` gives `prev_sample`.
+        scheduler: any diffusers scheduler of noise levels (not of flow matching) whose `step` takes prediction,
+            timestep and sample.
         image_encoder, feature_extractor: of the picture, where the family has them.
         image_latents_fill: how the picture is laid out over the frames for `I2VGenXLUNet`: "position"
             (published: picture in frame 0, then how far the frame is into the clip) or "repeat".
         image_latents_mode: "sample" from the encoder's posterior (published), or take its "mode",
             which needs no random numbers.
         num_inference_steps, guidance_scale, image_guidance_scale, num_frames, fps: defaults of a
-            call that this checkpoint is made for; None leaves the family's.
+            call that this checkpoint is made for. A `guidance_scale` of None is the family's.
         distilled_guidance_scale, distilled_image_guidance_scale: of a student, the scales that its
             teacher was guided with and that are part of its weights; None for a teacher.
         guidance_range: of a student that is told the scale of the caption, the least and the most; then
@@ -88,7 +98,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             and a step is one pass whatever it is.
 
     Raises:
-        ValueError: `guidance_range` does not fit the U-Net or the scale.
+        ValueError: `guidance_range` does not fit the U-Net or the scale, an option is not one of those above, or
+            the scheduler is of another kind.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
@@ -105,10 +116,10 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         image_encoder: CLIPVisionModelWithProjection | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         motion_adapter: MotionAdapter | None = None,
-        image_latents_fill: Literal["position", "repeat"] = "position",
-        image_latents_mode: Literal["sample", "mode"] = "sample",
+        image_latents_fill: str = "position",  # diffusers reads the types, and warns of a Literal
+        image_latents_mode: str = "sample",
         num_inference_steps: int = 50,
-        guidance_scale: float = 9.0,
+        guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         num_frames: int = 16,
         fps: int = 16,
@@ -120,6 +131,13 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         if isinstance(unet, UNet2DConditionModel):
             unet = UNetMotionModel.from_unet2d(unet, motion_adapter)
         self._family = family_of(unet)
+        check_scheduler(scheduler)
+        for name, value, known in (
+            ("image_latents_fill", image_latents_fill, ("position", "repeat")),
+            ("image_latents_mode", image_latents_mode, ("sample", "mode")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
         if guidance_range is not None:
             check_guided(unet, guidance_range, distilled_guidance_scale)
         self._denoiser: Denoiser = PlainDenoiser(self)
@@ -137,7 +155,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             image_latents_fill=image_latents_fill,
             image_latents_mode=image_latents_mode,
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=self._family.guidance_scale if guidance_scale is None else guidance_scale,
             image_guidance_scale=image_guidance_scale,
             num_frames=num_frames,
             fps=fps,
@@ -174,19 +192,26 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
-        """As `DiffusionPipeline.from_pretrained`; a folder with fp16 files alone needs no `variant`."""
+        """As `DiffusionPipeline.from_pretrained`; where there are fp16 files alone, no `variant` is needed.
+
+        Raises:
+            ModelError: the weights of a component do not fit or are not finite, or the tokenizer knows no words.
+        """
         # diffusers imports no module for being named in a folder; the project's own scheduler has to be there.
         importlib.import_module(".optimise.solver", __package__)
-        folder = Path(pretrained_model_name_or_path)
-        if "variant" not in kwargs and folder.is_dir() and needs_variant(folder, "fp16"):
+        if "variant" not in kwargs and has_only_variant(pretrained_model_name_or_path, "fp16", kwargs):
             kwargs["variant"] = "fp16"
-        return cast(ImageAnimationPipeline, super().from_pretrained(str(pretrained_model_name_or_path), **kwargs))
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
+        models = load_models(cls, folder, kwargs)
+        pipe = cast(ImageAnimationPipeline, super().from_pretrained(str(folder), **models, **kwargs))
+        check_tokenizer(pipe.tokenizer, pipe.text_encoder, None if "tokenizer" in kwargs else folder / "tokenizer")
+        return pipe
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)
         name_portable_classes(Path(save_directory) / "model_index.json")
-
-    # ------------------------------------------------------------------ conditions
 
     def encode_prompt(
         self, prompts: Sequence[str], clip_skip: int | None, device: torch.device | None = None
@@ -198,13 +223,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             device: of the result; None looks up where the pipeline computes.
         """
         device = device or self._execution_device
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        tokens = tokenize(self.tokenizer, self.text_encoder, prompts)
         mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
         output = self.text_encoder(
             tokens.input_ids.to(device),
@@ -217,45 +236,10 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         inner: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
         return cast(Tensor, inner.final_layer_norm(output.hidden_states[-(clip_skip + 1)]))
 
-    def encode_pixels(self, pixels: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
-        """Scaled latents of pictures.
-
-        Args:
-            pixels: `(batch, 3, height, width)` in [-1, 1].
-            generator: of the posterior's sample, one or one for each picture; unused in mode "mode".
-
-        Returns:
-            `(batch, 4, height / f, width / f)` with f the autoencoder's factor.
-        """
-        pixels = pixels.to(device=self._execution_device, dtype=self.vae.dtype)
-        posterior = self.vae.encode(pixels).latent_dist
-        if self.config.image_latents_mode == "mode":
-            latents = posterior.mode()
-        elif isinstance(generator, list):
-            parts = zip(posterior.mean, posterior.std, generator, strict=True)
-            latents = torch.stack(
-                [m + s * randn_tensor(m.shape, generator=g, device=m.device, dtype=m.dtype) for m, s, g in parts]
-            )
-        else:
-            latents = posterior.sample(generator)
-        return cast(Tensor, (latents * self.vae.config.scaling_factor).to(self.unet.dtype))
-
-    def decode_latents(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        """Clips of latents, `(batch, 3, frames, height, width)`, float32, about [-1, 1].
-
-        Args:
-            chunk: frames decoded at a time; None decodes all at once.
-        """
-        batch, _, frames, _, _ = latents.shape
-        flat = (latents / self.vae.config.scaling_factor).transpose(1, 2).flatten(0, 1)  # (batch * frames, 4, h, w)
-        parts = [self.vae.decode(part.to(self.vae.dtype)).sample for part in flat.split(chunk or flat.shape[0])]
-        video: Tensor = torch.cat(parts).unflatten(0, (batch, frames)).transpose(1, 2)
-        return video.float()
-
     def conditions(
         self,
-        full: Sequence[str],
-        negative: Sequence[str],
+        full: Sequence[str] | Tensor,
+        negative: Sequence[str] | Tensor,
         image: ImageConditioning,
         guidance: Guidance | ClipGuidance,
         fps: int,
@@ -265,12 +249,21 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         """What the U-Net is told in all branches of `guidance`, stacked along the batch.
 
         Args:
+            full, negative: texts, or what the text encoder makes of them, `(batch, tokens, width)`.
             told_scale: of the caption, where the U-Net is told it; None is the student's own.
         """
+
+        def encoded(texts: Sequence[str] | Tensor, skip: int | None) -> Tensor:
+            return texts.to(device, dtype) if isinstance(texts, Tensor) else self.encode_prompt(texts, skip, device)
+
         device, dtype = image.latents.device, image.latents.dtype
         rate = torch.full((len(full),), fps, device=device)
-        text_full = self.encode_prompt(full, clip_skip, device).to(dtype)
-        text_other = self.encode_prompt(negative, clip_skip, device).to(dtype) if guidance.passes > 1 else text_full
+        text_full = text_other = encoded(full, clip_skip).to(dtype)
+        if guidance.branches != ("full",):
+            text_other = encoded(negative, clip_skip if self.family.skips_layers_of_negative else None).to(dtype)
+        if text_other.shape[1:] != text_full.shape[1:]:
+            shapes = f"{tuple(text_other.shape)} does not go with {tuple(text_full.shape)} of the prompt"
+            raise ValueError(f"negative_prompt_embeds: {shapes}; give both as embeddings of as many tokens")
         branches = {
             "full": lambda: Conditioning(text_full, image, rate),
             "negative": lambda: Conditioning(text_other, self.family.two_branch_negative(image), rate),
@@ -285,13 +278,11 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         scales = torch.full((len(told.text),), scale, device=device)
         return replace(told, guidance=guidance_embedding(scales, width).to(dtype))
 
-    # ------------------------------------------------------------------ the call
-
     @torch.no_grad()
     def __call__(
         self,
         image: Image | Sequence[Image],
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
         height: int | None = None,
         width: int | None = None,
@@ -300,7 +291,10 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = _OF_FAMILY,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
         motion_scale: int = 0,
         clip_skip: int | None = _OF_FAMILY,
         decode_chunk_size: int | Literal["auto"] | None = "auto",
@@ -309,6 +303,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         latents: Tensor | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> Any:
         """Animate pictures.
@@ -321,23 +316,31 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
                 told it (`guidance_range`).
             image_guidance_scale: of the picture: three branches. None: classic guidance with two.
                 Left out: as the checkpoint says.
-            negative_prompt: text of the branches that do not bear the prompt.
+            negative_prompt: text of the branches that do not bear the prompt; None is no words.
+            num_videos_per_prompt: clips of each picture and prompt, one after the other.
+            prompt_embeds, negative_prompt_embeds: in place of the texts, `(batch, tokens, width)`, as
+                `encode_prompt` gives them.
             motion_scale: amount and kind of motion, where the family has such a control (PIA).
             clip_skip: layers of the text encoder to leave out; left out: as the family is published.
             decode_chunk_size: frames decoded at a time; None: all of them. "auto": one, as published, or
                 as many small ones as have the pixels of one of 512 x 512.
-            generator: of the noise; one, or one for each clip.
+            generator: of the noise; one, or one for each clip, which is then the clip that it is alone.
             latents: noise of unit variance to start from, `(batch, 4, frames, height / f, width / f)`.
             callback_on_step_end: called as `(pipe, step, timestep, {"latents": ...})` after each
                 step, as in diffusers; an exception that it raises stops the call.
+            callback_on_step_end_tensor_inputs: names of the tensors that it is given; "latents" is the one there is.
 
         Returns:
             `ImageAnimationPipelineOutput`, or a tuple of its frames alone where `return_dict` is false.
 
         Raises:
             ValueError: an argument is out of its range; the text begins with the argument's name.
+            NotFiniteError: U-Net or autoencoder computed NaN or infinity.
         """
-        images, prompts, negatives = broadcast(image, prompt, negative_prompt)
+        width_of_text = self.text_encoder.config.hidden_size
+        images, prompts, negatives = broadcast(
+            image, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, width_of_text
+        )
         default_height, default_width = self.default_size
         height, width = height or default_height, width or default_width
         frames = self.config.num_frames if num_frames is None else num_frames
@@ -347,18 +350,20 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         guidance, told_scale = guidance_for(self.config, guidance_scale, image_scale)
         skip = self.default_clip_skip if clip_skip is _OF_FAMILY else clip_skip
         check_size(height, width, self.vae_scale_factor)
-        check_counts(num_frames=frames, num_inference_steps=steps, fps=rate)
+        check_counts(
+            num_frames=frames, num_inference_steps=steps, fps=rate, num_videos_per_prompt=num_videos_per_prompt
+        )
+        check_scheduler(self.scheduler)
+        check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_clip_skip(skip, self.text_encoder.config.num_hidden_layers)
 
         # Looked up once: diffusers walks over all modules for each, which costs as much as a small model's layers.
         device, dtype = self._execution_device, self.unet.dtype
-        noise_shape = (len(prompts), 4, frames, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        if self.family.noise_before_image:
-            noise = starting_noise(noise_shape, generator, latents, device)
-        with part("encode image"):
-            seen = self.family.condition_image(self, images, frames, height, width, generator, motion_scale)
-        if not self.family.noise_before_image:
-            noise = starting_noise(noise_shape, generator, latents, device)
+        copies = num_videos_per_prompt
+        noise, seen = self.noise_and_image(
+            images, copies, (frames, height, width), generator, latents, device, motion_scale
+        )
+        prompts, negatives = (repeat_each(texts, copies) for texts in (prompts, negatives))
         with part("encode prompt"):
             conditioning = self.conditions(prompts, negatives, seen, guidance, rate, skip, told_scale)
 
@@ -372,11 +377,13 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
                     stacked = self.scheduler.scale_model_input(torch.cat([sample] * guidance.passes), t)
                     # Between the passes all is float32: in half precision the rounding of each step would add up.
                     predicted = guidance.combine(predict(stacked.to(dtype), t).float())
-                    sample = self.scheduler.step(predicted, t, sample, **extra).prev_sample
+                    sample = self._step(predicted, t, sample, extra)
                 if callback_on_step_end is not None:
-                    returned = callback_on_step_end(self, i, t, {"latents": sample}) or {}
+                    given = {"latents": sample} if "latents" in callback_on_step_end_tensor_inputs else {}
+                    returned = callback_on_step_end(self, i, t, given) or {}
                     sample = returned.get("latents", sample)
                 progress.update()
+        check_output("unet", sample)
 
         chunk = max(1, _DECODED_PIXELS // (height * width)) if decode_chunk_size == "auto" else decode_chunk_size
         if output_type == "latent":
@@ -384,6 +391,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         else:
             with part("decode latents"):
                 decoded = self.decode_latents(sample, chunk)
+                check_output("vae", decoded)
                 video = self.video_processor.postprocess_video(decoded, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImageAnimationPipelineOutput(frames=video) if return_dict else (video,)
@@ -393,7 +401,3 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         """Layers of the text encoder that a call leaves out where it does not say."""
         # A text encoder of one layer has no layer to leave out; the project's own has one.
         return self.family.clip_skip if self.text_encoder.config.num_hidden_layers > 1 else None
-
-    def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
-        accepted = inspect.signature(self.scheduler.step).parameters
-        return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}

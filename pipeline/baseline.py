@@ -72,13 +72,13 @@ def baseline(animator: Animator, takes: Sequence[Take]) -> Baseline:
     request_s = statistics.median(take.animation.compute_s for take in takes)
     steps = [s for take in takes for s in take.step_s]
     # A solver of one step has no second one to time.
-    step_s = statistics.median(steps) if steps else request_s / info.steps
+    step_s = statistics.median(steps) if steps else request_s / info.evaluations
     return Baseline(
         requests=len(takes),
         request_s=round(request_s, 4),
         step_s=round(step_s, 5),
-        pass_s=round(step_s * info.steps / info.passes, 5),
-        rest_s=round(max(0.0, request_s - step_s * info.steps), 4),
+        pass_s=round(step_s / info.branches, 5),
+        rest_s=round(max(0.0, request_s - step_s * info.evaluations), 4),
         parameters=parameters(animator),
         peak_memory_mb=round(peak_memory_mb(), 1),
     )

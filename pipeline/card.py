@@ -41,7 +41,6 @@ def _header(*, embedded: bool) -> list[str]:
 
 
 def _what(info: ModelInfo) -> list[str]:
-    branches = info.passes // info.steps
     scales = f"caption {info.guidance_scale}, picture {info.image_guidance_scale}"
     asked = []
     if info.guidance_range is not None:
@@ -56,7 +55,7 @@ def _what(info: ModelInfo) -> list[str]:
         "|---|---|",
         f"| Family | {info.family} |",
         f"| Clip | {info.frames} frames of {info.width} x {info.height} pixels at {info.fps} frames per second |",
-        f"| Sampling | {info.steps} steps x {branches} guidance branches = {info.passes} U-Net passes |",
+        f"| Sampling | {info.sampling} |",
         f"| Guidance scales | {scales} |",
         *asked,
         f"| Precision, runtime | {info.precision}, {info.runtime} |",

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import animate_command, distill_command, evaluate_command
 from .command_options import (
@@ -24,10 +24,16 @@ from .command_options import (
     parameters,
     positive,
     settings_with_parameters,
+    utf8_text,
 )
-from .console import tell
-from .errors import StillmotionError
+from .console import tell, without_nan, write_result
+from .errors import StillmotionError, system_error
+from .lock import held
 from .settings import UsageError
+
+if TYPE_CHECKING:
+    from .train.teacher import TeacherSettings
+    from .train.vae import VaeSettings
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
 """Does the work and returns what `--json` prints."""
@@ -50,18 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Libraries print to stdout as they like; there it would spoil the document.
         with contextlib.redirect_stdout(sys.stderr):
             result = command(options)
+        lines = [json.dumps(without_nan(result), indent=2, allow_nan=False)] if options.json else options.lines(result)
+        write_result("".join(f"{line}\n" for line in lines))
     except UsageError as error:
         tell(f"error: {error}")
         return 2
     except StillmotionError as error:
         tell(f"error: {error}")
         return 1
-    except KeyboardInterrupt:
-        tell("interrupted")
+    except OSError as error:
+        # A full disk, a name that is too long, a folder that cannot be written: the system says it in a few words.
+        tell(f"error: {system_error(error)}")
+        return 1
+    except KeyboardInterrupt as error:
+        tell(f"interrupted; {error}" if str(error) else "interrupted")
         return 130
-    lines = [json.dumps(result, indent=2)] if options.json else options.lines(result)
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()
     if options.failure is not None:
         tell(f"error: {options.failure}")
         return 1
@@ -137,10 +146,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = add("demo", show_demo, _demo_lines, "from notebooks to animations served over HTTP")
     demo.add_argument("--image", type=Path, help="a picture of your own; give --prompt too")
-    demo.add_argument("--prompt", help="its caption")
+    demo.add_argument("--prompt", type=utf8_text, help="its caption")
     demo.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)"
     )
+    demo.add_argument("--preset", default="tiny", metavar="NAME_OR_FILE", help="of the notebooks (default: tiny)")
     demo.add_argument("--teacher", help="folder in diffusers format or hub id (default: the shipped teacher)")
     demo.add_argument("--port", type=int, default=0, help="of the server while it shows itself (default: a free one)")
     add_parameters(demo, "a parameter of the notebooks; may be repeated")
@@ -209,6 +219,8 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
         from .sources import check_source
 
         check_source(options.model)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is said before the work
     from .quiet import quiet_libraries
 
     quiet_libraries()
@@ -266,14 +278,24 @@ def train_embedded(options: argparse.Namespace) -> dict[str, Any]:
     quiet_libraries()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     from .engine import default_device
-    from .train.teacher import TeacherSettings, train_teacher
-    from .train.vae import VaeSettings, train_vae
+    from .train.teacher import TeacherSettings
+    from .train.vae import VaeSettings
 
     is_vae = options.part == "vae"
     vae = settings_with_parameters(options, VaeSettings(), of="vae" if is_vae else None)
     teacher = settings_with_parameters(options, TeacherSettings(), of=None if is_vae else options.part)
     parts = (options.part,) if options.part else ("vae", "teacher", "refine")
     device = options.device or default_device()
+    with held(options.out, "training"):
+        return _train_parts(parts, options, vae, teacher, device)
+
+
+def _train_parts(
+    parts: Sequence[str], options: argparse.Namespace, vae: VaeSettings, teacher: TeacherSettings, device: str
+) -> dict[str, Any]:
+    from .train.teacher import train_teacher
+    from .train.vae import train_vae
+
     result: dict[str, Any] = {"out": str(options.out)}
     if "vae" in parts:
         result["vae_psnr_db"] = train_vae(vae, options.out, options.minutes, device=device)
@@ -301,7 +323,8 @@ def show_demo(options: argparse.Namespace) -> dict[str, Any]:
     if (options.image is None) != (options.prompt is None):
         options.usage_error("--image and --prompt go together")
     own = None if options.image is None else (existing(options.image), options.prompt)
-    return asdict(demo(own, options.runs, options.teacher or "", options.port, parameters(options)))
+    found = demo(own, options.runs, options.teacher or "", options.port, parameters(options), options.preset)
+    return asdict(found)
 
 
 def _demo_lines(result: dict[str, Any]) -> list[str]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
-import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command_options import add_parameters, positive, settings_with_parameters
 from .console import tell
-from .errors import StillmotionError
+from .lock import held
+from .writing import write_beside
 
 if TYPE_CHECKING:
     from .animation import ImageAnimationPipeline
@@ -104,8 +104,14 @@ def distill_model(options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(distiller: Distiller, options: argparse.Namespace, about: dict[str, Any]) -> ImageAnimationPipeline:
     main, out = distiller.accelerator.is_main_process, options.out
+    with held(out, "distillation") if main else contextlib.nullcontext():
+        return _train_held(distiller, options, about)
+
+
+def _train_held(distiller: Distiller, options: argparse.Namespace, about: dict[str, Any]) -> ImageAnimationPipeline:
+    main, out = distiller.accelerator.is_main_process, options.out
     if main:
-        _written(out / "settings.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
+        write_beside(out / "settings.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
     progress = _Progress() if main else None
     try:
         student = distiller.train(progress, options.minutes, _grid(distiller, out))
@@ -113,9 +119,9 @@ def _train(distiller: Distiller, options: argparse.Namespace, about: dict[str, A
         if progress is not None:
             progress.close()
         if main and distiller.losses:
-            _written(out / "losses.csv", lambda path: _write_losses(path, distiller.losses))
+            write_beside(out / "losses.csv", lambda path: _write_losses(path, distiller.losses))
     if main:
-        _written(out / "student", student.save_pretrained)
+        write_beside(out / "student", student.save_pretrained)
     distiller.accelerator.wait_for_everyone()
     return student
 
@@ -154,31 +160,6 @@ def _source(options: argparse.Namespace, teacher: ImageAnimationPipeline, settin
 def _write_losses(path: Path, losses: list[float]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("update", "loss"), *enumerate(losses, start=1)])
-
-
-def _written(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file or folder beside its place and rename it, so that a full disk leaves what was there."""
-    from safetensors import SafetensorError
-
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        write(partial)
-        if path.is_dir():
-            _remove(path)
-        partial.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        _remove(partial)
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise StillmotionError(f"{path}: cannot be written ({reason})") from error
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 class _Progress:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import InputError, ModelError
+from .prompts import PromptLength, measure
 from .video import Clip
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ PROGRAMS_FOLDER = "programs"
 """Of a package: programs compiled ahead of time, where its runtime is aot."""
 
 StepListener = Callable[[int, int], None]
-"""Called with (steps done, steps in all) after each step; an exception that it raises stops the work."""
+"""Called with (done, in all) after each evaluation of the U-Net in all its branches, which is a step for most solvers;
+an exception that it raises stops the work."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ModelInfo:
     Attributes:
         teacher: name or path of the checkpoint it was made from.
         family: teacher family of the U-Net.
-        steps, passes: of one animation; passes is steps times guidance branches.
+        steps, passes: of one animation; passes is evaluations times guidance branches.
         guidance_scale, image_guidance_scale: as sampled with; None where there is no such branch.
         guidance_distilled: whether guidance is part of the weights (then one pass a step).
         runtime: eager, torchscript, compile or aot.
@@ -46,6 +48,8 @@ class ModelInfo:
         controls: names of further request fields that this model understands.
         scheduler: class of the solver.
         threads: that PyTorch computes on where there is no GPU; None: as many as it takes by itself.
+        evaluations: of the U-Net in each branch; more than steps for solvers such as Heun's. Left out: as many as
+            steps.
         metrics: figures of `pipeline evaluate` when it was packaged.
         files: SHA-256 of each file beside `animator.json`, by path.
     """
@@ -71,6 +75,22 @@ class ModelInfo:
     threads: int | None = None
     metrics: dict[str, float | int | str | None] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    evaluations: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.evaluations:
+            object.__setattr__(self, "evaluations", self.steps)
+
+    @property
+    def branches(self) -> int:
+        """Guidance branches, each a pass of every evaluation."""
+        return self.passes // self.evaluations
+
+    @property
+    def sampling(self) -> str:
+        """How passes come about: "32 steps x 3 guidance branches = 96 U-Net passes"."""
+        times = "" if self.evaluations == self.steps else f" ({self.evaluations} evaluations)"
+        return f"{self.steps} steps{times} x {self.branches} guidance branches = {self.passes} U-Net passes"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -116,7 +136,11 @@ class AnimationRequest:
 
 @dataclass(frozen=True)
 class Animation:
-    """A clip `(frames, height, width, 3)` of uint8, and how it came about."""
+    """A clip `(frames, height, width, 3)` of uint8, and how it came about.
+
+    Attributes:
+        prompt_length: how much of the prompt the text encoder read.
+    """
 
     clip: Clip
     fps: int
@@ -125,6 +149,7 @@ class Animation:
     passes: int
     compute_s: float
     runtime: str = "eager"
+    prompt_length: PromptLength = field(default_factory=lambda: PromptLength(0, 0))
 
 
 class Animator:
@@ -152,60 +177,35 @@ class Animator:
         Raises:
             ModelError: missing, damaged, changed since it was packaged, or of an unknown family.
         """
+        from .optimise.precision import dtypes_of
         from .store import verify
 
         folder = Path(folder)
         info = verify(folder)
-        pipe = load_pipeline(folder).to(device or default_device())
+        try:
+            # In its own precision from the start: a detour over float32 would need twice the memory.
+            dtypes = dtypes_of(folder, info.precision)
+        except ValueError as error:
+            raise ModelError(f"{folder}: {error}") from error
+        pipe = load_pipeline(folder, dtype=dtypes).to(device or default_device())
         pipe.set_progress_bar_config(disable=True)
         animator = cls(pipe, info, name or folder.name)
         animator._speed_up(folder)
         return animator
 
     def _speed_up(self, folder: Path) -> None:
-        from .optimise import packages
-        from .optimise.base import NotApplicable
-        from .optimise.layout import channels_last
-        from .optimise.precision import dtype_of, set_precision
-        from .optimise.prepared import prepare_once
-        from .optimise.runtimes import (
-            ShapedProgram,
-            compile_whole,
-            example_of,
-            find_compiler,
-            install,
-            prepared_denoiser,
-            trace,
-        )
-        from .optimise.tune import tune
+        from .optimise.packaged import speed_up
 
         try:
-            set_precision(self.pipe, dtype_of(self.info.precision))
-            prepare_once(self.pipe)
-            if self.info.runtime != "aot":
-                tune(self.pipe, compiled=self.info.runtime == "compile")
-            match self.info.runtime:
-                case "eager":
-                    return
-                case "aot":
-                    if self.pipe.device.type == "cuda":
-                        channels_last(self.pipe.unet)  # as it was compiled; attention is part of the program
-                    packages.load(self.pipe, folder / PROGRAMS_FOLDER)
-                case "torchscript":
-                    example = example_of(self.pipe)
-                    install(self.pipe, trace(self.pipe, example), example, "torchscript", "traced when loaded")
-                case "compile":
-                    find_compiler()
-                    compile_whole(self.pipe, example_of(self.pipe))  # takes place in the warm-up
-                case other:
-                    raise ValueError(f"runtime: {other!r} is not eager, torchscript, compile or aot")
-            program = prepared_denoiser(self.pipe).run
-            assert isinstance(program, ShapedProgram)
-            self.runtime, self._misses = self.info.runtime, lambda: program.misses
+            faster = speed_up(self.pipe, self.info.runtime, self.info.precision, folder / PROGRAMS_FOLDER)
         except ValueError as error:
             raise ModelError(f"{folder}: {error}") from error
-        except NotApplicable as error:
-            self.fallback = f"{error}; the U-Net runs without it, slower"
+        if faster.program is not None:
+            program = faster.program
+            self.runtime, self._misses = self.info.runtime, lambda: program.misses
+        if faster.skipped:
+            without = "it" if len(faster.skipped) == 1 else "them"
+            self.fallback = f"{'; '.join(faster.skipped)}; the U-Net runs without {without}, slower"
 
     def check(self, request: AnimationRequest) -> None:
         """Refuse what the model cannot do, before any work.
@@ -241,6 +241,10 @@ class Animator:
 
         Args:
             on_step: told of progress; what it raises stops the work at once and is passed on.
+
+        Raises:
+            InputError: as `check`.
+            NotFiniteError: the model computed NaN or infinity.
         """
         self.check(request)
         info = self.info
@@ -248,7 +252,7 @@ class Animator:
 
         def after_step(_pipe: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
-                on_step(step + 1, info.steps)
+                on_step(step + 1, info.evaluations)
             return {}
 
         # Imported here, so that a server's supervisor reads `animator.json` without waiting for PyTorch.
@@ -281,6 +285,7 @@ class Animator:
             passes=info.passes,
             compute_s=time.perf_counter() - began,
             runtime=self.runtime if self._misses() == misses else "eager",
+            prompt_length=measure(self.pipe.tokenizer, self.pipe.text_encoder, request.prompt),
         )
 
     def warm_up(self, on_step: StepListener | None = None) -> Animation:
@@ -310,6 +315,8 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
         raise ModelError(f"{source}: no model_index.json there; give a folder in diffusers format or a hub id")
     try:
         return ImageAnimationPipeline.from_pretrained(source, **kwargs)
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}") from error
     except Exception as error:  # libraries raise a dozen kinds here; each becomes one line for a person
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if local:

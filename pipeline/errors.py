@@ -21,8 +21,18 @@ class InputError(StillmotionError):
         self.field, self.code, self.message, self.status = field, code, message, status
 
 
+def system_error(error: OSError) -> str:
+    """Return what the system said, on one line: the file, where it is known, and the reason."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
 class ModelError(StillmotionError):
     """A model that is missing, damaged or of an unknown family."""
+
+
+class NotFiniteError(ModelError):
+    """A model computed NaN or infinity, which as a clip would be black."""
 
 
 class Cancelled(StillmotionError):

@@ -62,6 +62,7 @@ class EvaluationResult:
         operations: floating-point operations of those calls for one clip, in plain PyTorch; None unless compared.
         weights_bytes: of the U-Net's parameters; None unless compared.
         seconds_per_clip: wall-clock, clips sampled in batches.
+        precision: of the U-Net that was judged.
         flicker, flicker_of_truth: mean absolute second difference over time, in steps of 255, of the
             model's clips and of the true ones.
         diversity: mean RMS distance between clips of a picture and caption from different seeds, in steps
@@ -94,6 +95,7 @@ class EvaluationResult:
     clip_score: float | None
     clip_consistency: float | None
     fvd: float | None
+    precision: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -314,6 +316,7 @@ def _summarise(trial: Trial, seed: int) -> EvaluationResult:
         clip_score=_mean_where_known(judged, "clip_score"),
         clip_consistency=_mean_where_known(judged, "clip_consistency"),
         fvd=_fvd(trial),
+        precision=str(candidate.pipe.unet.dtype).removeprefix("torch."),
     )
 
 

@@ -129,9 +129,17 @@ def guidance_for(config: Any, text: float | None, image: float | None) -> tuple[
         image: scale of the picture, or None for classic guidance with two branches.
 
     Raises:
-        ValueError: a scale is out of its range; the text begins with `guidance_scale` or `image_guidance_scale`.
+        ValueError: a scale is out of its range, or the model has its scales in its weights; the text begins with
+            `guidance_scale` or `image_guidance_scale`.
     """
     if config.guidance_range is None:
+        if config.distilled_guidance_scale is not None:
+            for name, given in (("guidance_scale", text), ("image_guidance_scale", image)):
+                if given not in {None, 1.0}:
+                    raise ValueError(
+                        f"{name}: {given:g} cannot be chosen: this student has its guidance in its weights, and more "
+                        "on top of it would count twice; leave it out"
+                    )
         return Guidance(config.guidance_scale if text is None else text, image), None
     if image not in {None, 1.0}:
         raise ValueError(f"image_guidance_scale: {image} is not 1, and this model has its own in its weights")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.Image import Resampling
+from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL.Image import Resampling, Transpose
 
 from .errors import InputError
 
@@ -22,6 +24,23 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 
 # Pixels of the shorter side that are worth keeping: more than any model here makes of them.
 _ENOUGH = 2048
+
+# What brings a picture upright, by its EXIF orientation.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+# Keywords of texts that say how a picture is to be turned.
+_PNG_TEXTS_KEPT = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ def check_header(data: bytes | Path, limits: PictureLimits | None = None) -> tup
         raise InputError(
             "image", "too_large", f"{size} bytes is over the limit of {limits.max_bytes} bytes", status=413
         )
-    with _opened(data, limits) as picture:
+    with _opened(data, limits, header_only=True) as picture:
         width, height = picture.size
     if max(width, height) > limits.max_side or width * height > limits.max_pixels:
         raise InputError(
@@ -64,12 +83,36 @@ def check_header(data: bytes | Path, limits: PictureLimits | None = None) -> tup
     return width, height
 
 
-def _opened(data: bytes | Path, limits: PictureLimits) -> Image.Image:
-    source = io.BytesIO(data) if isinstance(data, bytes) else data
+@contextmanager
+def _opened(data: bytes | Path, limits: PictureLimits, *, header_only: bool = False) -> Iterator[Image.Image]:
+    with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file:
+        is_png = file.read(len(_PNG)) == _PNG
+        file.seek(0)
+        with _open(_without_texts(file, header_only=header_only) if is_png else file, limits) as picture:
+            yield picture
+
+
+def _without_texts(file: BinaryIO, *, header_only: bool) -> io.BytesIO:
+    """A PNG without its texts, of which Pillow refuses those over 1 MiB. Programs keep whole workflows in them."""
+    kept = io.BytesIO()
+    kept.write(file.read(len(_PNG)))
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4]), head[4:]
+        if header_only and kind == b"IDAT":
+            kept.write(head)
+            break
+        body = file.read(length + 4)  # with the checksum; less where the file ends too early
+        if kind not in _PNG_TEXTS or body.startswith(_PNG_TEXTS_KEPT):
+            kept.write(head + body)
+    kept.seek(0)
+    return kept
+
+
+def _open(source: BinaryIO, limits: PictureLimits) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # The size is judged by our own limits, which name themselves in the error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # The size is judged by our own limits, which name themselves in the error; damaged EXIF data does no harm.
+            warnings.simplefilter("ignore")
             return Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError as error:
         # Pillow's own limit, which is higher than ours, and which it does not let one look past.
@@ -83,7 +126,7 @@ def _opened(data: bytes | Path, limits: PictureLimits) -> Image.Image:
 
 
 def decode(data: bytes | Path, limits: PictureLimits | None = None) -> Image.Image:
-    """Read a picture as people see it: upright, first frame of an animation, RGB on white.
+    """Read a picture as people see it: upright, first frame of an animation, sRGB on white.
 
     Raises:
         InputError: as `check_header`, or the data ends too early or is damaged.
@@ -98,21 +141,67 @@ def decode(data: bytes | Path, limits: PictureLimits | None = None) -> Image.Ima
             factor = min(opened.size) // _ENOUGH
             shrinks = opened.mode in ("L", "LA", "RGB", "RGBA", "CMYK") and "transparency" not in opened.info
             picture: Image.Image = opened.reduce(factor) if shrinks and factor > 1 else opened
-            ImageOps.exif_transpose(picture, in_place=True)
-            return _to_rgb(picture)
+            return _to_rgb(_upright(picture))
         except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
             raise InputError("image", "damaged", f"the picture is damaged or cut short ({error})") from error
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its camera was held. Of the EXIF data only the orientation is read: the rest may be of any kind."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other tags
+            turn = _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  # damaged EXIF data makes Pillow raise many kinds; viewers ignore it
+        return picture
+    return picture if turn is None else picture.transpose(turn)
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    """As sRGB on white, without anything that the file says beside its pixels."""
+    profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I;16"):
         # Pillow clips 16-bit grey to 8 bits instead of scaling it.
         values = np.asarray(picture, dtype=np.float32) / 257
-        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
+        picture = Image.fromarray(values.round().astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        paper = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(paper, picture).convert("RGB")
+        alpha = picture.convert("RGBA").getchannel("A")
+        opaque = picture.convert("L" if picture.mode in ("L", "LA") else "RGB")
+        paper = Image.new("RGB", picture.size, (255, 255, 255))
+        paper.paste(_to_srgb(opaque, profile), mask=alpha)
+        picture = paper
+    else:
+        picture = _to_srgb(picture, profile)
+    picture.info = {}  # the profile does not hold any more
+    return picture
+
+
+def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """Pixels of an ICC profile as sRGB; what has none is sRGB, as in browsers.
+
+    A profile that is damaged, or of another kind of colours than the picture's, is ignored.
+    """
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
+            if mode == "RGB" and picture.mode != "CMYK":
+                picture = picture.convert("RGB")
+            if picture.mode == "1":
+                picture = picture.convert("L")
+            if picture.mode == mode:
+                converted = ImageCms.profileToProfile(
+                    picture,
+                    source,
+                    ImageCms.createProfile("sRGB"),
+                    renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                    outputMode="RGB",
+                    flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+                )
+                assert converted is not None  # it is not done in place
+                return converted
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError, KeyError):
+            pass
     return picture.convert("RGB")
 
 

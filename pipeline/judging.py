@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .clips import ClipBatch, classify_motion, measure_motion
-from .denoiser import Denoiser, PlainDenoiser, Predict
-from .families import Conditioning
+from .denoiser import evaluations
 from .guidance import Guidance, guidance_for
 from .metrics import diversity, flicker, psnr_db, ssim
 from .perception import Perception, clip_consistency, clip_score
 
 if TYPE_CHECKING:
     from .animation import ImageAnimationPipeline
+    from .denoiser import Denoiser, Predict
     from .engine import Animator
+    from .families import Conditioning
 
 # Further seeds of a clip lie this far apart: no other clip's, for up to a million clips.
 _SEEDS_APART = 1_000_003
@@ -87,7 +88,14 @@ class Candidate:
 
     @property
     def passes(self) -> int:
-        return self.animator.info.passes if self.sampling is None else self.steps * self.sampling.guidance.passes
+        if self.sampling is None:
+            return self.animator.info.passes
+        return self.evaluations * self.sampling.guidance.passes
+
+    @property
+    def evaluations(self) -> int:
+        """Calls of the U-Net on all branches at once; a solver may take more than one a step."""
+        return evaluations(self.pipe.scheduler, self.steps)
 
     @property
     def weights_bytes(self) -> int:
@@ -97,18 +105,20 @@ class Candidate:
     def operations(self, side: int) -> int:
         """Floating-point operations of the U-Net's passes for one clip, as plain PyTorch computes them.
 
-        Counted in the first step of a request and multiplied by the steps: each step computes the same.
+        Counted in the first call of a request and multiplied by the calls: each computes the same.
 
         Args:
             side: of the clip, in pixels.
         """
+        from .denoiser import PlainDenoiser  # imports diffusers, which a notebook first keeps quiet
+
         own = self.pipe.denoiser
         self.pipe.denoiser = _StepCounter(PlainDenoiser(self.pipe))
         try:
             picture = Image.new("RGB", (side, side), (127, 127, 127))
             self.pipe(picture, "", height=side, width=side, **self._options)
         except _Counted as counted:
-            return counted.operations * self.steps
+            return counted.operations * self.evaluations
         finally:
             self.pipe.denoiser = own
         raise AssertionError("a request has at least one step")

@@ -6,14 +6,18 @@ import ast
 import html
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .console import news_in, tell
 from .errors import StillmotionError
-from .settings import Parameter, UsageError
+from .settings import Parameter, UsageError, parse_value
 
 
 class NotebookError(StillmotionError):
@@ -40,11 +44,32 @@ def parameters_of(notebook: Path) -> dict[str, object]:
     if not notebook.is_file():
         raise StillmotionError(f"{notebook}: no such notebook")
     found = {}
-    for name, about in papermill.inspect_notebook(str(notebook)).items():
+    for name, about in papermill.inspect_notebook(_literal(notebook)).items():
         try:
             found[name] = ast.literal_eval(about["default"])
         except (ValueError, SyntaxError):
             found[name] = None
+    return found
+
+
+def typed(given: Mapping[str, Parameter], notebooks: Sequence[Mapping[str, object]]) -> dict[str, Parameter]:
+    """Read texts by the types of the notebooks' own values; what is no such value stays text, and is refused later.
+
+    Args:
+        given: by name; what is not text is left as it is.
+        notebooks: parameters of each, as `parameters_of` gives them.
+    """
+    found = dict(given)
+    for name, text in given.items():
+        kinds = {type(known[name]) for known in notebooks if name in known}
+        if not isinstance(text, str) or not kinds or str in kinds:
+            continue
+        # Where one notebook wants a whole number and another any, it has to be whole.
+        kind = next((one for one in (bool, int, float) if one in kinds), None)
+        try:
+            found[name] = yaml.safe_load(text) if kind is None else parse_value(text, kind)
+        except (ValueError, yaml.YAMLError):
+            continue
     return found
 
 
@@ -109,13 +134,89 @@ def execute(
 
     Raises:
         NotebookError: a cell raised, or the kernel died.
+        OSError: the output cannot be written.
+        KeyboardInterrupt: the kernel was ended for it.
     """
+    kernel, failures = _Kernel(output.with_suffix(".log")), []
+
+    def work() -> None:
+        try:
+            _execute(notebook, output, parameters, kernel, on_news)
+        except BaseException as error:  # noqa: BLE001  # it is raised again where somebody waits for it
+            failures.append(error)
+
+    # An interrupt arrives in the main thread. There it would break off jupyter's own code in the middle, which
+    # then ends in errors of its own. A thread does the work, and an interrupt ends the kernel under it.
+    worker = threading.Thread(target=work, name=f"notebook {notebook.stem}", daemon=True)
+    worker.start()
+    try:
+        while worker.is_alive():
+            worker.join(1.0)
+    except KeyboardInterrupt:
+        kernel.kill()
+        worker.join(_PATIENCE_S)
+        raise
+    finally:
+        kernel.forget_log()
+    for error in failures:
+        raise error
+
+
+_PATIENCE_S = 60.0
+"""Longest wait for jupyter to see that a killed kernel is gone; it looks once a second."""
+
+
+class _Kernel:
+    """The process that runs a notebook's cells, and the file that it writes its own last words to."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._process: Any = None
+        self._killed = threading.Event()
+
+    def kill(self) -> None:
+        """End it, also if it has not started yet."""
+        self._killed.set()
+        if self._process is not None:
+            self._process.kill()
+
+    def manager(self) -> type:
+        """Class of jupyter's kernel managers that starts this one."""
+        from jupyter_client.manager import AsyncKernelManager
+
+        kernel = self
+
+        class KernelManager(AsyncKernelManager):
+            # jupyter_client declares it as a plain function, which papermill's client knows not to believe.
+            async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+                with kernel.log.open("wb") as output:  # the kernel has its own copy once it runs
+                    await super().start_kernel(**options, stdout=output, stderr=output)
+                kernel._process = getattr(self.provisioner, "process", None)
+                if kernel._killed.is_set():
+                    kernel.kill()
+
+        return KernelManager
+
+    def end(self) -> str:
+        """What ended it, in words, where the system tells."""
+        status = None if self._process is None else self._process.poll()
+        if status is None or status >= 0:
+            return "" if status is None else f"exit status {status}; "
+        return f"signal {signal.Signals(-status).name}; "
+
+    def forget_log(self) -> None:
+        if self.log.is_file() and not self.log.stat().st_size:
+            self.log.unlink()
+
+
+def _execute(
+    notebook: Path, output: Path, parameters: Mapping[str, Parameter], kernel: _Kernel, on_news: Callable[[str], None]
+) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     _prefer_own_kernel()
-    log = output.with_suffix(".log")
     headings = _headings(notebook)
 
     def on_cell_start(cell: Mapping[str, Any], **_: Any) -> None:
@@ -124,8 +225,8 @@ def execute(
 
     try:
         papermill.execute_notebook(
-            notebook,
-            output,
+            _literal(notebook),
+            _literal(output),
             dict(parameters),
             kernel_name="python3",
             progress_bar=False,
@@ -134,31 +235,20 @@ def execute(
             start_timeout=180,
             # ipykernel 7.4 warns of an unencrypted connection, which never leaves this machine.
             extra_arguments=["--IPKernelApp.log_level=40"],
-            kernel_manager_class=_kernel_manager(log),
+            kernel_manager_class=kernel.manager(),
         )
         # Of a kernel that did its work the words are of no use: jupyter's own way to end one can make it complain.
-        log.unlink(missing_ok=True)
+        kernel.log.unlink(missing_ok=True)
     except PapermillExecutionError as error:
         text = " ".join(str(error.evalue).split())
         raise NotebookError(f"cell {error.exec_count}: {error.ename}: {text}", output) from error
     except DeadKernelError as error:
-        raise NotebookError(f"its kernel died ({_last_line(log)})", output) from error
-    finally:
-        if log.is_file() and not log.stat().st_size:
-            log.unlink()
+        raise NotebookError(f"its kernel died ({kernel.end()}{_last_line(kernel.log)})", output) from error
 
 
-def _kernel_manager(log: Path) -> type:
-    """Starts kernels whose own output, such as a native library's last words, goes to a file."""
-    from jupyter_client.manager import AsyncKernelManager
-
-    class KernelManager(AsyncKernelManager):
-        # jupyter_client declares it as a plain function, which papermill's client knows not to believe.
-        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-            with log.open("wb") as output:  # the kernel has its own copy once it runs
-                await super().start_kernel(**options, stdout=output, stderr=output)
-
-    return KernelManager
+def _literal(path: Path) -> str:
+    """A path as papermill takes it, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _last_line(log: Path) -> str:

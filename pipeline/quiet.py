@@ -6,6 +6,12 @@ import logging
 import warnings
 
 
+def accept_missing_torchvision() -> None:
+    """Drop one message of transformers: without torchvision it takes the image processor that we want anyway."""
+    logger = logging.getLogger("transformers.utils.import_utils")
+    logger.addFilter(lambda record: "requires torchvision (not installed)" not in record.getMessage())
+
+
 def quiet_libraries() -> None:
     """Let libraries report errors only, and draw no progress bars; ours are enough.
 
@@ -23,5 +29,7 @@ def quiet_libraries() -> None:
         library.set_verbosity_error()  # type: ignore[no-untyped-call,unused-ignore]
         library.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
     disable_progress_bars()
+    # Commands and servers say by themselves when a prompt is read in part.
+    logging.getLogger("pipeline.prompts").setLevel(logging.ERROR)
     # The published I2VGen-XL and PIA classes announce their own deprecation on each import.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|torch)\.")

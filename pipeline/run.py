@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -13,8 +14,9 @@ from datetime import datetime
 from pathlib import Path
 
 from .console import about, tell
-from .errors import ModelError, StillmotionError
-from .notebooks import NotebookError, check_parameters, execute, parameters_of, to_page
+from .errors import ModelError, StillmotionError, system_error
+from .lock import held
+from .notebooks import NotebookError, check_parameters, execute, parameters_of, to_page, typed
 from .results import StageResult, read_result, write_atomically
 from .settings import Parameter, Preset, UsageError, load_preset
 from .sources import check_source
@@ -55,14 +57,15 @@ def start(
 
     Args:
         teacher: folder or hub id; empty takes the shipped one.
-        parameters: given to each notebook that has them; they win over the preset's.
+        parameters: given to each notebook that has them; they win over the preset's. Text is read by the type
+            of the notebook's own value.
 
     Raises:
         UsageError: an unknown preset or parameter.
         StillmotionError: a teacher that is not there, or a folder that cannot be made.
     """
     settings = load_preset(preset)
-    given = dict(parameters or {})
+    given = typed(parameters or {}, [parameters_of(settings.notebook(stage)) for stage in settings.stages])
     _refuse_unknown(settings, given)
     check_source(teacher)
     # Made absolute, since kernels have their own idea of "here"; a hub id stays as it is.
@@ -99,8 +102,14 @@ def go_on(folder: Path) -> Run:
 
     Raises:
         RunError: a stage failed; what is done stays, and the report tells so far.
-        KeyboardInterrupt: passed on; the run can be resumed.
+        StillmotionError: another process is at work on this run.
+        KeyboardInterrupt: the run was interrupted and can be resumed; the text says how.
     """
+    with held(folder, "run"):
+        return _go_on(folder)
+
+
+def _go_on(folder: Path) -> Run:
     state = RunState.read(folder)
     settings = load_preset(state.preset)
     _refuse_unknown(settings, state.parameters)
@@ -168,10 +177,12 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookE
     except StillmotionError as error:
         own.status, own.error = "failed", str(error)
         return NotebookError(str(error), output)
+    except OSError as error:
+        own.status, own.error = "failed", system_error(error)
+        return NotebookError(own.error, output)
     except KeyboardInterrupt:
         own.status = "interrupted"
-        tell(f"interrupted; go on with: python -m pipeline run --resume {folder}")
-        raise
+        raise KeyboardInterrupt(f"go on with: python -m pipeline run --resume {folder}") from None
     finally:
         own.seconds = round(time.monotonic() - began, 2)
         state.save(folder)
@@ -204,7 +215,8 @@ def summarise(folder: Path) -> Run:
     for stage in state.stages:
         notebook = folder / f"{stage.name}.ipynb"
         if notebook.is_file():
-            to_page(notebook, notebook.with_suffix(".html"))
+            with contextlib.suppress(ValueError):  # a full disk can leave half of a notebook
+                to_page(notebook, notebook.with_suffix(".html"))
         if stage.status == "done":
             results.append(read_result(folder, stage.name))
     metrics: dict[str, object] = {

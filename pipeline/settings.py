@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .errors import StillmotionError
 
@@ -13,6 +15,35 @@ PRESETS = Path(__file__).parent / "presets"
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 Parameter = bool | int | float | str | None
+
+
+_NO_VALUE = ("null", "none", "None", "~")
+
+
+def parse_value(text: str, kind: Any) -> Any:
+    """Read what somebody has typed by the type that is wanted, and not by the looks of it.
+
+    YAML alone would take `no` for false, `1:30` for 90 and `#x` for nothing, also where text is wanted.
+
+    Args:
+        kind: a type; `X | None` takes "null" for None; a tuple is written as a YAML list.
+
+    Raises:
+        ValueError: the text is no such value.
+    """
+    if get_origin(kind) in (Union, UnionType):
+        if NoneType in get_args(kind) and text in _NO_VALUE:
+            return None
+        kind = next(one for one in get_args(kind) if one is not NoneType)
+    if kind is str:
+        return text
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    if (get_origin(kind) or kind) is tuple:
+        try:
+            return adapter.validate_python(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{text!r} is not a list") from error
+    return adapter.validate_strings(text)
 
 
 class UsageError(StillmotionError):

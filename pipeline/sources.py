@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 EMBEDDED_TEACHER = Path(__file__).parent / "embedded" / "teacher"
 """The small teacher that the project trains itself."""
+
+EMBEDDED_STUDENT = Path(__file__).parent / "embedded" / "student"
+"""A student of it, packaged: what a server serves where the store has no model."""
 
 
 def embedded_teacher() -> Path:
@@ -25,6 +29,14 @@ def embedded_teacher() -> Path:
             f"{EMBEDDED_TEACHER}: no weights there; name a checkpoint, or train one with `python -m pipeline train`"
         )
     return EMBEDDED_TEACHER
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether this is an owner and a name; tags of the store have no slash. The hub has names without an owner too."""
+    return _HUB_ID.fullmatch(source) is not None
 
 
 def check_source(source: str) -> None:
@@ -63,10 +75,11 @@ def open_checkpoint(source: str | Path | None, device: str | None = None) -> Ani
 
 
 def open_model(tag_or_folder: str | None, device: str | None = None) -> Animator:
-    """An animator around a packaged model or a checkpoint's folder.
+    """An animator around a packaged model or a checkpoint.
 
     Args:
-        tag_or_folder: None takes the newest model of the store, or the shipped teacher where the
+        tag_or_folder: a tag in the store, a folder of a packaged model or of a checkpoint, or a hub id
+            `owner/name`. None takes the newest model of the store, or the shipped teacher where the
             store has none.
 
     Raises:
@@ -84,6 +97,8 @@ def open_model(tag_or_folder: str | None, device: str | None = None) -> Animator
     folder = Path(tag_or_folder)
     if (folder / "model_index.json").is_file() and not (folder / INFO_FILE).is_file():
         return open_checkpoint(folder, device)
+    if not folder.exists() and is_hub_id(tag_or_folder):
+        return open_checkpoint(tag_or_folder, device)
     name, folder = resolve(tag_or_folder)
     return Animator.load(folder, name=name, device=device)
 

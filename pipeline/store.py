@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,17 +27,20 @@ _PROGRAM_SUFFIX = ".pt2"
 
 def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, float | int | str | None]) -> ModelInfo:
     """`animator.json` of a pipeline, without digests."""
+    from .denoiser import evaluations
     from .guidance import Guidance  # needs PyTorch, which reading a package does not
 
     config = pipe.config
     guidance = Guidance(config.guidance_scale, config.image_guidance_scale)
     height, width = pipe.default_size
     distilled = config.distilled_guidance_scale is not None
+    count = evaluations(pipe.scheduler, config.num_inference_steps)
     return ModelInfo(
         teacher=teacher,
         family=pipe.family.name,
         steps=config.num_inference_steps,
-        passes=config.num_inference_steps * guidance.passes,
+        evaluations=count,
+        passes=count * guidance.passes,
         guidance_scale=config.distilled_guidance_scale if distilled else config.guidance_scale,
         image_guidance_scale=config.distilled_image_guidance_scale if distilled else config.image_guidance_scale,
         guidance_distilled=distilled,
@@ -81,9 +84,20 @@ def write_package(
 
 
 def save_to_store(
-    pipe: ImageAnimationPipeline, info: ModelInfo, card: str, programs: Path | None = None
+    pipe: ImageAnimationPipeline,
+    info: ModelInfo,
+    card: str,
+    programs: Path | None = None,
+    check: Callable[[Path, str], None] | None = None,
 ) -> bentoml.Model:
-    """Put a model into the BentoML store as `animator:<new version>`; arguments as `write_package` has them."""
+    """Put a model into the BentoML store as `animator:<new version>`.
+
+    Args:
+        check: called with the written package's folder and its tag before the store has it; what it raises
+            leaves the store as it was. So nobody who asks for the latest version is given one that is not checked.
+
+    Other arguments as `write_package` has them.
+    """
     import bentoml
 
     labels = {"family": info.family, "runtime": info.runtime, "precision": info.precision}
@@ -91,6 +105,8 @@ def save_to_store(
         MODEL_NAME, labels=labels, metadata={"steps": info.steps, "passes": info.passes}
     ) as model:
         write_package(pipe, Path(model.path), info, card, programs)
+        if check is not None:
+            check(Path(model.path), str(model.tag))
     # Inside the block `path` is a temporary folder; ask again for the place where it came to rest.
     return bentoml.models.get(model.tag)
 

@@ -9,6 +9,7 @@ from typing import Literal, cast, get_args
 
 import av
 import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
@@ -38,7 +39,8 @@ def encode(clip: Clip, fps: int, file_format: Format) -> bytes:
         fps: frames per second, 1 to 60.
 
     Returns:
-        The file's bytes. MP4 holds H.264, WebM VP9; WebP and GIF are animated and loop.
+        The file's bytes. MP4 holds H.264, WebM VP9, both in BT.709; WebP and GIF are animated and loop. A GIF
+        of more than 50 frames per second leaves some out, so that it takes as long as the clip.
 
     Raises:
         ValueError: an unknown format, or not a clip.
@@ -86,14 +88,31 @@ def _write_video(
     with av.open(str(path), mode="w", options=container_options) as container:
         stream = cast(av.VideoStream, container.add_stream(codec, rate=fps, options=options))
         stream.width, stream.height, stream.pix_fmt = clip.shape[2], clip.shape[1], "yuv420p"
+        # BT.709 and tagged as such: players take small videos without tags for BT.601 or for BT.709, as they like.
+        stream.codec_context.colorspace = Colorspace.ITU709
+        stream.codec_context.color_primaries = ColorPrimaries.BT709
+        stream.codec_context.color_trc = ColorTrc.BT709
+        stream.codec_context.color_range = ColorRange.MPEG
         for picture in clip:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = rgb.reformat(
+                format="yuv420p",
+                src_color_range=ColorRange.JPEG,
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                dst_color_primaries=ColorPrimaries.BT709,
+                dst_color_trc=ColorTrc.BT709,
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
 def _encode_pictures(clip: Clip, fps: int, file_format: Format) -> bytes:
-    pictures = [Image.fromarray(frame) for frame in clip]
+    # GIF counts in hundredths of a second, and players show a delay of one of them as a tenth.
+    unit_ms, least_ms = (1, 1) if file_format == "webp" else (10, 20)
+    shown = delays_ms(len(clip), fps, unit_ms, least_ms)
+    pictures = [Image.fromarray(clip[k]) for k in shown]
+    durations = list(shown.values())
     buffer = io.BytesIO()
     options = {"quality": 90, "method": 2} if file_format == "webp" else {"optimize": False}
     pictures[0].save(
@@ -101,11 +120,30 @@ def _encode_pictures(clip: Clip, fps: int, file_format: Format) -> bytes:
         format=file_format.upper(),
         save_all=True,
         append_images=pictures[1:],
-        duration=round(1000 / fps),
+        duration=durations if len(durations) > 1 else durations[0],
         loop=0,
         **options,
     )
     return buffer.getvalue()
+
+
+def delays_ms(frames: int, fps: int, unit_ms: int, least_ms: int) -> dict[int, int]:
+    """How long each frame is shown in a file that counts in units of time.
+
+    Delays are multiples of `unit_ms` and add up to the clip's length, to half a unit. A frame that would be shown for
+    less than `least_ms` is left out.
+
+    Returns:
+        Milliseconds by the number of the frame.
+    """
+    starts = [round(k * 1000 / (fps * unit_ms)) * unit_ms for k in range(frames + 1)]
+    end = max(starts[-1], least_ms)
+    shown = [0]
+    for k in range(1, frames):
+        if starts[k] - starts[shown[-1]] >= least_ms and end - starts[k] >= least_ms:
+            shown.append(k)
+    ends = [*(starts[k] for k in shown[1:]), end]
+    return {k: until - starts[k] for k, until in zip(shown, ends, strict=True)}
 
 
 def decode(data: bytes) -> Clip:

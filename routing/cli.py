@@ -1,7 +1,7 @@
 """The command line: `python -m routing <command>`.
 
-Exit status: 0 done, 1 failed, 2 wrong use or a file that cannot be used, 130 interrupted. What a command
-imports for its work is imported when it runs, so that `--help` answers at once.
+Exit status: 0 done, 1 failed or a goal was not met, 2 wrong use or a file that cannot be used, 130 interrupted. What a
+command imports for its work is imported when it runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell("interrupted")
         return 130
-    return put([json.dumps(result, indent=2, allow_nan=False)] if options.json else options.command.lines(result))
+    written = put([json.dumps(result, indent=2, allow_nan=False)] if options.json else options.command.lines(result))
+    judge = getattr(options.command, "exit_status", None)
+    return (judge(result) if judge is not None else 0) or written
 
 
 def build_parser() -> argparse.ArgumentParser:

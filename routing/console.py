@@ -5,11 +5,13 @@ With `STILLMOTION_LOG=json` they are lines of JSON, as those of the GPU servers 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 
 
 def tell(line: str) -> None:
@@ -19,6 +21,14 @@ def tell(line: str) -> None:
         line = json.dumps({"time": now, "logger": "routing", "message": line})
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def png(text: str) -> Path:
+    """An argument that names a picture; other formats are refused before any work is done."""
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text} does not end in .png, and plots are PNG pictures")
+    return path
 
 
 def put(lines: Iterable[str]) -> int:

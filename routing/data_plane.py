@@ -238,6 +238,10 @@ def loopback_places(gpus: Mapping[str, int], first_port: int) -> dict[str, Place
     Raises:
         InputError: there are not enough ports below the kernel's own.
     """
+    needed = sum(4 + count for count in gpus.values())
+    if first_port + needed - 1 > LAST_PORT:  # before ports are given out that there are not
+        text = f"{needed} ports from {first_port} on do not end by {LAST_PORT}"
+        raise InputError(f"{text}; give the places of this fleet", key="data_plane.first_port")
     places: dict[str, Place] = {}
     port = first_port
     for name, count in gpus.items():
@@ -246,9 +250,6 @@ def loopback_places(gpus: Mapping[str, int], first_port: int) -> dict[str, Place
         ingresses = [behind] if count else []
         places[name] = Place.model_validate({"edge": edge, "admin": admin, "ingresses": ingresses})
         port += 4 + count
-    if port - 1 > LAST_PORT:
-        text = f"{port - first_port} ports from {first_port} on do not end by {LAST_PORT}"
-        raise InputError(f"{text}; give the places of this fleet", key="data_plane.first_port")
     return places
 
 

@@ -40,7 +40,7 @@ def read_yaml(path: Path) -> object:
     """Content of a YAML file; None where it is empty.
 
     Raises:
-        InputError: it cannot be read, is no YAML, or has a key twice; with the line.
+        InputError: it cannot be read, is no YAML, or has a key twice or one that is no text; with the line.
     """
     text = read_text(path)
     try:
@@ -108,7 +108,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would silently take the last."""
+    """Refuses a key that is no text, and one that is there twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[object, int] = {}
@@ -116,6 +116,10 @@ class _StrictLoader(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if isinstance(key_node, yaml.ScalarNode) and not isinstance(key, str):
+                # As it was written: YAML reads `no` as false and 1e3 as a number, and nobody would know their key.
+                problem = f"the key {key_node.value or 'that is empty'} should be text; put it in quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if isinstance(key, Hashable) and key in lines:
                 problem = f"the key {key} is there twice, first in line {lines[key]}"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)

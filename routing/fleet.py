@@ -13,7 +13,7 @@ from .data_plane import DataPlane, Place, loopback_places
 from .errors import InputError
 from .files import read_yaml
 from .metrics.settings import MetricsSettings
-from .schema import Count, Items, Number, Positive, RegionName, Share, Strict, did_you_mean, validated, wrong
+from .schema import MOST, Count, Items, Number, Positive, RegionName, Share, Strict, did_you_mean, validated, wrong
 
 EARTH_RADIUS_KM = 6371.0  # mean (IUGG)
 FIBRE_KM_PER_MS = 200.0  # light in glass, 2/3 of its speed in vacuum
@@ -141,6 +141,9 @@ class Fleet(Strict):
         self._check_rings()
         if not any(region.gpus for region in self.regions.values()):
             raise wrong("regions", "no region has a GPU")
+        if (rps := max(self.capacity_rps(name) for name in self.regions)) > MOST:
+            text = f"{self.service_time_s:g} lets a region compute {rps:g} requests per second; {MOST:g} is the most"
+            raise wrong("service_time_s", text)
         for source, row in self.latency_ms.items():
             for name in (source, *row):
                 if name not in self.regions:

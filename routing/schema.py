@@ -69,7 +69,7 @@ def wrong(key: str, message: str) -> PydanticCustomError:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean x?` for what is nearly one of the known names, else the names where they are few."""
-    names = sorted(known)
+    names = sorted(one if len(one) <= 80 else f"{one[:60]}..." for one in known)  # a damaged file has any name
     if close := difflib.get_close_matches(name, names, n=1):
         return f"; did you mean {close[0]}?"
     return f"; known are {', '.join(names)}" if len(names) <= 20 else ""

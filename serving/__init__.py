@@ -2,7 +2,9 @@
 
 - `settings`: typed, from the environment.
 - `admission`: the slot and its state machine.
-- `middleware`: admits, refuses, reads bodies, watches clients and deadlines.
+- `connections`, `outermost`, `paths`: what a request meets before BentoML.
+- `middleware`: admits, refuses, watches clients and deadlines.
+- `uploads`: bodies while they arrive.
 - `form`: multipart to a checked request.
 - `host`: loads the model and computes.
 - `endpoints`, `exchange`, `replies`: what an admitted request gets.

@@ -8,15 +8,16 @@ A ticket is what an admitted request holds::
         v                   v
       CLOSED            ORPHANED --computed--> CLOSED
 
-The slot is taken in ADMITTED, COMPUTING and ORPHANED. Sending a finished video (COMPUTED) does not take
-it: a client that reads slowly must not keep the GPU idle.
+The slot is taken in ADMITTED, COMPUTING and ORPHANED. Encoding and sending a finished clip (COMPUTED) does not take
+it: neither an encoder nor a client that reads slowly must keep the GPU idle.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 from pipeline.errors import Cancelled
@@ -40,7 +41,8 @@ class Slot:
 
     Args:
         clock: seconds, monotonic.
-        on_change: told of the load (0 or 1) each time it changes, under the lock: it must be quick.
+        on_change: told of the load (0 or 1) each time it changes, under the lock: it must be quick. Where it raises,
+            the caller of the slot gets its error, and the slot is free.
     """
 
     def __init__(
@@ -67,7 +69,11 @@ class Slot:
                 return None
             self._holder = ticket = Ticket(self, self._condition)
             self._counted_at = self._clock()
-            self._changed()
+            try:
+                self._changed()
+            except BaseException:
+                self._holder = None  # nobody has the ticket that would free it
+                raise
             return ticket
 
     def busy_s(self) -> float:
@@ -93,8 +99,8 @@ class Slot:
             raise RuntimeError("the slot is not held by this ticket")
         self._count()
         self._holder = None
-        self._changed()
         self._condition.notify_all()
+        self._changed()
 
     def _changed(self) -> None:
         if self._on_change is not None:
@@ -114,8 +120,21 @@ class Ticket:
         self.phase = Phase.ADMITTED
         self.reason: str | None = None
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Hold the slot for as long as the block computes, and free it however the block ends.
+
+        Raises:
+            Cancelled: nobody waits for it any more; nothing must be computed.
+        """
+        self.begin()
+        try:
+            yield
+        finally:
+            self.computed()
+
     def begin(self) -> None:
-        """The computation starts, in its thread.
+        """The computation starts, in its thread; see `computing`.
 
         Raises:
             Cancelled: nobody waits for it any more; nothing must be computed.

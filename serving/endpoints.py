@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response, StreamingResponse
 
-from pipeline.errors import Cancelled, StillmotionError
+from pipeline.errors import Cancelled, ModelError, StillmotionError
 
 from .replies import CLIENT_GONE, failure_reply, video_headers, video_reply
 
@@ -75,7 +75,7 @@ async def _events(
     The video travels in `result`, in base64: behind a load balancer a second request for it would
     reach another server.
     """
-    steps = host.engine.info.steps
+    steps = host.engine.info.evaluations
     exchange.outcome = CLIENT_GONE  # so it is when this generator is closed before its end
     yield _event("start", {"steps": steps, "model": host.engine.name, "left_s": round(host.wait_s(), 2)})
     while True:
@@ -107,11 +107,13 @@ async def _events(
 async def _computed(host: Host, exchange: Exchange, on_step: StepListener | None = None) -> Video:
     loop = asyncio.get_running_loop()
     compute = partial(host.compute, exchange, on_step, time.time_ns())
-    return await loop.run_in_executor(host.executor, compute)
+    return await asyncio.wrap_future(await loop.run_in_executor(host.executor, compute))
 
 
 def _failed(exchange: Exchange, error: Exception) -> Response:
-    if not isinstance(error, StillmotionError):
+    if isinstance(error, ModelError):
+        logger.error("an animation failed: %s", error)
+    elif not isinstance(error, StillmotionError):
         logger.error("an animation failed", exc_info=error)
     return failure_reply(error, exchange.ticket.reason if isinstance(error, Cancelled) else None)
 

@@ -1,4 +1,4 @@
-"""What the middleware hands to the endpoints: an admitted request with its checked form."""
+"""What the middleware hands to the endpoints: an admitted request with its checked form and its picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from .admission import Ticket
-    from .form import Form
+    from .host import Prepared
 
 SCOPE_KEY = "stillmotion.exchange"
 
@@ -32,11 +32,13 @@ class Exchange:
         request_id: of it.
         outcome: status to count it under where that is not the response's: an event stream is 200
             from its first byte, however it ends.
+        finished: whether its video is encoded; no deadline counts any more.
     """
 
     ticket: Ticket
-    form: Form
+    prepared: Prepared
     outcome: int | None = None
+    finished: bool = False
     trace: Trace = NOT_TRACED
     request_id: str = ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -15,15 +15,16 @@ from PIL import Image
 from pipeline import images, video
 from pipeline.engine import Animation, AnimationRequest, ModelInfo, StepListener
 from pipeline.errors import Cancelled, StillmotionError
-from pipeline.spans import listen, part
+from pipeline.spans import listen
 
-from .admission import Slot, Ticket
+from .admission import Slot
+from .form import Form, parse
 from .logs import request_id
-from .tracing import Tracing, make_tracing
+from .tracing import Trace, Tracing, make_tracing
+from .uploads import Uploads
 
 if TYPE_CHECKING:
     from .exchange import Exchange
-    from .form import Form
     from .metrics import Metrics
     from .settings import Settings
 
@@ -57,11 +58,24 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A checked request with its picture: all that can be done for it without the slot.
+
+    Attributes:
+        seconds: that the picture's decoding took.
+    """
+
+    form: Form
+    picture: Image.Image
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Video:
     """An encoded animation.
 
     Attributes:
-        compute_s: from the picture's decoding to the video's encoding.
+        compute_s: decoding of the picture, computation and encoding of the video.
     """
 
     data: bytes
@@ -75,7 +89,7 @@ class Video:
 
 
 class Pace:
-    """Moving averages of how long a step takes, and what comes after the last one."""
+    """Moving averages of how long a step takes, and what comes after the last one until the slot is free."""
 
     def __init__(self, weight: float = 0.3) -> None:
         self._weight = weight
@@ -121,8 +135,13 @@ class Host:
         self._pace = Pace()
         self._steps_left = 0
         self.tracing = Tracing()
+        self.uploads = Uploads(max(settings.max_uploads_bytes, settings.max_body_bytes), settings.max_uploads)
         # A thread of its own: nothing else computes there, and what PyTorch keeps for a thread stays warm.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        # One picture is decoded, and one video encoded, at a time: the memory for both has a bound.
+        self.preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._encoding: Future[Video] | None = None
 
     @property
     def metrics(self) -> Metrics:
@@ -168,28 +187,51 @@ class Host:
         """Seconds until the slot is likely to be free: the steps left at the speed of those before."""
         return self._pace.left_s(self._steps_left)
 
-    def compute(self, exchange: Exchange, on_step: StepListener | None, queued_ns: int | None = None) -> Video:
-        """Make one video, in the compute thread (`executor`).
+    def wait_until_idle(self) -> None:
+        """Block until nothing is computed or encoded."""
+        self.slot.wait_until_free()
+        self._wait_for_encoder()
+
+    def prepare(self, body: bytes, content_type: str, trace: Trace) -> Prepared:
+        """Check a request and decode its picture, in the thread for that (`preparer`).
+
+        Raises:
+            InputError: with the field and the limit.
+        """
+        with trace.part("validate"):
+            form = parse(body, content_type, self.settings)
+            self.engine.check(form.request)
+        began = time.perf_counter()
+        with trace.part("decode picture"):
+            picture = images.decode(form.image, self.settings.picture_limits)
+        return Prepared(form, picture, time.perf_counter() - began)
+
+    def compute(self, exchange: Exchange, on_step: StepListener | None, queued_ns: int | None = None) -> Future[Video]:
+        """Compute one animation, in the compute thread (`executor`), and hand it to the thread that encodes.
+
+        The slot is free when this returns: the next animation is computed while this one is encoded. An encoder that
+        is not done with the one before keeps the slot taken, so that no more than one clip waits.
 
         Args:
             exchange: the request.
             on_step: told of progress.
             queued_ns: when it was given to the thread (`time.time_ns`), for its trace.
 
+        Returns:
+            The video to be. Raises Cancelled where nobody waits for it any more.
+
         Raises:
-            InputError: the picture's data is damaged.
             Cancelled: nobody waits for it any more.
         """
         request_id.set(exchange.request_id)
         if queued_ns is not None:
             exchange.trace.waited("queue", queued_ns)
         with exchange.trace.around("compute") as listener, listen(listener):
-            return self._compute(exchange.ticket, exchange.form, on_step)
+            return self._compute(exchange, on_step)
 
-    def _compute(self, ticket: Ticket, form: Form, on_step: StepListener | None) -> Video:
+    def _compute(self, exchange: Exchange, on_step: StepListener | None) -> Future[Video]:
         engine, metrics = self.engine, self.metrics
-        ticket.begin()
-        logger.info("computing begins")
+        ticket, prepared = exchange.ticket, exchange.prepared
         began = last = time.perf_counter()
 
         def after_step(done: int, total: int) -> None:
@@ -204,32 +246,52 @@ class Host:
             if on_step is not None:
                 on_step(done, total)
 
+        with ticket.computing():
+            logger.info("computing begins")
+            try:
+                self._show_left(engine.info.evaluations)
+                if on_step is not None:
+                    on_step(0, engine.info.evaluations)
+                last = time.perf_counter()
+                animation = engine.animate(prepared.picture, prepared.form.request, after_step)
+                ticket.check()
+                if animation.runtime != engine.runtime:
+                    metrics.fallbacks.labels(reason="shape").inc()
+                self._wait_for_encoder()
+                self._pace.tail(time.perf_counter() - last)
+            except Cancelled:
+                self._count_cancelled(exchange)
+                raise
+            else:
+                self._encoding = encoding = self._encoder.submit(self._encode, exchange, animation, began)
+                return encoding
+            finally:
+                how = f" ({ticket.reason})" if ticket.reason else ""
+                logger.info("computing ended after %.3f s%s", time.perf_counter() - began, how)
+                self._show_left(0)
+
+    def _encode(self, exchange: Exchange, animation: Animation, began: float) -> Video:
+        request_id.set(exchange.request_id)
+        ticket, prepared = exchange.ticket, exchange.prepared
         try:
-            self._show_left(engine.info.steps)
-            with part("decode picture"):
-                picture = images.decode(form.image, self.settings.picture_limits)
             ticket.check()
-            if on_step is not None:
-                on_step(0, engine.info.steps)
-            last = time.perf_counter()
-            animation = engine.animate(picture, form.request, after_step)
+            with exchange.trace.part("encode video"):
+                data = video.encode(animation.clip, animation.fps, prepared.form.format)
             ticket.check()
-            if animation.runtime != engine.runtime:
-                metrics.fallbacks.labels(reason="shape").inc()
-            with part("encode video"):
-                data = video.encode(animation.clip, animation.fps, form.format)
-            compute_s = time.perf_counter() - began
-            self._pace.tail(time.perf_counter() - last)
-            metrics.compute_seconds.observe(compute_s)
-            return Video(data, form.format, animation, compute_s)
         except Cancelled:
-            metrics.cancelled.labels(reason=ticket.reason or "unknown").inc()
+            self._count_cancelled(exchange)
             raise
-        finally:
-            self._show_left(0)
-            how = f" ({ticket.reason})" if ticket.reason else ""
-            logger.info("computing ended after %.3f s%s", time.perf_counter() - began, how)
-            ticket.computed()
+        compute_s = prepared.seconds + time.perf_counter() - began
+        self.metrics.compute_seconds.observe(compute_s)
+        exchange.finished = True
+        return Video(data, prepared.form.format, animation, compute_s)
+
+    def _wait_for_encoder(self) -> None:
+        if (encoding := self._encoding) is not None:
+            wait([encoding])
+
+    def _count_cancelled(self, exchange: Exchange) -> None:
+        self.metrics.cancelled.labels(reason=exchange.ticket.reason or "unknown").inc()
 
     def _prepare(self) -> None:
         began = time.perf_counter()
@@ -248,8 +310,8 @@ class Host:
                 last = time.perf_counter()
 
             animation = engine.warm_up(after_step)
-            video.encode(animation.clip, animation.fps, "mp4")
             self._pace.tail(time.perf_counter() - last)
+            video.encode(animation.clip, animation.fps, "mp4")
         except Cancelled:
             return
         except StillmotionError as error:
@@ -281,7 +343,7 @@ class Host:
         self.metrics.load.set(load)
         if load:
             # Until the computation says otherwise: a refusal in between must not promise the next second.
-            self._steps_left = self.engine.info.steps if self.loaded else 0
+            self._steps_left = self.engine.info.evaluations if self.loaded else 0
 
 
 def first_line(error: BaseException) -> str:

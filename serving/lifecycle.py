@@ -19,7 +19,7 @@ from pipeline.errors import StillmotionError
 from pipeline.quiet import quiet_libraries
 from pipeline.store import MODEL_NAME, resolve
 
-from .logs import use_json
+from .logs import escape_text, use_json
 from .settings import DEFAULT_MODEL, Settings, SettingsError
 from .tracing import check_tracing
 
@@ -46,6 +46,8 @@ def settings_or_exit() -> Settings:
         exit_with(str(error))
     if settings.log == "json":
         use_json(settings.region)
+    else:
+        escape_text()
     return settings
 
 
@@ -120,7 +122,7 @@ def drain_on_signals(host: Host) -> None:
                 previous(got, frame)
                 return
             host.drain()
-            loop.call_soon_threadsafe(_stop_when_free, host, lambda: previous(got, None))
+            loop.call_soon_threadsafe(_stop_when_idle, host, lambda: previous(got, None))
 
         signal.signal(number, handle)
 
@@ -128,15 +130,17 @@ def drain_on_signals(host: Host) -> None:
         install(number)
 
 
-def _stop_when_free(host: Host, stop: Callable[[], None]) -> None:
-    def stop_now(done: asyncio.Future[bool]) -> None:
+def _stop_when_idle(host: Host, stop: Callable[[], None]) -> None:
+    def stop_now(done: asyncio.Future[None]) -> None:
         _waiting.discard(done)
         stop()
 
-    task = asyncio.ensure_future(asyncio.to_thread(host.slot.wait_until_free))
+    # What is still arriving will not be computed.
+    host.uploads.interrupt()
+    task = asyncio.ensure_future(asyncio.to_thread(host.wait_until_idle))
     _waiting.add(task)
     task.add_done_callback(stop_now)
 
 
 # An event loop keeps only weak references to its tasks.
-_waiting: set[asyncio.Future[bool]] = set()
+_waiting: set[asyncio.Future[None]] = set()

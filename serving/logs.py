@@ -1,4 +1,4 @@
-"""Log lines: which request they are of, and JSON for those who collect them.
+"""Log lines: which request they are of, JSON for those who collect them, and no control characters for terminals.
 
 A request's id is what the edge has given it (`X-Request-ID`): one search finds the edge's line and the server's.
 """
@@ -60,3 +60,25 @@ def use_json(region: str) -> None:
     for name in _LOGGERS:
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(formatter)
+
+
+# Those that act on a terminal; lines and columns stay.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class EscapeControls(logging.Filter):
+    """Writes control characters of a message, which may come from a client, as escapes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if _CONTROL.search(message):
+            record.msg = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", message)
+            record.args = ()
+        return True
+
+
+def escape_text() -> None:
+    """Escape control characters from now on, whoever set the loggers up."""
+    for name in _LOGGERS:
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(EscapeControls())

@@ -1,6 +1,6 @@
 """Stands before every endpoint: admits one animation at a time, refuses the rest at once, lets nothing hang.
 
-It runs inside BentoML's metrics and access log, so that refusals are counted and logged.
+It runs inside BentoML's metrics and our access log (`serving.outermost`), so that refusals are counted and logged.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, RedirectResponse
@@ -15,27 +16,24 @@ from starlette.responses import JSONResponse, RedirectResponse
 from pipeline.errors import Cancelled, InputError
 
 from . import replies
-from .admission import HOLDING, Ticket
 from .exchange import SCOPE_KEY, Exchange
-from .form import boundary_of, parse
+from .form import boundary_of
 from .host import State
 from .logs import ABOUT, id_of, request_id
 from .metrics import OUTCOMES
 from .openapi import describe_api
+from .outermost import requested
+from .paths import ANIMATE, is_ours, without_slash
+from .uploads import ClientGoneError, TooManyUploadsError
 
 if TYPE_CHECKING:
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from .host import Host
+    from .host import Host, Prepared
     from .tracing import Trace
 
 logger = logging.getLogger("bentoml.stillmotion")
-
-ANIMATE_PATHS = ("/animate", "/animate/stream")
-
-
-class ClientGoneError(Exception):
-    """The client went away, or takes the response too slowly."""
 
 
 class Sender:
@@ -59,7 +57,7 @@ class Sender:
 
 
 class AdmissionMiddleware:
-    """The outermost layer of ours.
+    """What a request meets before BentoML's routes.
 
     Args:
         app: the application behind it.
@@ -73,6 +71,7 @@ class AdmissionMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = requested(scope)
         sender = Sender(send, self.host.settings.send_s)
         try:
             await self._answer(scope, receive, sender)
@@ -86,16 +85,21 @@ class AdmissionMiddleware:
 
     async def _answer(self, scope: Scope, receive: Receive, sender: Sender) -> None:
         method, path = scope["method"], scope["path"]
-        if path in ANIMATE_PATHS and method == "POST":
+        if path in ANIMATE and method == "POST":
             await self._animate(scope, receive, sender)
         elif path == "/" and method in ("GET", "HEAD"):
             await RedirectResponse("ui/")(scope, receive, sender)
         elif path == "/docs.json" and method in ("GET", "HEAD"):
             await JSONResponse(describe_api(self.host))(scope, receive, sender)
-        else:
+        elif is_ours(path):
             if path == "/metrics":
                 self.host.metrics.count_busy(self.host.slot)
             await self.app(scope, receive, sender)
+        elif (known := without_slash(path)) is not None:
+            # Starlette's own redirect names the host that the request named, whoever that is.
+            await RedirectResponse(known)(scope, receive, sender)
+        else:
+            await replies.error_reply(404, "not_found", "there is nothing at this path")(scope, receive, sender)
 
     async def _animate(self, scope: Scope, receive: Receive, sender: Sender) -> None:
         headers = dict(scope["headers"])
@@ -114,14 +118,17 @@ class AdmissionMiddleware:
         host = self.host
         exchange: Exchange | None = None
         try:
-            if host.state is not State.READY:
-                reply = replies.unavailable_reply(host.state, f"the server is {host.state}", 5.0)
-                await reply(scope, receive, sender)
-            elif (ticket := host.slot.admit()) is None:
-                await replies.busy_reply(host.wait_s())(scope, receive, sender)
+            if (refusal := self._refusal()) is not None:
+                await refusal(scope, receive, sender)
+            elif (prepared := await self._received(scope, receive, sender, trace)) is None:
+                pass  # it has been answered
+            elif (refusal := self._refusal()) is not None or (ticket := host.slot.admit()) is None:
+                await (refusal or self._busy())(scope, receive, sender)
             else:
+                exchange = Exchange(ticket, prepared, trace=trace, request_id=request_id.get())
                 try:
-                    exchange = await self._admitted(ticket, scope, receive, sender, trace)
+                    host.uploads.interrupt()
+                    await self._watched(exchange, scope, receive, sender)
                 finally:
                     ticket.leave()
         except ClientGoneError:
@@ -129,52 +136,59 @@ class AdmissionMiddleware:
                 # Nobody reads it, but BentoML's time limit waits for a first byte: without one its task
                 # would stay for an hour, and a server that is told to stop would wait for it.
                 await replies.failure_reply(Cancelled(), "disconnected")(scope, receive, sender)
-        except Exception:
-            sender.status = sender.status or 500
-            raise
         finally:
             status = (exchange.outcome if exchange else None) or sender.status or 500
             host.metrics.requests.labels(outcome=OUTCOMES.get(status, "failed")).inc()
             host.metrics.count_busy(host.slot)
         return status
 
-    async def _admitted(
-        self, ticket: Ticket, scope: Scope, receive: Receive, sender: Sender, trace: Trace
-    ) -> Exchange | None:
-        settings = self.host.settings
+    def _refusal(self) -> Response | None:
+        """What a request is told that cannot be admitted now; None for one that can."""
+        host = self.host
+        if host.state is not State.READY:
+            return replies.unavailable_reply(host.state, f"the server is {host.state}", 5.0)
+        return self._busy() if host.slot.load else None
+
+    def _busy(self) -> Response:
+        return replies.busy_reply(self.host.wait_s())
+
+    async def _received(self, scope: Scope, receive: Receive, sender: Sender, trace: Trace) -> Prepared | None:
+        """The request, checked and with its picture; None where it has been answered already.
+
+        Nothing of it holds the slot. As soon as another request has the slot, this one is refused.
+        """
+        host, settings = self.host, self.host.settings
         headers = dict(scope["headers"])
-        deadline = asyncio.get_running_loop().time() + settings.deadline_s
+        upload = None
         try:
             content_type = headers.get(b"content-type", b"").decode("latin-1")
             boundary_of(content_type)
-            with trace.part("receive"):
-                async with asyncio.timeout(settings.upload_s):
-                    body = await read_body(receive, headers, settings.max_body_bytes)
-            with trace.part("validate"):
-                # In a thread: a large body takes a while to search for boundaries, and health checks go on.
-                form = await asyncio.to_thread(parse, body, content_type, settings)
-                self.host.engine.check(form.request)
+            async with host.uploads.begin(settings.upload_s) as upload:
+                with trace.part("receive"):
+                    body = await upload.read(receive, headers, settings.max_body_bytes)
+                prepare = partial(host.prepare, body, content_type, trace)
+                # In a thread: it takes a while, and health checks go on.
+                return await asyncio.get_running_loop().run_in_executor(host.preparer, prepare)
         except InputError as error:
-            await replies.failure_reply(error)(scope, receive, sender)
-            return None
+            reply: Response = replies.failure_reply(error)
+        except TooManyUploadsError:
+            reply = self._busy()
         except TimeoutError:
-            message = f"the request did not arrive within {settings.upload_s:g} seconds"
-            reply = replies.error_reply(408, "slow_upload", message, "body")
-            reply.headers["Connection"] = "close"
-            await reply(scope, receive, sender)
-            return None
-        exchange = Exchange(ticket, form, trace=trace, request_id=request_id.get())
-        await self._watched(exchange, scope, receive, sender, deadline)
-        return exchange
+            if upload is not None and upload.interrupted:
+                reply = self._refusal() or self._busy()
+            else:
+                message = f"the request did not arrive within {settings.upload_s:g} seconds"
+                reply = replies.error_reply(408, "slow_upload", message, "body")
+                reply.headers["Connection"] = "close"
+        await reply(scope, receive, sender)
+        return None
 
-    async def _watched(
-        self, exchange: Exchange, scope: Scope, receive: Receive, sender: Sender, deadline: float
-    ) -> None:
+    async def _watched(self, exchange: Exchange, scope: Scope, receive: Receive, sender: Sender) -> None:
         """Run the endpoint; tell its computation to stop when the client goes or the deadline passes.
 
         At the deadline the client is answered at once. Its slot stays taken until the step has ended.
         """
-        ticket, loop = exchange.ticket, asyncio.get_running_loop()
+        ticket = exchange.ticket
         gone = asyncio.Event()
 
         async def watch() -> None:
@@ -192,8 +206,8 @@ class AdmissionMiddleware:
         watcher = asyncio.create_task(watch())
         endpoint = asyncio.ensure_future(self.app({**scope, SCOPE_KEY: exchange}, receive_nothing, way_out))
         try:
-            await asyncio.wait({endpoint}, timeout=max(0.0, deadline - loop.time()))
-            if not endpoint.done() and ticket.phase in HOLDING:
+            await asyncio.wait({endpoint}, timeout=self.host.settings.deadline_s)
+            if not endpoint.done() and not exchange.finished:
                 ticket.cancel("deadline")
                 if sender.status is None:
                     way_out.closed = True
@@ -204,26 +218,3 @@ class AdmissionMiddleware:
             watcher.cancel()
             if not endpoint.done():
                 endpoint.cancel()
-
-
-async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
-    """The request's body.
-
-    Raises:
-        InputError: it is over the limit, by its Content-Length or as it comes (413).
-        ClientGoneError: it ended early.
-    """
-    too_large = InputError("body", "too_large", f"over the limit of {limit} bytes", 413)
-    length = headers.get(b"content-length", b"")
-    if length.isdigit() and int(length) > limit:
-        raise too_large
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise too_large
-        if not message.get("more_body", False):
-            return bytes(body)

@@ -16,9 +16,10 @@ _HEADERS = {
     "X-Stillmotion-Seed": "Seed of this animation; send it again to get the same one.",
     "X-Stillmotion-Model": "Tag of the model.",
     "X-Stillmotion-Steps": "Steps of the solver.",
-    "X-Stillmotion-Passes": "U-Net passes: steps times guidance branches.",
+    "X-Stillmotion-Passes": "U-Net passes: evaluations of the solver times guidance branches.",
     "X-Stillmotion-Compute-Seconds": "From decoding the picture to encoding the video.",
     "X-Stillmotion-Region": "Region of the server.",
+    "X-Stillmotion-Prompt-Truncated": "Where the prompt is longer than the model reads: how many tokens it read.",
 }
 
 
@@ -33,9 +34,10 @@ def describe_api(host: Host) -> JSON:
     }
     events = {
         "description": (
-            "Server-sent events: `start` {steps, model, left_s}; `step` {step, steps, left_s} after each; at the end "
-            "`result` {seed, model, steps, passes, compute_seconds, region, format, media_type, data} with the "
-            "video in base64, or `error` {error, code, field}."
+            "Server-sent events: `start` {steps, model, left_s}; `step` {step, steps, left_s} after each evaluation of "
+            "the U-Net, which is a step for most solvers; at the end `result` {seed, model, steps, passes, "
+            "compute_seconds, region, format, media_type, data, and prompt_truncated where the prompt is longer than "
+            "the model reads} with the video in base64, or `error` {error, code, field}."
         ),
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }

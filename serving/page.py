@@ -68,4 +68,10 @@ def page(host: Host) -> Starlette:
         }
         return JSONResponse(about, headers={"Cache-Control": "no-store"})
 
-    return Starlette(routes=[Route("/model.json", model), Mount("/", _Files(directory=_FOLDER, html=True))])
+    files = _Files(directory=_FOLDER)
+
+    async def index(request: Request) -> Response:
+        return await files.get_response("index.html", request.scope)
+
+    # Not `html=True`: it redirects from a folder to the host that the request names, whoever that is.
+    return Starlette(routes=[Route("/model.json", model), Route("/", index), Mount("/", files)])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
 
-from pipeline.errors import Cancelled, InputError
+from pipeline.errors import Cancelled, InputError, NotFiniteError
 
 if TYPE_CHECKING:
     from .host import Video
@@ -24,6 +24,7 @@ _CANCELLED = {
 def video_headers(video: Video, model: str, region: str) -> dict[str, str]:
     """How a video came about."""
     animation = video.animation
+    truncated = animation.prompt_length.truncated
     return {
         "X-Stillmotion-Seed": str(animation.seed),
         "X-Stillmotion-Model": model,
@@ -31,6 +32,7 @@ def video_headers(video: Video, model: str, region: str) -> dict[str, str]:
         "X-Stillmotion-Passes": str(animation.passes),
         "X-Stillmotion-Compute-Seconds": f"{video.compute_s:.3f}",
         "X-Stillmotion-Region": region,
+        **({"X-Stillmotion-Prompt-Truncated": truncated} if truncated else {}),
     }
 
 
@@ -58,6 +60,8 @@ def failure_reply(error: Exception, reason: str | None = None) -> JSONResponse:
     if isinstance(error, Cancelled):
         status, message = _CANCELLED.get(reason or "", (503, "the animation was stopped"))
         return error_reply(status, reason or "stopped", message)
+    if isinstance(error, NotFiniteError):
+        return error_reply(500, "not_finite", str(error))
     return error_reply(500, "internal", "the server failed at this; its log says why")
 
 

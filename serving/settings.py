@@ -35,8 +35,10 @@ class Settings(BaseModel):
     """Name of the region this server stands in; goes into response headers."""
     deadline_s: float = Field(default=120.0, gt=0, le=3000, allow_inf_nan=False)
     """From admission to the finished video. The computation is stopped when it passes."""
+    headers_s: float = Field(default=10.0, gt=0, le=600, allow_inf_nan=False)
+    """Time in which the head of a request must arrive, from its first byte or the opening of the connection."""
     upload_s: float = Field(default=20.0, gt=0, le=600, allow_inf_nan=False)
-    """Time in which the whole request body must arrive: a slow upload keeps the GPU idle."""
+    """Time in which the whole request body must arrive."""
     send_s: float = Field(default=60.0, gt=0, le=600, allow_inf_nan=False)
     """Time in which the client must have taken the response."""
     max_image_bytes: int = Field(default=16 * 2**20, ge=1024, le=2**30)
@@ -44,6 +46,10 @@ class Settings(BaseModel):
     max_image_side: int = Field(default=16_384, ge=8)
     min_image_side: int = Field(default=8, ge=1)
     max_prompt_chars: int = Field(default=1000, ge=1, le=100_000)
+    max_uploads: int = Field(default=64, ge=1, le=10_000)
+    """Request bodies that may arrive at the same time."""
+    max_uploads_bytes: int = Field(default=128 * 2**20, ge=1024)
+    """Memory for the bodies that arrive at the same time; at least one of the greatest size always fits."""
     log: Literal["text", "json"] = "text"
     """Form of log lines."""
     traces: str | None = Field(default=None, pattern=r"^https?://[^/\s]+/\S*$")

@@ -7,9 +7,11 @@ here, and a request that is not traced costs a look at a header.
     POST /animate
       receive          the body, as fast as the client sends it
       validate         the form and the picture's header
+      decode picture
       queue            until the compute thread takes it
       compute
-        decode picture, encode image, encode prompt, step (each), decode latents, encode video
+        encode image, encode prompt, step (each), decode latents
+      encode video
 """
 
 from __future__ import annotations

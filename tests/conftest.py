@@ -6,10 +6,16 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
+
+# A shell that starts the tests in the background lets them, and all that they start, ignore Ctrl-C. Programs whose
+# answer to it is tested would not see it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Set before any of our modules is imported, and inherited by the programs that tests start.
 _HOME = tempfile.mkdtemp(prefix="stillmotion-tests-")

@@ -107,7 +107,7 @@ class _Taken:
     flops: int | None = None
     build_s: float | None = None
     skipped: str | None = None
-    count: int = 0
+    solver_steps: int = 0
     passes: int = 0
     dtype: torch.dtype = torch.float32
 
@@ -136,7 +136,7 @@ def bench(
     """
     if repeats < 1:
         raise ValueError(f"repeats: {repeats} is below 1")
-    trials = _precision_trials(pipe)
+    trials = precision_trials(pipe)
     chosen = choose(trials)
     keep = chosen["unet"] is not torch.float32
     on_gpu = pipe.device.type == "cuda"
@@ -210,8 +210,8 @@ def _take(pipe: ImageAnimationPipeline, one: _Taken, *, first: bool, strict: boo
         request(pipe, lambda: ends.append(time.perf_counter()))
         one.times.append(time.perf_counter() - ends[0])
         branches = 2 if one.rung.name == "diffusers" else _branches(pipe)
-        one.count = len(ends) - 1
-        one.passes = one.count * branches
+        one.solver_steps = pipe.config.num_inference_steps
+        one.passes = (len(ends) - 1) * branches
         one.steps += [float(s) / branches for s in np.diff(ends[1:])] or [one.times[-1] / branches]
         return None
 
@@ -242,7 +242,7 @@ def _summarise(taken: list[_Taken], ladder: Ladder, peaks: dict[str, float]) -> 
                 name=rung.name,
                 note=rung.note,
                 kept=rung.kept,
-                steps=one.count,
+                steps=one.solver_steps,
                 passes=one.passes,
                 median_s=round(median, 4),
                 times_s=[round(t, 4) for t in one.times],
@@ -281,7 +281,7 @@ def _psnr(one: _Taken, other: _Taken | None) -> float | None:
 
 
 @torch.no_grad()
-def _precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
+def precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
     """One U-Net pass and one decoded frame in each precision, from fixed noise."""
     from ..denoiser import Predict
     from ..guidance import Guidance

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..families import Conditioning, ImageConditioning
 from ..optimise.base import Change, NotApplicable
+from ..prompts import prompt_limit
 
 if TYPE_CHECKING:
     from ..animation import ImageAnimationPipeline
@@ -59,7 +60,7 @@ def pass_inputs(pipe: ImageAnimationPipeline, branches: int, seed: int = 0) -> P
 
     image = ImageConditioning(draw(4, frames, height, width), draw(1, context))
     conditioning = Conditioning(
-        draw(pipe.tokenizer.model_max_length, context),
+        draw(prompt_limit(pipe.tokenizer, pipe.text_encoder), context),
         image,
         torch.full((branches,), pipe.config.fps, device=pipe.device),
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from ..guidance import Guidance
@@ -32,6 +35,21 @@ def teacher_grid(
     if not teacher_steps:
         teacher_steps = own - own % student_steps if 0 < student_steps <= own else own
     return Grid.of(scheduler, teacher_steps, student_steps, noise_correction)
+
+
+def teacher_digest(teacher: ImageAnimationPipeline) -> str:
+    """SHA-256 of what a teacher teaches with: the weights of each part, its scheduler, the layout of its clips."""
+    digest = hashlib.sha256()
+    for name in ("unet", "vae", "text_encoder", "image_encoder"):
+        part = getattr(teacher, name)
+        for key, weights in sorted(() if part is None else part.state_dict().items()):
+            digest.update(f"{name} {key} {tuple(weights.shape)} {weights.dtype}\n".encode())
+            # As one row of bytes, without a second copy in memory where it is on the processor.
+            digest.update(memoryview(weights.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    scheduler = {key: value for key, value in teacher.scheduler.config.items() if not key.startswith("_")}
+    own = {key: teacher.config[key] for key in ("image_latents_fill", "image_latents_mode", "num_frames", "fps")}
+    digest.update(json.dumps([type(teacher.scheduler).__name__, scheduler, own], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 def guidance_of(teacher: ImageAnimationPipeline) -> Guidance:

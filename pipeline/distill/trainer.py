@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import signal
 import time
@@ -38,7 +37,7 @@ from .interrupts import Interrupts
 from .memory import add_lora, checkpoint_blocks, merge_lora
 from .passes import AnyGuidance, conditions, draw_scales, seeded, student_pass, teacher_pass
 from .settings import DistillSettings
-from .student import build_student, check_guidance_range, guidance_of, teacher_grid
+from .student import build_student, check_guidance_range, guidance_of, teacher_digest, teacher_grid
 
 if TYPE_CHECKING:
     from ..animation import ImageAnimationPipeline
@@ -334,18 +333,13 @@ class Distiller:
     def _run(self) -> dict[str, Any]:
         """What decides what is learned; a run may go on with other settings of the rest."""
         free = {"workers", "checkpoint_every", "sample_every", "gradient_checkpointing"}
-        teacher = self.teacher.unet
-        some = [next(iter(teacher.parameters())), next(reversed(list(teacher.parameters())))]
-        digest = hashlib.sha256()
-        for weights in some:
-            digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return {
             **{name: value for name, value in asdict(self.settings).items() if name not in free},
             "trajectory": self.settings.trajectory.value,
             "processes": self.accelerator.num_processes,
             "batch": getattr(self.source, "batch", None),
             "data": getattr(self.source, "name", type(self.source).__name__),
-            "teacher": f"{type(teacher).__name__} {digest.hexdigest()[:16]}",
+            "teacher": f"{type(self.teacher.unet).__name__} {teacher_digest(self.teacher)[:16]}",
             "teacher_steps": self.grid.teacher_steps,
             "guidance_scale": self.guidance.text,
             "image_guidance_scale": self.guidance.image,

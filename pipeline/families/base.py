@@ -30,6 +30,11 @@ class ImageConditioning:
     embedding: Tensor | None = None
     mask: Tensor | None = None
 
+    def of_rows(self, rows: Tensor) -> ImageConditioning:
+        """Those of some pictures of the batch, by number."""
+        parts = (self.embedding, self.mask)
+        return ImageConditioning(self.latents[rows], *(None if part is None else part[rows] for part in parts))
+
     def dropped(self) -> ImageConditioning:
         """No picture: zeros of the same shapes."""
         return ImageConditioning(
@@ -71,12 +76,8 @@ class Conditioning:
 
     def of_rows(self, rows: Tensor) -> Conditioning:
         """Those of some clips of the batch, by number."""
-
-        def pick(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part[rows]
-
-        image = ImageConditioning(self.image.latents[rows], pick(self.image.embedding), pick(self.image.mask))
-        return Conditioning(self.text[rows], image, self.fps[rows], pick(self.guidance))
+        guidance = None if self.guidance is None else self.guidance[rows]
+        return Conditioning(self.text[rows], self.image.of_rows(rows), self.fps[rows], guidance)
 
     def to(self, dtype: torch.dtype) -> Conditioning:
         """The same in another precision; the frame rate stays a whole number."""
@@ -101,6 +102,12 @@ class TeacherFamily(Protocol):
     """Height and width in pixels that published checkpoints are used with; None: from the U-Net."""
     noise_before_image: bool
     """Whether the noise is drawn before the picture is encoded (it decides what a seed gives)."""
+    guidance_scale: float
+    """Scale of the caption that published checkpoints are used with."""
+    skips_layers_of_negative: bool
+    """Whether `clip_skip` holds for the negative prompt too."""
+    steps_by_frame: bool
+    """Whether the scheduler is given frames as if they were clips (it decides where noise of a step goes)."""
 
     def accepts(self, unet: nn.Module) -> bool:
         """Whether this U-Net is one of the family."""

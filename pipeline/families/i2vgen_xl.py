@@ -40,6 +40,9 @@ class I2VGenXLFamily:
     clip_skip: int | None = 1
     default_size: tuple[int, int] | None = (704, 1280)
     noise_before_image = False
+    guidance_scale = 9.0
+    skips_layers_of_negative = True
+    steps_by_frame = True
 
     def accepts(self, unet: nn.Module) -> bool:
         return isinstance(unet, I2VGenXLUNet)
@@ -58,9 +61,13 @@ class I2VGenXLFamily:
             raise ValueError("motion_scale: the i2vgen-xl family has no such control; leave it at 0")
         crop = _published_crop if pipe.config.image_latents_fill == "position" else centre_crop
         pixels = torch.cat([to_tensor(crop(image, width, height)) for image in images])
-        # The published pipeline draws this sample from torch's global generator, whatever
-        # `generator` is; a seed gives the same clip only if that is kept.
-        latents = pipe.encode_pixels(pixels, generator=None)[:, :, None]
+        # The published pipeline draws this sample from torch's global generator, whatever `generator` is; a
+        # seed gives the same clip only if that is kept. With a generator for each clip, each picture's sample is
+        # what the global one would draw from that clip's seed: a clip does not depend on those beside it.
+        own = None
+        if isinstance(generator, list):
+            own = [torch.Generator(one.device).manual_seed(one.initial_seed()) for one in generator]
+        latents = pipe.encode_pixels(pixels, generator=own)[:, :, None]
         if pipe.config.image_latents_fill == "repeat":
             latents = latents.expand(-1, -1, frames, -1, -1)
         else:

@@ -1,4 +1,8 @@
-"""PIA (Zhang et al. 2023): mask and picture latents as further input channels of a motion U-Net."""
+"""PIA (Zhang et al. 2023): mask and picture latents as further input channels of a motion U-Net.
+
+A picture of another shape than the clip is cropped to it. diffusers' own pipeline encodes the whole picture and
+stretches its latents, which deforms what is in it; the frames are the same where the picture has the clip's size.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +43,9 @@ class PIAFamily:
     clip_skip: int | None = None
     default_size: tuple[int, int] | None = None
     noise_before_image = True
+    guidance_scale = 7.5
+    skips_layers_of_negative = False
+    steps_by_frame = False
 
     def accepts(self, unet: nn.Module) -> bool:
         return isinstance(unet, UNetMotionModel) and unet.config["in_channels"] == 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -60,7 +61,8 @@ def ways_to_run(pipe: ImageAnimationPipeline, requests: int = 3) -> list[Way]:
     ways: list[Way] = []
     changes = [prepare_once(pipe)]
     try:
-        changes += tune(pipe, compiled=False)
+        with contextlib.suppress(NotApplicable):
+            changes += tune(pipe, compiled=False)
         ways += _timed(pipe, "eager", requests)
         try:
             example = example_of(pipe)

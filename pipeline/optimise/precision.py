@@ -14,9 +14,12 @@ it and emulate it, several times slower: `choose` then keeps float32.
 
 from __future__ import annotations
 
+import copy
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,6 +83,15 @@ def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: t
 
     detail = f"U-Net and encoders in {_name(dtype)}, autoencoder in {_name(vae_dtype)}"
     return Change("precision", detail, undo)
+
+
+def in_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype) -> ImageAnimationPipeline:
+    """A pipeline cast as `set_precision` casts it; the original, and what others share with it, stays as it is."""
+    if all(part.dtype is dtype for part in (pipe.unet, pipe.text_encoder, pipe.vae)):
+        return pipe
+    cast = copy.deepcopy(pipe)
+    set_precision(cast, dtype)
+    return cast
 
 
 @torch.no_grad()
@@ -153,6 +165,21 @@ def choose(trials: Sequence[Trial], least_psnr_db: float = LEAST_PSNR_DB) -> dic
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def dtypes_of(folder: Path, name: str) -> dict[str, torch.dtype]:
+    """Precision of each part of a checkpoint's folder as `set_precision` casts it, for loading it so at once.
+
+    Raises:
+        ValueError: as `dtype_of`.
+    """
+    dtype = dtype_of(name)
+    try:
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        vae = {}  # loading the autoencoder says what is wrong with it
+    overflows = dtype is torch.float16 and bool(vae.get("force_upcast", True))
+    return {"default": dtype, "vae": torch.float32 if overflows else dtype}
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -202,6 +202,17 @@ class LogSNRDPMSolverScheduler(DPMSolverMultistepScheduler):  # type: ignore[mis
         return 1 / (1 + sigma**2).sqrt(), 1 / (1 + sigma**-2).sqrt()
 
 
+_PLAIN_LEVELS: dict[str, Any] = {
+    "timestep_type": "discrete",  # Stable Video Diffusion tells the model a quarter of the logarithm of sigma
+    "sigma_max": None,
+    "sigma_min": None,
+    "snr_shift_scale": 1.0,  # CogVideoX
+    "use_flow_sigmas": False,
+    "use_dynamic_shifting": False,
+}
+"""What a config says of noise levels that are not those of the betas, by the value that says nothing."""
+
+
 def log_snr_solver(
     scheduler: SchedulerMixin,
     *,
@@ -218,12 +229,19 @@ def log_snr_solver(
         solver_order, log_snr_start, timesteps, noise_correction: see `LogSNRDPMSolverScheduler`.
 
     Raises:
-        ValueError: `scheduler` has no betas, as those of flow matching, or an argument is out of range.
+        ValueError: `scheduler` has no betas, as those of flow matching, or other noise levels than they give, as
+            those of Stable Video Diffusion and CogVideoX, or an argument is out of range.
     """
     config = scheduler.config
     betas = getattr(scheduler, "betas", None)
     if betas is None or "prediction_type" not in config:
         raise ValueError(f"scheduler: {type(scheduler).__name__} has no betas and prediction type to take over")
+    for name, plain in _PLAIN_LEVELS.items():
+        if config.get(name, plain) not in {plain, None}:
+            raise ValueError(
+                f"scheduler: {type(scheduler).__name__} with {name} {config[name]} has noise levels that its betas do "
+                "not give, and this solver knows no others"
+            )
     known = ("num_train_timesteps", "beta_start", "beta_end", "trained_betas", "prediction_type")
     taken = {name: config[name] for name in known if config.get(name) is not None}
     taken["rescale_betas_zero_snr"] = config.get("rescale_betas_zero_snr", False)
@@ -238,6 +256,15 @@ def log_snr_solver(
         timesteps=None if timesteps is None else [float(t) for t in timesteps],
         noise_correction=noise_correction,
     )
+    levels = getattr(scheduler, "alphas_cumprod", None)
+    # The last level of zero terminal SNR is kept off zero by some schedulers.
+    if levels is not None and not torch.allclose(
+        levels.float().cpu(), solver.alphas_cumprod.float(), rtol=1e-3, atol=1e-6
+    ):
+        raise ValueError(
+            f"scheduler: the noise levels of {type(scheduler).__name__} are not those of its betas, and this solver "
+            "knows no others"
+        )
     return solver
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .attention import attention_shapes, choose_attention, measure_attention
-from .base import Change
+from .base import Change, NotApplicable
 from .layout import channels_last
 from .runtimes import example_of, prepared_denoiser
 
@@ -44,4 +44,9 @@ def tune(pipe: ImageAnimationPipeline, *, compiled: bool = False) -> list[Change
     """
     if pipe.device.type != "cuda":
         return []
-    return [channels_last(pipe.unet), attention(pipe, compiled=compiled)]
+    layout = channels_last(pipe.unet)
+    try:
+        return [layout, attention(pipe, compiled=compiled)]
+    except NotApplicable:
+        layout.undo()
+        raise

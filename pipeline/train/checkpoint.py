@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..writing import write_beside
+
 
 class Checkpoint:
     """Saves the state of named objects under one path, and puts it back.
@@ -29,10 +31,13 @@ class Checkpoint:
         return int(state["step"])
 
     def save(self, step: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        torch.save({"step": step, **{name: part.state_dict() for name, part in self.parts.items()}}, partial)
-        partial.replace(self.path)
+        """Write all parts.
+
+        Raises:
+            StillmotionError: they cannot be written, for example since the disk is full; the last file is kept.
+        """
+        state = {"step": step, **{name: part.state_dict() for name, part in self.parts.items()}}
+        write_beside(self.path, lambda partial: torch.save(state, partial))
 
 
 class Deadline:

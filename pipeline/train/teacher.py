@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ..animation import ImageAnimationPipeline
 from ..clips import ClipGenerator, classify_motion, measure_motion
+from ..errors import StillmotionError
 from ..families import Conditioning, I2VGenXLFamily, ImageConditioning
+from ..writing import write_beside
 from .checkpoint import Checkpoint, Deadline
 from .linear_start import start_still
 from .stream import EncodedBatch, EncodedStream
@@ -320,7 +322,7 @@ def train_teacher(
         losses.append(trainer.step(next(stream), step))
         step += 1
         if not losses[-1] < float("inf"):
-            raise FloatingPointError(f"the loss is {losses[-1]} at step {step}; the last checkpoint is kept")
+            raise StillmotionError(f"the loss is {losses[-1]} at step {step}; the last checkpoint is kept")
         if step % log_every == 0:
             rate = len(losses) / (time.monotonic() - began)
             recent = sum(losses[-log_every:]) / len(losses[-log_every:])
@@ -332,5 +334,5 @@ def train_teacher(
     checkpoint.save(step)
     trainer.ema.copy_to(trainer.modules.parameters())
     trainer.modules.eval()
-    trainer.pipe.save_pretrained(out / name, safe_serialization=True)
+    write_beside(out / name, trainer.pipe.save_pretrained)
     return trainer.pipe

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..clips import ClipGenerator
 from ..metrics import psnr_db
+from ..writing import write_beside
 from .checkpoint import Checkpoint, Deadline
 from .linear_start import start_linear
 from .stream import FrameStream
@@ -125,7 +126,7 @@ def train_vae(
     checkpoint.save(step)
     vae.eval().to("cpu")
     _normalise(vae, settings)
-    vae.save_pretrained(out / "vae")
+    write_beside(out / "vae", vae.save_pretrained)
     return evaluate_vae(vae, settings.size, clips=256)
 
 

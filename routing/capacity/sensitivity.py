@@ -13,6 +13,7 @@ from ..errors import RoutingError
 from ..fleet import Fleet
 from ..load import Load
 from ..planner import plan
+from ..schema import validated
 from ..simulate import service
 from ..simulate.experiment import Experiment
 from ..simulate.scenario import Arrivals, Scenario
@@ -23,6 +24,8 @@ from .week import Week
 SERVICE_FACTORS = (0.5, 0.8, 1.0, 1.25, 2.0)
 LOADS = (1.0, 1.25, 1.5)
 _DURATION_S, _WARM_UP_S = 1200.0, 300.0
+MOST_REQUESTS = 10_000_000
+"""Of each of up to eighteen simulations: a minute or two for all of them."""
 _FEWEST_SAMPLES = 20
 _VARIATION = 0.1
 _NOT_SIMULATED = "retries were not simulated"
@@ -87,7 +90,7 @@ def to_retries(
         seed: of the simulation.
 
     Returns:
-        Rows, and how service times were drawn; without numba no rows, and why.
+        Rows, and how service times were drawn; without numba, or with too many requests, no rows, and why.
     """
     try:
         from ..simulate.results import results
@@ -98,6 +101,9 @@ def to_retries(
         times = service.measured(times_s, f"{len(times_s)} measured times")
     else:
         times = service.lognormal(float(np.mean(times_s)), _VARIATION)
+    if (requests := float(week.rps.sum(axis=1).max()) * max(LOADS) * _DURATION_S) > MOST_REQUESTS:
+        text = f"{requests:.3g} requests a simulation, and {MOST_REQUESTS:,} are the most here"
+        return (), f"{_NOT_SIMULATED}: {text}"
     gpus = sized.with_loss
     load = week.rps * times.mean_s / np.maximum(gpus, 1)
     busiest = int(load.max(axis=1).argmax())
@@ -142,5 +148,5 @@ def _experiment(
         name="retries", duration_s=_DURATION_S, warm_up_s=_WARM_UP_S, arrivals=Arrivals(rps=demand), table="plan"
     )
     capacity = {name: region.gpus / times.mean_s for name, region in regions.items()}
-    load = Load(demand_rps=demand, capacity_rps=capacity)
+    load = validated(Load, {"demand_rps": demand, "capacity_rps": capacity})
     return Experiment(scenario, sized, times, plan(sized, load, generated_at=datetime.fromtimestamp(0, UTC)))

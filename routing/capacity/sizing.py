@@ -26,10 +26,15 @@ from ..fleet import Fleet
 from ..load import Load
 from ..planner import plan
 from ..queueing import erlang_b, gpus_for
+from ..schema import validated
 from .settings import Planning
 from .week import Week
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
+MOST_GPUS = 1_000_000
+"""Of a region, as in a fleet file."""
+MOST_RPS = 100_000_000
+LEAST_SERVICE_S = 1e-4
 _NOTHING_RPS = 1e-6
 _MOST_ROUNDS = 60
 _PRICE_OF_WAYS = 1e-3
@@ -108,6 +113,7 @@ class _Sizing:
         }
 
     def size(self) -> Sized:
+        self._check()
         alone = self._alone()
         if not self._planning.goal.lose_a_region:
             nothing = np.zeros(len(self._names))
@@ -125,6 +131,17 @@ class _Sizing:
             loss_hours={self._names[i]: hour for i, (_, hour, _) in carried.fullest.items()},
             round_trip_ms={self._names[i]: trip for i, (_, _, trip) in carried.fullest.items()},
         )
+
+    def _check(self) -> None:
+        """See that demand and service time are such that a fleet could have them."""
+        if self._service_s < LEAST_SERVICE_S:
+            text = f"a request takes {self._service_s:g} s on a GPU, and {LEAST_SERVICE_S:g} s is the least"
+            raise InputError(f"{text}; the times of a benchmark are in seconds", key="service_time")
+        for name, rps in zip(self._names, self._peaks.tolist(), strict=True):
+            if rps * self._service_s > MOST_GPUS or rps > MOST_RPS:
+                text = f"{name} would need {rps * self._service_s:.3g} GPUs for {rps:.3g} requests per second"
+                most = f"{MOST_GPUS:,} GPUs and {MOST_RPS:,} requests per second are the most of a region"
+                raise InputError(f"{text}; {most}; see growth, launches, peak_within and service_time_factor")
 
     def _with_margin(self, gpus: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.array([math.ceil(one * (1 + self._planning.margin) - 1e-9) for one in gpus.tolist()], dtype=np.int64)
@@ -221,7 +238,8 @@ class _Sizing:
         demand = dict(zip(self._names, self._week.rps[hour].tolist(), strict=True))
         capacity = dict(zip(self._names, (gpus / self._service_s).tolist(), strict=True))
         capacity[self._names[lost]] = 0.0
-        table = plan(self._fleet, Load(demand_rps=demand, capacity_rps=capacity), generated_at=_EPOCH)
+        load = validated(Load, {"demand_rps": demand, "capacity_rps": capacity})
+        table = plan(self._fleet, load, generated_at=_EPOCH)
         served = np.zeros(len(self._names))
         for source, row in table.shares.items():
             for to, share in row.items():

@@ -16,6 +16,7 @@ from .history import History
 from .settings import DAYS, Launch, Planning
 
 HOURS = 168
+_HOURS_BEFORE_1970 = 72  # from Monday on: its first day was a Thursday
 _SOME_MONDAY = datetime(2025, 1, 6, tzinfo=UTC)
 
 
@@ -77,15 +78,15 @@ def planned_week(history: History, fleet: Fleet, planning: Planning) -> Week:
 
 def _by_hour(history: History) -> tuple[dict[tuple[int, int], list[float]], NDArray[np.float64]]:
     """Highest demand of each hour that there was, by (hour of the week, region); and the mean of all by region."""
-    highest: dict[tuple[datetime, int], float] = {}
-    for time, row in zip(history.times(), history.rps.tolist(), strict=True):
-        start = time.replace(minute=0, second=0, microsecond=0)
+    start_s = history.start.timestamp()
+    hours = np.floor((start_s + history.interval_s * np.arange(len(history.rps))) / 3600 + 1e-9).astype(np.int64)
+    first = np.flatnonzero(np.diff(hours, prepend=hours[0] - 1))  # interval of each hour
+    highest = np.fmax.reduceat(history.rps, first, axis=0)
+    found: dict[tuple[int, int], list[float]] = {}
+    for hour, row in zip((hours[first] + _HOURS_BEFORE_1970).tolist(), highest.tolist(), strict=True):
         for region, rps in enumerate(row):
             if not math.isnan(rps):
-                highest[start, region] = max(highest.get((start, region), 0.0), rps)
-    found: dict[tuple[int, int], list[float]] = {}
-    for (start, region), rps in highest.items():
-        found.setdefault((24 * start.weekday() + start.hour, region), []).append(rps)
+                found.setdefault((hour % HOURS, region), []).append(rps)
     return found, np.nanmean(history.rps, axis=0)
 
 

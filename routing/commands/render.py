@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ NAME = "render"
 HELP = "write a routing table as configuration of Envoy, Kubernetes, Istio or Gateway API"
 
 _BASE = Path("deploy/kubernetes/base")
+LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+"""A DNS label, as `RegionName` has it."""
 _OPTIONS = {
     "envoy": ("seen_at", "emulate_latency", "validate"),
     "kubernetes": ("settings", "base", "validate"),
@@ -43,15 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kubernetes.add_argument("--settings", type=Path, metavar="YAML", help="images, clusters, scaling")
     kubernetes.add_argument("--base", type=Path, metavar="DIR", help=f"(default: {_BASE})")
     others = parser.add_argument_group("for Istio and Gateway API")
-    others.add_argument("--namespace", help="of the resources (default: stillmotion)")
+    others.add_argument("--namespace", type=_namespace, help="of the resources (default: stillmotion)")
     others.add_argument("--port", type=_port, help="of the Services of ingresses (default: 8080)")
 
 
+def _namespace(text: str) -> str:
+    if not re.fullmatch(LABEL, text):
+        raise argparse.ArgumentTypeError(f"{text} is no namespace: a to z, 0 to 9 and hyphens within, at most 63")
+    return text
+
+
 def _port(text: str) -> int:
-    value = int(text)
-    if not 0 < value < 2**16:
-        raise argparse.ArgumentTypeError(f"{value} is no port")
-    return value
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is no port")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -76,6 +85,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     given = {name: value for name in _OPTIONS["istio"] if (value := getattr(options, name)) is not None}
     rendered = write_target(options.target, options.out, fleet, table, Place(**given))
+    _remove_stale(options, rendered.files)
     for note in rendered.notes:
         tell(f"note: {note}")
     return {**result, "files": [str(path) for path in rendered.files], "notes": list(rendered.notes)}
@@ -105,6 +115,7 @@ def _envoy(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) -> di
         seen_at=options.seen_at,
         emulate_latency=bool(options.emulate_latency),
     )
+    _remove_stale(options, (file for one in proxies for file in one.folder.iterdir() if file.is_file()))
     if options.validate:
         from ..envoy.binary import find_envoy
         from ..envoy.validation import validate
@@ -126,10 +137,18 @@ def _kubernetes(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) 
     if options.validate:
         _try_with_envoy(fleet, table, folder)
     rendered = write_overlays(options.out, fleet, table, settings, base=options.base or _BASE, folder=folder)
+    _remove_stale(options, rendered.files)
     for note in rendered.notes:
         tell(f"note: {note}")
     about = [{"region": name, "folder": str(path)} for name, path in zip(fleet.names, rendered.folders, strict=True)]
     return {"validated": bool(options.validate), "overlays": about, "notes": list(rendered.notes)}
+
+
+def _remove_stale(options: argparse.Namespace, written: Iterable[Path]) -> None:
+    from ..targets.stale import remove_stale
+
+    for path in remove_stale(options.out, options.target, written):
+        tell(f"note: {path} is removed, which an earlier rendering wrote and this one does not")
 
 
 def _try_with_envoy(fleet: Fleet, table: RoutingTable, folder: Path) -> None:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..console import png
+
 NAME = "simulate"
 HELP = "run a scenario on a simulated fleet"
 
@@ -17,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "arrivals instead of the scenario's: a CSV with the columns scheduled_at_s and region"
     parser.add_argument("--arrivals", type=Path, metavar="CSV", help=text)
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the scenario's")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw demand, load, shares, failures and waits there")
+    parser.add_argument("--plot", type=png, metavar="PNG", help="draw demand, load, shares, failures and waits there")
     text = "write the arrivals there, as --arrivals and load tests read them"
     parser.add_argument("--trace", type=Path, metavar="CSV", help=text)
 

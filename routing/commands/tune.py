@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..console import tell
+from ..console import png, tell
 
 NAME = "tune"
-HELP = "find thresholds, backoff, attempts and delay that meet a goal"
+HELP = "find thresholds, backoff, attempts and delay that meet a goal; exits with 1 where none does"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default: 0)")
     text = "run the scenarios with the policy that was found on a real fleet of this machine too, in real time"
     parser.add_argument("--confirm", action="store_true", help=text)
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw what was tried there")
+    parser.add_argument("--plot", type=png, metavar="PNG", help="draw what was tried there")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -61,6 +61,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
         plot(found, options.plot)
     return found
+
+
+def exit_status(result: dict[str, Any]) -> int:
+    """0 where the goal is met, 1 where it is not."""
+    return 0 if result["goal_met"] else 1
 
 
 def lines(result: dict[str, Any]) -> list[str]:

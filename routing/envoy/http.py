@@ -170,9 +170,13 @@ def local_replies() -> Message:
             _error_of(404, "not_found", "there is nothing here"),
             _error_of(408, "slow_upload", "the request did not arrive in time"),
             _error_of(413, "too_large", "the request is larger than this service takes"),
+            _error_of(426, "upgrade_required", "use HTTP/1.1 or HTTP/2"),
             _error_of(431, "too_large", "the headers are larger than this service takes"),
+            _error_of(501, "not_implemented", "the request asks for what this service does not do"),
             _error_of(503, "unavailable", "no server can take this now", retry_after=True),
             _error_of(504, "deadline", "not finished in time"),
+            # Whatever else Envoy may refuse. As `body_format` it would take the place of good answers too.
+            _error_of(400, "refused", "the request cannot be served", and_above=True),
         ]
     }
 
@@ -220,10 +224,10 @@ def _error(code: str, message: str) -> Message:
     return {"json_format": {"error": message, "code": code, "field": None}}
 
 
-def _error_of(status: int, code: str, message: str, *, retry_after: bool = False) -> Message:
+def _error_of(status: int, code: str, message: str, *, retry_after: bool = False, and_above: bool = False) -> Message:
     value = {"default_value": status, "runtime_key": f"stillmotion.status_{status}"}
     mapper: Message = {
-        "filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}},
+        "filter": {"status_code_filter": {"comparison": {"op": "GE" if and_above else "EQ", "value": value}}},
         "body_format_override": _error(code, message),
     }
     if retry_after:

@@ -21,7 +21,7 @@ from .binary import Envoy
 from .folders import AUTHORITY, BOOTSTRAP, ENDPOINTS, KEYS, PEERS, ROUTES, RUNTIME, TLS, Proxy
 from .messages import Message
 
-_LIMIT_S = 60.0
+_LIMIT_S = 300.0
 
 
 def validate(envoy: Envoy, proxies: Iterable[Proxy]) -> None:

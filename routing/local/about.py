@@ -60,11 +60,19 @@ class About(Strict):
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Of the fleet of a folder; None when there is none that can be read."""
-        try:
-            return validated(cls, read_json(folder / NAME))
-        except InputError:
+        """Of the fleet of a folder; None where there is no such file.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        path = folder / NAME
+        if not path.exists():
             return None
+        try:
+            return validated(cls, read_json(path))
+        except InputError as error:
+            text = f"is damaged ({error}); `fleet down --dir {folder}` ends what runs there"
+            raise InputError(text, file=str(path)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -42,7 +42,7 @@ class Component:
     ports: tuple[int, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
-    ready_s: float = 10.0
+    ready_s: float = 60.0
     stop_s: float = 5.0
 
 

@@ -38,6 +38,10 @@ from .supervisor import RELEASED
 
 _MOST_STARTS = 4
 """A part that has been started so often before the fleet is ready does not come up by itself."""
+# A part that fails is known by its starts. These limits are for one that hangs, and lie far above what a machine with
+# much other work takes.
+_BEGUN_S = 120.0
+_READY_S = {"standin": (300.0, 0.3), "bentoml": (600.0, 60.0)}  # for all of them, and more for each GPU server
 
 
 ProxyWriter = Callable[[Layout, RoutingTable], list[Proxy]]
@@ -180,7 +184,9 @@ def _lock(folder: Path) -> int:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(file)
-        about = About.read(folder)
+        about = None
+        with contextlib.suppress(InputError):  # damaged: then without what it says
+            about = About.read(folder)
         what = f", of {about.fleet_file}, since {about.started_at}" if about else ""
         text = f"a fleet runs there already{what}; end it with `fleet down`, or choose another --dir"
         raise RoutingError(f"{folder}: {text}") from None
@@ -288,10 +294,11 @@ def _supervise(folder: Path, lock: int, reservation: Reservation) -> tuple[subpr
 def _wait(layout: Layout, about: About, options: Options) -> None:
     """Wait until each part runs and sees those behind it."""
     count = sum(len(place.servers) for place in layout.places.values())
-    longest_s = options.ready_s or (60.0 + 0.3 * count if options.servers == "standin" else 300.0 + 60.0 * count)
+    base_s, each_s = _READY_S[options.servers]
+    longest_s = options.ready_s or base_s + each_s * count
     end = time.monotonic() + longest_s
-    begun_by = time.monotonic() + 20
-    with httpx.Client(timeout=2.0, trust_env=False) as client:
+    begun_by = time.monotonic() + _BEGUN_S
+    with httpx.Client(timeout=10.0, trust_env=False) as client:
         while True:
             state = read_state(layout.folder)
             if state is None and (time.monotonic() > begun_by):

@@ -21,6 +21,7 @@ from typing import BinaryIO
 MARK = "STILLMOTION_FLEET"
 """In the environment of each process of a fleet: the folder that it runs in. Whatever they start has it as well."""
 
+_GONE_S = 60.0  # the kernel ends a killed process at once, but for one that waits for a disk
 _LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -134,7 +135,7 @@ def kill(processes: Iterable[Process], *, gently_s: float = 0.0) -> int:
             alive = [one for one in alive if one.alive]
     for one in alive:
         _signal(one, signal.SIGKILL)
-    end = time.monotonic() + 5
+    end = time.monotonic() + _GONE_S
     while any(one.alive for one in alive) and time.monotonic() < end:
         time.sleep(0.01)
     return count

@@ -116,7 +116,7 @@ def bentoml_servers(layout: Layout, model: str | None) -> Iterator[Component]:
                 ports=(port,),
                 environment=environment,
                 folder=str(Path(found.origin).parent),
-                ready_s=120.0,
+                ready_s=600.0,
                 stop_s=15.0,
             )
 

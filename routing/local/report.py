@@ -10,12 +10,12 @@ import httpx
 
 from ..envoy.counters import read_edge, read_ingress
 from ..errors import RoutingError
-from .about import About, RegionAbout
-from .components import Kind, Running, read_state, read_wanted
+from .about import NAME, About, RegionAbout
+from .components import STATE, WANTED, Component, Kind, Running, read_state, read_wanted
 from .processes import Process
 from .stop import runs
 
-_LIMIT_S = 5.0
+_LIMIT_S = 20.0
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -26,6 +26,10 @@ def report(folder: Path) -> dict[str, Any]:
     """
     folder = folder.resolve()
     about, state = About.read(folder), read_state(folder)
+    if runs(folder) and (about is None or state is None):
+        what = f"{NAME if about is None else STATE} is missing or damaged, if it is not just starting"
+        text = f"a fleet runs there, and its {what}; `fleet down --dir {folder}` ends it"
+        raise RoutingError(f"{folder}: {text}")
     if about is None or state is None:
         raise RoutingError(f"{folder}: no fleet runs there")
     if not runs(folder):
@@ -33,7 +37,7 @@ def report(folder: Path) -> dict[str, Any]:
             f"{folder}: the fleet has crashed; `fleet down` removes what is left, `fleet up` does so too"
         )
     supervisor = Process(state.pid, state.started)
-    kinds = {one.name: (one.kind, one.region) for one in read_wanted(folder)}
+    kinds = {one.name: (one.kind, one.region) for one in _wanted(folder)}
     parts = [_part(one, *kinds[one.name]) for one in state.components if one.name in kinds]
     with httpx.Client(timeout=_LIMIT_S, trust_env=False) as client:
         loop = _json(client, f"{about.control}/status.json") if about.control else {}
@@ -55,6 +59,14 @@ def report(folder: Path) -> dict[str, Any]:
         "parts": parts,
         "versions": dict(about.versions),
     }
+
+
+def _wanted(folder: Path) -> list[Component]:
+    try:
+        return read_wanted(folder)
+    except (OSError, ValueError, TypeError, KeyError):
+        text = f"is missing or damaged; `fleet down --dir {folder}` ends the fleet"
+        raise RoutingError(f"{folder / WANTED}: {text}") from None
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

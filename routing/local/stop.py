@@ -11,7 +11,7 @@ from ..errors import RoutingError
 from .components import LOCK, STATE, read_state, read_wanted
 from .processes import Process, kill, marked
 
-_BEGIN_S = 5.0
+_BEGIN_S = 60.0
 
 
 def down(folder: Path) -> int:
@@ -86,8 +86,8 @@ def _longest_s(folder: Path) -> float:
     try:
         components = read_wanted(folder)
     except (OSError, ValueError, TypeError, KeyError):
-        return 30.0
+        return 60.0
     longest: dict[int, float] = {}
     for one in components:
         longest[one.stage] = max(longest.get(one.stage, 0.0), one.stop_s)
-    return sum(longest.values()) + 10.0
+    return sum(longest.values()) + 30.0

@@ -123,7 +123,7 @@ def _text(experiment: Experiment) -> str:
 async def busy_seconds(fleet: Started) -> float:
     """How long a job kept a GPU server busy, in s, by the servers' own metrics: a little longer than the job itself."""
     urls = [url for region in fleet.about.regions.values() for url in region.gpu_servers.values()]
-    async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
         pages = await asyncio.gather(*(client.get(f"{url}/metrics") for url in urls))
     totals = {_BUSY: 0.0, _JOBS: 0.0}
     for page in pages:

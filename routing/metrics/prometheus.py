@@ -9,7 +9,7 @@ Each machine needs the label `region`. `instance` is its name; its series tell w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import monotonic
 from typing import Any
 
@@ -34,9 +34,17 @@ class PrometheusSource:
         fleet: with its load metrics and time limit.
         url: of the Prometheus, without `/api`.
         transport: of httpx, for tests.
+        clock: seconds of a monotonic clock.
     """
 
-    def __init__(self, fleet: Fleet, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        url: str,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._clock = clock
         self._regions = frozenset(fleet.names)
         self._url = f"{url}/api/v1/query"
         self._limit_s = fleet.metrics.time_limit_s
@@ -49,9 +57,9 @@ class PrometheusSource:
         where = f"prometheus {httpx.URL(self._url).netloc.decode()}"
         try:
             async with asyncio.timeout(self._limit_s):
-                asked_at = monotonic()
+                asked_at = self._clock()
                 clock, readings = await asyncio.gather(self._ask("time()"), self._ask(self._query))
-                at = (asked_at + monotonic()) / 2
+                at = (asked_at + self._clock()) / 2
             its_now = float(clock[0])
             return self._reading(readings, its_now, at)
         except (TimeoutError, httpx.TimeoutException):

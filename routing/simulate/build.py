@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..retries import attempts_by_table
 from . import state as st
-from .demand import given_times, rates
+from .demand import check_size, given_times, rates
 from .draws import key_of
 from .experiment import Experiment
 from .loop import MOST_HOSTS, MOST_SOURCES
@@ -31,6 +31,7 @@ def build(experiment: Experiment, seed: int) -> st.State:
     hosts, regions = _hosts_and_regions(experiment)
     if n > MOST_SOURCES or len(hosts) > MOST_HOSTS:
         raise InputError(f"more than {MOST_SOURCES} regions cannot be simulated", key="regions")
+    check_size(experiment)
     own_view = proxies.tiers == 1 and proxies.choice == "least_request"
     streams, times, rate = _streams(experiment, seed)
     gpus = sum(region.gpus for region in fleet.regions.values())

@@ -8,13 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..fleet import Fleet
+from ..retries import Waits
+from ..schema import MOST
 from .experiment import Experiment
 from .scenario import Day
 
 DAY_STEP_S = 60.0
 """Curves of a day are steps of a minute; demand changes by 0.3 % in one at most."""
 _DAY_S = 86_400.0
+MOST_REQUESTS, MOST_WAITING = 100_000_000, 10_000_000
+"""Of one simulation: minutes of computation, and a gigabyte."""
+MOST_PIECES = 10_000_000
+"""Of demand that is constant piece by piece, in all regions."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,36 @@ def day_curve(day: Day, fleet: Fleet, region: str, times: NDArray[np.float64]) -
     phase = (1 + np.cos((hours - day.peak_hour) * (math.pi / 12))) / 2
     # Rounded, since cosines differ in the last digit from machine to machine.
     return np.round(day.trough + (1 - day.trough) * phase, 9)
+
+
+def check_size(experiment: Experiment) -> None:
+    """See that a simulation of it fits into memory and has an end, before anything is drawn.
+
+    Raises:
+        InputError: it has too many requests, jobs that wait at once, or changes of demand.
+    """
+    scenario, fleet = experiment.scenario, experiment.fleet
+    mean_s, seconds = experiment.times.mean_s, scenario.duration_s
+    capacity = {name: region.gpus / mean_s for name, region in fleet.regions.items()}
+    if (most := max(capacity.values())) > MOST:
+        text = f"{mean_s:g} s lets a region compute {most:g} requests per second; {MOST:g} is the most"
+        raise InputError(text, key="service_time.mean_s")
+    if scenario.arrivals.day is not None and (pieces := len(fleet.names) * seconds / DAY_STEP_S) > MOST_PIECES:
+        text = (
+            f"{seconds:g} is {pieces:.3g} minutes of all regions, and {MOST_PIECES:,} are the most with a day's curve"
+        )
+        raise InputError(text, key="duration_s")
+    together = sum(burst.jobs for burst in scenario.arrivals.bursts)
+    demand = rates(experiment)
+    requests = sum(one.mean() for one in demand.values()) * seconds + together + len(experiment.trace)
+    if requests > MOST_REQUESTS:
+        raise InputError(f"{requests:.3g} requests in {seconds:g} s; {MOST_REQUESTS:,} are the most", key="arrivals")
+    waits = fleet.retry.delay.max_s + Waits.of(fleet.retry).total_longest_s
+    over = sum(max(0.0, float(one.rates.max()) - capacity[name]) for name, one in demand.items())
+    waiting = min(requests, over * waits + together)
+    if waiting > MOST_WAITING:
+        text = f"up to {waiting:.3g} jobs would wait at once; {MOST_WAITING:,} are the most"
+        raise InputError(f"{text}, and {over:.3g} requests per second are more than GPUs compute", key="arrivals")
 
 
 def given_times(experiment: Experiment) -> dict[str, NDArray[np.float64]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from ..columns import read_columns
 from ..errors import InputError
-from ..files import read_text, read_yaml
+from ..files import read_yaml
 from ..fleet import Fleet, load_fleet
 from ..schema import did_you_mean, validated
 from ..table import RoutingTable
@@ -98,7 +99,7 @@ def read_trace(path: Path, fleet: Fleet, duration_s: float) -> Trace:
     """Arrivals of a file with the columns `scheduled_at_s` and `region`; further columns are not read.
 
     Args:
-        path: of the CSV.
+        path: of a CSV or Parquet file.
         fleet: whose regions they are.
         duration_s: of the scenario; arrivals after it are left out.
 
@@ -108,28 +109,33 @@ def read_trace(path: Path, fleet: Fleet, duration_s: float) -> Trace:
     Raises:
         InputError: with the line.
     """
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    missing = [name for name in TRACE_COLUMNS if name not in (rows.fieldnames or ())]
-    if missing:
-        raise InputError(f"has no column {missing[0]}; a trace has scheduled_at_s and region", file=str(path))
-    found = []
-    for row in rows:
-        where, text, region = f"line {rows.line_num}", row["scheduled_at_s"], row["region"]
-        try:
-            time = float(text)
-        except (TypeError, ValueError):
-            raise InputError(f"{where}: scheduled_at_s is no number: {text}", file=str(path)) from None
-        if not math.isfinite(time) or time < 0:
-            raise InputError(f"{where}: scheduled_at_s is {text}; it counts seconds from the start", file=str(path))
-        if region not in fleet.regions:
-            hint = did_you_mean(str(region), fleet.regions)
-            raise InputError(f"{where}: {region} is none of the fleet's regions{hint}", file=str(path))
-        if time <= duration_s:
-            found.append((time, region))
+    try:
+        columns = read_columns(path, TRACE_COLUMNS, "a trace has scheduled_at_s and region")
+        times, time_of = columns.parsed("scheduled_at_s", _scheduled)
+        regions, region_of = columns.parsed("region", partial(_region, fleet))
+    except InputError as error:
+        raise error.within(path) from None
+    rows = zip(time_of.tolist(), region_of.tolist(), strict=True)
+    found = sorted((times[at], regions[where]) for at, where in rows if times[at] <= duration_s)
     if not found:
         raise InputError(f"has no arrival in the scenario's {duration_s:g} s", file=str(path))
-    found.sort()
     return tuple(found)
+
+
+def _scheduled(value: Any) -> float:
+    try:
+        time = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"scheduled_at_s is no number: {value}") from None
+    if not math.isfinite(time) or time < 0:
+        raise InputError(f"scheduled_at_s is {value}; it counts seconds from the start")
+    return time
+
+
+def _region(fleet: Fleet, value: Any) -> str:
+    if value not in fleet.regions:
+        raise InputError(f"{value} is none of the fleet's regions{did_you_mean(str(value), fleet.regions)}")
+    return str(value)
 
 
 def with_fleet(experiment: Experiment, fleet: Fleet) -> Experiment:

@@ -13,6 +13,7 @@ import numpy as np
 from ..control.steps import Shares
 from ..load import Load
 from ..planner import plan
+from ..schema import validated
 from . import loop
 from .build import build
 from .demand import rates
@@ -135,7 +136,8 @@ class Simulation:
 
     def _drain(self) -> None:
         """Nothing is planned any more but what is under way; each wait and computation has an end."""
-        step = max(self.experiment.times.mean_s, self.experiment.fleet.retry.max_interval_s)
+        retry = self.experiment.fleet.retry
+        step = max(self.experiment.times.mean_s, retry.max_interval_s, retry.delay.max_s)
         while self._under_way():
             self._advance(self.now + step)
 
@@ -176,5 +178,6 @@ def first_table(experiment: Experiment) -> Shares:
     assert kind in {LOOP, PLANNED}
     demand = {name: one.at(0.0) for name, one in rates(experiment).items()} if kind == PLANNED else {}
     capacity = {name: region.gpus / experiment.times.mean_s for name, region in fleet.regions.items()}
-    load = Load(demand_rps={name: demand.get(name, 0.0) for name in fleet.names}, capacity_rps=capacity)
+    wanted = {name: demand.get(name, 0.0) for name in fleet.names}
+    load = validated(Load, {"demand_rps": wanted, "capacity_rps": capacity})
     return plan(fleet, load, generated_at=_EPOCH).shares

@@ -11,6 +11,8 @@ from ..errors import InputError
 from ..fleet import Fleet, RetryPolicy
 from ..schema import Count, Items, Number, Positive, RegionName, Share, Strict, did_you_mean, wrong
 
+LONGEST_S = 366 * 86_400.0
+MOST_ROUNDS = 1_000_000
 LOOP, HOME, PLANNED = "control", "home", "plan"
 
 
@@ -204,7 +206,7 @@ class Scenario(Strict):
 
     name: Annotated[str, Field(min_length=1)]
     fleet: str = "fleet.yaml"
-    duration_s: Positive
+    duration_s: Annotated[Positive, Field(le=LONGEST_S)]
     warm_up_s: Number = 0.0
     seed: Count = 0
     service_time: ServiceTime = ServiceTime()
@@ -222,12 +224,34 @@ class Scenario(Strict):
             raise wrong("warm_up_s", f"{self.warm_up_s:g} is not below duration_s ({self.duration_s:g})")
         if self.series_s is not None and self.duration_s / self.series_s > 100_000:
             raise wrong("series_s", f"{self.series_s:g} makes more than 100,000 points")
+        if self.table == LOOP and self.duration_s / self.control.interval_s > MOST_ROUNDS:
+            text = f"{self.control.interval_s:g} makes more than {MOST_ROUNDS:,} rounds in {self.duration_s:g} s"
+            raise wrong("control.interval_s", text)
+        self._see_that_nothing_is_after_the_end()
         by_region: dict[str, float] = {}
         for i, failure in sorted(enumerate(self.failures), key=lambda one: one[1].at_s):
             if failure.at_s < by_region.get(failure.region, 0.0):
                 raise wrong(f"failures.{i}.at_s", f"{failure.region} has another failure then")
             by_region[failure.region] = failure.until_s or self.duration_s
         return self
+
+    def _see_that_nothing_is_after_the_end(self) -> None:
+        """It would not happen, and nobody would know."""
+        spans: dict[str, tuple[Span, ...]] = {
+            "arrivals.changes": self.arrivals.changes,
+            "failures": self.failures,
+            "control.down": self.control.down,
+        }
+        begins = [(f"{key}.{i}.at_s", one.at_s) for key, found in spans.items() for i, one in enumerate(found)]
+        begins += [(f"arrivals.bursts.{i}.at_s", one.at_s) for i, one in enumerate(self.arrivals.bursts)]
+        for key, at_s in begins:
+            if at_s >= self.duration_s:
+                raise wrong(key, f"{at_s:g} is not before the end ({self.duration_s:g})")
+        for i, burst in enumerate(self.arrivals.bursts):
+            if (last := burst.at_s + burst.over_s) > self.duration_s:
+                raise wrong(
+                    f"arrivals.bursts.{i}.over_s", f"ends at {last:g}, after the scenario ({self.duration_s:g})"
+                )
 
     def check(self, fleet: Fleet) -> None:
         """See that it is of this fleet.

@@ -258,7 +258,7 @@ function showResult(data) {
     return pair;
   }));
   outcome.hidden = false;
-  say("Done.");
+  say(data.prompt_truncated ? `Done. The prompt is too long: ${data.prompt_truncated}.` : "Done.");
 }
 
 function megabytes(bytes) {

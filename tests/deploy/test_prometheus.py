@@ -144,7 +144,7 @@ def test_each_pod_of_a_fleet_is_scraped_with_its_tier_and_region(overlays, tmp_p
     with (tmp_path / "log.txt").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={at}"], stdout=log, stderr=log)
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         targets = []
         while not targets:
             assert time.monotonic() < end, (tmp_path / "log.txt").read_text()
@@ -155,7 +155,7 @@ def test_each_pod_of_a_fleet_is_scraped_with_its_tier_and_region(overlays, tmp_p
                 continue
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
         reservation.release()
     seen = {
         (

@@ -68,7 +68,7 @@ def ask(url, **headers):
     return answer
 
 
-def until(condition, limit_s=30.0):
+def until(condition, limit_s=120.0):
     end = time.monotonic() + limit_s
     while not (found := condition()):
         assert time.monotonic() < end

@@ -53,7 +53,7 @@ FLEET = {
     "thresholds": [{"load": 0.75, "ring": 1}],
     "target_load": 0.75,
     "smoothing_s": 4.0,
-    "retry": {"attempts": 20, "base_interval_s": 0.05, "max_interval_s": 0.4},
+    "retry": {"attempts": 60, "base_interval_s": 0.05, "max_interval_s": 0.4},
     "data_plane": {"limits": {"edge_threads": 1, "job_s": 10}, "access_log": False},
 }
 
@@ -120,7 +120,7 @@ def scenario_file(tmp_path):
 def locust(tmp_path):
     """Runs Locust, and gives (exit status, verdict or nothing, what it said)."""
 
-    def run(*arguments, timeout=120):
+    def run(*arguments, timeout=280):
         verdict = tmp_path / "verdict.json"
         verdict.unlink(missing_ok=True)
         done = subprocess.run(

@@ -117,7 +117,7 @@ def test_the_web_page_starts_runs_and_shows_their_verdicts(tiny_folder, scenario
         env={name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")},
     )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=10, trust_env=False) as page:
+        with httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=60, trust_env=False) as page:
             _until(lambda: page.get("/").status_code == 200)
             assert page.get("/verdict").status_code == 404
             for seed in ("3", "4"):  # a second run begins with nothing of the first
@@ -132,7 +132,7 @@ def test_the_web_page_starts_runs_and_shows_their_verdicts(tiny_folder, scenario
             assert rows["a"]["num_requests"] == found["regions"]["a"]["requests"]
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 def _verdict(page, seed):
@@ -141,7 +141,7 @@ def _verdict(page, seed):
     return content if content.get("seed") == seed else None
 
 
-def _until(check, seconds=60.0):
+def _until(check, seconds=120.0):
     end = time.monotonic() + seconds
     while True:
         try:

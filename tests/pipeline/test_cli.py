@@ -86,6 +86,14 @@ def compare(teacher_folder, student_folder):
     return lambda *more: main(["evaluate", *given, *more])
 
 
+@pytest.mark.parametrize("option", ["--guidance-scale", "--image-guidance-scale"])
+def test_guidance_on_top_of_what_a_student_has_in_its_weights_is_refused(student_folder, option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "--model", str(student_folder), "--clips", "1", option, "2"])
+    assert caught.value.code == 2
+    assert f"{option}: 2 cannot be chosen: this student has its guidance in its weights" in capsys.readouterr().err
+
+
 def gates_file(folder: Path, limit: float, steps: int = 1) -> str:
     path = folder / "own.yaml"
     path.write_text(f"steps: {{{steps}: {{ground_truth_loss_db: {limit}, psnr_to_teacher_db: {-limit}}}}}\n")

@@ -1,14 +1,16 @@
 import os
-import time
 from pathlib import Path
 
 import httpx
+import nbformat
 import pytest
 
 from pipeline.cli import main
 from pipeline.demo import post_animate, serving
 from pipeline.errors import StillmotionError
 from pipeline.samples import Sample, read_samples
+from pipeline.sources import EMBEDDED_STUDENT
+from pipeline.store import verify
 from pipeline.video import decode
 
 
@@ -18,6 +20,12 @@ def test_samples_are_pictures_with_captions_of_the_vocabulary():
     for sample in samples:
         assert sample.path.stat().st_size < 60_000
         assert sample.prompt.split()[0] in {"a", "an"}
+
+
+def test_the_shipped_student_is_a_package_of_8_passes_and_all_shipped_weights_are_small():
+    info = verify(EMBEDDED_STUDENT)
+    assert (info.steps, info.passes, info.guidance_distilled) == (8, 8, True)
+    assert sum(path.stat().st_size for path in EMBEDDED_STUDENT.parent.rglob("*") if path.is_file()) < 20e6
 
 
 @pytest.mark.parametrize(
@@ -63,6 +71,41 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words(tmp_path):
         pytest.fail("it is no server")
 
 
+def clip(path: Path):
+    return decode(path.read_bytes())
+
+
+@pytest.mark.timeout(900)
+def test_a_demo_whose_student_falls_short_serves_what_is_shipped_and_fails(tmp_path, picture, capsys):
+    """Notebooks that train nothing stand for those of the project, which take minutes."""
+    source = (
+        "from pipeline.errors import StillmotionError\nraise StillmotionError('psnr_to_teacher_db: 1, at least 30')"
+    )
+    book = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        cells=[
+            nbformat.v4.new_code_cell('run_folder = ""', metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(source),
+        ],
+    )
+    nbformat.write(book, tmp_path / "short.ipynb")
+    (tmp_path / "own.yaml").write_text("title: Short\nnotebooks: .\nstages: [{notebook: short}]\n")
+    own = sample(tmp_path, picture)
+    arguments = ["--preset", str(tmp_path / "own.yaml"), "--runs", str(tmp_path / "runs")]
+    assert main(["demo", "--image", str(own.path), "--prompt", own.prompt, *arguments]) == 1
+    said = capsys.readouterr().err
+    folder = (tmp_path / "runs" / "latest").resolve()
+    assert "psnr_to_teacher_db: 1, at least 30" in said
+    assert f"report  {folder / 'report.html'}" in said
+    assert "STILLMOTION_MODEL=" in said.splitlines()[-1]
+    assert len(clip(folder / "demo" / "a-shipped.mp4")) == 8
+    assert len(list((folder / "demo").glob("*.mp4"))) == 1 + len(read_samples())
+    assert (folder / "report.html").read_text().count("data:video/mp4") == 1 + len(read_samples())
+    address = next(line.split()[-1] for line in said.splitlines() if line.endswith("/ui"))
+    with pytest.raises(httpx.TransportError):
+        httpx.get(address, timeout=60)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_serves_a_persons_picture_and_stops_the_server(teacher_folder, tmp_path, picture, capsys):
@@ -74,11 +117,8 @@ def test_the_demo_serves_a_persons_picture_and_stops_the_server(teacher_folder, 
     said = capsys.readouterr()
     folder = (tmp_path / "runs" / "latest").resolve()
     clips = sorted((folder / "demo").glob("*.mp4"))
-    assert len(clips) == 1 + len(read_samples())
-    assert len(decode((folder / "demo" / "a.mp4").read_bytes())) == 4
+    assert len(clips) == 2 + len(read_samples())
+    assert len(clip(folder / "demo" / "a-shipped.mp4")) == 8
+    assert len(clip(folder / "demo" / "a.mp4")) == 4
     assert (folder / "report.html").read_text().count("data:video/mp4") == len(clips)
-    address = next(line.split()[-1] for line in said.err.splitlines() if line.startswith("server ready"))
-    time.sleep(0.5)
-    with pytest.raises(httpx.TransportError):
-        httpx.get(f"{address}/livez", timeout=2)
     assert os.fspath(folder / "report.html") in said.out

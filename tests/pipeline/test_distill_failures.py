@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import resource
-from collections.abc import Iterator
+import copy
 from dataclasses import replace
 
 import pytest
@@ -14,6 +13,7 @@ from pipeline import ImageAnimationPipeline
 from pipeline.distill.trainer import DistillationError, Distiller
 from pipeline.errors import StillmotionError
 
+from .conftest import files_of_at_most
 from .test_distill_training import SETTINGS, Source
 
 
@@ -41,17 +41,6 @@ def test_a_gradient_that_is_no_number_changes_no_weight(teacher, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, distiller.trained, strict=True))
 
 
-@contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """What a full disk does, done by the system: a file ends in the middle."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 # Of these files the weights come first, and AdamW's state, twice as large, after them.
 @pytest.mark.parametrize("size", [200_000, 600_000])
 def test_a_full_disk_leaves_the_old_checkpoint(teacher, tmp_path, size):
@@ -69,6 +58,33 @@ def test_a_full_disk_leaves_the_old_checkpoint(teacher, tmp_path, size):
     distiller = Distiller(teacher, Source(), settings, tmp_path)
     assert distiller.resume()
     assert distiller.updates == 1
+
+
+def _change_a_weight_in_the_middle(teacher: ImageAnimationPipeline) -> None:
+    teacher.unet.mid_block.resnets[0].conv1.weight.data[0, 0, 0, 0] += 1e-3
+
+
+def _change_the_text_encoder(teacher: ImageAnimationPipeline) -> None:
+    next(iter(teacher.text_encoder.parameters())).data[0, 0] += 1e-3
+
+
+def _change_the_scheduler(teacher: ImageAnimationPipeline) -> None:
+    teacher.register_modules(scheduler=type(teacher.scheduler).from_config(teacher.scheduler.config, beta_end=0.013))
+
+
+@pytest.mark.parametrize(
+    "change", [_change_a_weight_in_the_middle, _change_the_text_encoder, _change_the_scheduler, None]
+)
+def test_a_run_goes_on_with_the_very_same_teacher_alone(teacher, tmp_path, change):
+    teacher = copy.deepcopy(teacher)  # its parts are those of other tests
+    settings = replace(SETTINGS, updates=1)
+    Distiller(teacher, Source(), settings, tmp_path).train()
+    if change is None:
+        assert Distiller(copy.deepcopy(teacher), Source(), settings, tmp_path).resume()
+        return
+    change(teacher)
+    with pytest.raises(DistillationError, match=r"made with other settings \(teacher: UNetMotionModel"):
+        Distiller(teacher, Source(), settings, tmp_path).resume()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -86,8 +86,9 @@ def test_lora_trains_additions_alone_and_is_merged_at_the_end(request, family, t
 
     distiller.averaged.copy_to(distiller.trained)
     with torch.no_grad():
+        grid = [side // teacher.vae_scale_factor for side in teacher.default_size]
         _, told = conditions(teacher, SOURCE[0], distiller.guidance, torch.Generator().manual_seed(0))
-        z, t = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 500])
+        z, t = torch.randn(2, 4, 3, *grid, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 500])
         merged, unmerged = (teacher.family.predict(unet, z, t, told) for unet in (student.unet, distiller.student))
     assert torch.allclose(merged, unmerged, atol=1e-5)
 
@@ -125,10 +126,16 @@ def test_a_student_of_the_pia_family_learns(one_level_pia, tmp_path):
 
 def test_the_loss_falls(one_level_pia, tmp_path):
     teacher = adapt(one_level_pia)
-    settings = replace(SETTINGS, student_steps=1, updates=16, learning_rate=5e-3, checkpoint_every=100)
+    settings = replace(SETTINGS, student_steps=1, updates=16, learning_rate=3e-4, checkpoint_every=100)
     distiller = Distiller(teacher, SOURCE, settings, tmp_path)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(float(distiller.loss(SOURCE[number], number)) for number in range(4))
+
+    before = loss()
     distiller.train()
-    assert sum(distiller.losses[-4:]) < 0.8 * sum(distiller.losses[:4])
+    assert loss() < 0.8 * before
 
 
 def test_a_saved_student_makes_one_pass_a_step_on_its_own_grid(teacher, tmp_path):
@@ -166,7 +173,8 @@ def test_the_command_makes_a_student_and_goes_on_where_it_stopped(teacher_folder
     assert [row["update"] for row in rows] == ["1", "2"]
     assert json.loads((tmp_path / "settings.json").read_text())["student_steps"] == 1
     assert torch.isfinite(animate(ImageAnimationPipeline.from_pretrained(tmp_path / "student"))).all()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "losses.csv", "settings.json", "student"]
+    left = {path.name for path in tmp_path.iterdir()} - {".lock"}
+    assert left == {"checkpoint", "losses.csv", "settings.json", "student"}
 
 
 def test_sample_grids_are_drawn_and_change_nothing_of_the_training(teacher_folder, tmp_path):
@@ -197,7 +205,7 @@ def test_the_command_learns_from_a_folder(teacher_folder, picture, tmp_path):
         (("-p", "steps", "3"), 2, "-p steps: not a setting of distill"),
         (("-p", "updates", "many"), 2, "-p updates: 'many' is not of type int"),
         (("-p", "updates", "0"), 2, "-p updates: 0 is below 1"),
-        (("-p", "guidance_range", "4"), 2, "-p guidance_range: 4 is not of type tuple"),
+        (("-p", "guidance_range", "4"), 2, "-p guidance_range: '4' is not of type tuple"),
         (("-p", "guidance_range", "[3, 4]"), 2, "-p guidance_range: [3.0, 4.0] leaves out 2, the teacher's own scale"),
         (("-p", "trajectory", "sideways"), 2, "'sideways' is not one of forward, backward"),
         (("-p", "student_steps", "3"), 1, "2 steps of the teacher cannot be divided into 3"),

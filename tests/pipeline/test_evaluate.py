@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from pipeline.baseline import branch_clips
@@ -13,6 +14,7 @@ from pipeline.engine import Animator
 from pipeline.errors import ModelError
 from pipeline.evaluate import Sampling, compare, compare_students, evaluate, wilson_interval
 from pipeline.guidance import Guidance
+from pipeline.judging import Candidate
 from pipeline.perception import Perception
 from pipeline.sources import open_checkpoint
 from pipeline.store import describe
@@ -26,6 +28,7 @@ class Oracle:
     default_size = (SIZE, SIZE)
     config = SimpleNamespace()
     device = "cpu"
+    unet = SimpleNamespace(dtype=torch.float32)
 
     def __init__(self, seed, spoil=lambda video: video):
         self.generator = ClipGenerator(SIZE, FRAMES, seed=seed, held_out=True)
@@ -118,6 +121,18 @@ def test_figures_do_not_depend_on_the_size_of_batches(teacher_folder):
         assert getattr(one, name) == pytest.approx(getattr(all_at_once, name), abs=0.01)
 
 
+def test_figures_of_a_checkpoint_that_samples_its_pictures_do_not_depend_on_the_size_of_batches(i2vgen):
+    """As published I2VGen-XL does, from torch's global generator."""
+    i2vgen.register_to_config(num_frames=2, num_inference_steps=2, image_latents_mode="sample")
+    candidate = Candidate(Animator(i2vgen, describe(i2vgen, "random", {}), "random"))
+    batch = ClipGenerator(32, 2, seed=3).batch(3)
+    together = candidate.animate(batch, [5, 6, 7], side=32)
+    generator = ClipGenerator(32, 2, seed=3)
+    alone = torch.cat([candidate.animate(generator.batch(1), [seed], side=32) for seed in (5, 6, 7)])
+    assert float((together - alone).abs().max()) < 1e-5
+    assert float((together[0] - together[1]).abs().max()) > 1e-3
+
+
 def test_a_model_of_oblong_clips_is_judged_on_squares(teacher_folder):
     animator = open_checkpoint(teacher_folder)
     animator.pipe.unet.register_to_config(sample_size=(8, 12))
@@ -144,7 +159,9 @@ def test_a_model_can_be_judged_with_other_steps_and_guidance(teacher_folder):
 )
 def test_sampling_out_of_range_is_named(given, name):
     with pytest.raises(ValueError, match=name):
-        Sampling.of(SimpleNamespace(config=SimpleNamespace(**PLAN, guidance_range=None)), **given)
+        Sampling.of(
+            SimpleNamespace(config=SimpleNamespace(**PLAN, guidance_range=None, distilled_guidance_scale=None)), **given
+        )
 
 
 def test_diversity_is_measured_where_asked_and_changes_no_other_figure(teacher_folder):
@@ -184,7 +201,9 @@ class Stills(Oracle):
     def __init__(self, plan, error):
         super().__init__(seed=0)
         self.unet, self.denoiser = torch.nn.Linear(1, 1, bias=False), None
-        self.config = SimpleNamespace(**plan, guidance_range=None)
+        self.unet.dtype = torch.float32
+        self.scheduler = DDIMScheduler()
+        self.config = SimpleNamespace(**plan, guidance_range=None, distilled_guidance_scale=None)
         self.error, self.calls = error, []
 
     def __call__(self, images, prompts, **options):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from diffusers.pipelines.deprecated.pia.pipeline_pia import PIAPipeline
 from pipeline import ImageAnimationPipeline
 from pipeline.engine import load_pipeline
 from pipeline.errors import ModelError
+from pipeline.sources import open_model
 
 PROMPT = "a red circle moves right"
 
@@ -64,6 +69,49 @@ def test_a_folder_with_fp16_files_alone_loads_without_being_told(request, refere
     expected = frames_of(reference, picture(), guidance_scale=4.0, height=32, width=32, clip_skip=None)
     given = frames_of(loaded, picture(), guidance_scale=4.0, height=32, width=32, clip_skip=None)
     assert np.abs(expected - given).max() <= 1e-4
+
+
+@pytest.fixture
+def hub(i2vgen_reference, tmp_path) -> Path:
+    """A cache of the hub that has one checkpoint, in half precision alone, and no network."""
+    repository = tmp_path / "models--someone--halves"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    halves = {
+        name: copy.deepcopy(part).half() if isinstance(part, torch.nn.Module) else part
+        for name, part in i2vgen_reference.components.items()
+    }
+    type(i2vgen_reference)(**halves).save_pretrained(snapshot, variant="fp16")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    return tmp_path
+
+
+def test_a_repository_with_fp16_files_alone_loads_without_being_told(hub, i2vgen_reference, picture):
+    loaded = ImageAnimationPipeline.from_pretrained("someone/halves", cache_dir=hub)
+    arguments = {"height": 32, "width": 32, "clip_skip": None, "guidance_scale": 2.0}
+    difference = frames_of(i2vgen_reference, picture(), **arguments) - frames_of(loaded, picture(), **arguments)
+    assert np.abs(difference).max() < 0.05
+
+
+def test_a_hub_id_is_a_model_for_every_command(hub, tmp_path, picture):
+    picture().save(tmp_path / "photo.png")
+    given = ["--image", str(tmp_path / "photo.png"), "--prompt", "x", "--out", str(tmp_path / "clip.gif")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "animate", "--model", "someone/halves", *given, "--frames", "2"],
+        env={**os.environ, "HF_HUB_CACHE": str(hub)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "model someone/halves" in done.stderr
+
+
+@pytest.mark.parametrize("source", ["someone/some-model", "animator/latest"])
+def test_a_hub_id_that_is_not_reached_says_so(source):
+    with pytest.raises(ModelError, match=f"^{source}: not a folder here, and the hub could not give it"):
+        open_model(source)
 
 
 def test_one_component_with_fp16_files_alone_is_enough_to_look_for_them(i2vgen_reference, tmp_path, equal_weights):

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+)
 
 TOLERANCE = 1e-4
 
@@ -283,6 +289,80 @@ def test_other_schedulers_give_the_frames_of_diffusers(request, picture, family,
         clip_skip=None,
         output_type="np",
     )
+    assert difference(expected, given) <= TOLERANCE
+
+
+STOCHASTIC = {
+    "DDIM, eta 1": (DDIMScheduler, 1.0),
+    "Euler ancestral": (EulerAncestralDiscreteScheduler, 0.0),
+    "LCM": (LCMScheduler, 0.0),
+    "DPM-Solver SDE": (lambda **config: DPMSolverMultistepScheduler(**config, algorithm_type="sde-dpmsolver++"), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("family", ["i2vgen", "pia"])
+def test_solvers_that_draw_noise_at_each_step_give_the_frames_of_diffusers(request, picture, family, name):
+    reference, ours = request.getfixturevalue(f"{family}_reference"), request.getfixturevalue(family)
+    make, eta = STOCHASTIC[name]
+    for pipe in (reference, ours):
+        pipe.register_modules(scheduler=make(beta_schedule="scaled_linear"))
+    expected, given = run_both(
+        reference,
+        ours,
+        [picture(), picture(seed=1)] if family == "i2vgen" else picture(),
+        PROMPTS[:2] if family == "i2vgen" else PROMPTS[0],
+        seed=2,
+        height=32,
+        width=32,
+        num_frames=3,
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        eta=eta,
+        clip_skip=None,
+        output_type="np",
+    )
+    assert difference(expected, given) <= TOLERANCE
+
+
+@pytest.mark.parametrize("skip", [None, 1])
+def test_pia_leaves_out_text_layers_of_the_prompt_alone_as_diffusers_does(pia_reference, pia, picture, skip):
+    encoder = pia_reference.text_encoder
+    object.__setattr__(encoder, "text_model", encoder)  # as `repaired_reference`
+    try:
+        expected, given = run_both(
+            pia_reference, pia, picture(), PROMPTS[0], seed=5, num_frames=3, num_inference_steps=2,
+            guidance_scale=4.0, clip_skip=skip, negative_prompt="a blue square", output_type="latent",
+        )  # fmt: skip
+    finally:
+        object.__delattr__(encoder, "text_model")
+    assert difference(expected, given) <= TOLERANCE
+
+
+def test_a_call_without_arguments_takes_what_pia_is_published_with(pia_reference, pia, picture):
+    arguments = {"num_frames": 4, "num_inference_steps": 3, "output_type": "latent"}
+    expected = pia_reference(image=picture(), prompt=PROMPTS[0], generator=noise_generator(0), **arguments).frames
+    given = pia(picture(), PROMPTS[0], generator=noise_generator(0), **arguments).frames
+    assert difference(expected, given) <= TOLERANCE
+    assert pia.config.guidance_scale == 7.5
+
+
+def test_several_clips_of_a_prompt_are_those_of_diffusers(i2vgen_reference, i2vgen, picture):
+    expected, given = run_both(
+        i2vgen_reference,
+        i2vgen,
+        picture(),
+        PROMPTS[0],
+        seed=2,
+        height=32,
+        width=32,
+        num_frames=3,
+        num_inference_steps=2,
+        num_videos_per_prompt=3,
+        clip_skip=None,
+        output_type="latent",
+    )
+    assert given.shape[0] == 3
     assert difference(expected, given) <= TOLERANCE
 
 

@@ -12,7 +12,10 @@ import nbformat
 import pytest
 
 from pipeline.cli import main
+from pipeline.notebooks import typed
 from pipeline.state import RunState
+
+from .conftest import files_of_at_most
 
 # They write their result by hand: importing the package would cost each kernel a second.
 FINISH = """
@@ -141,8 +144,17 @@ def test_a_kernel_that_dies_is_said_so(run, tmp_path, capsys):
     assert "kernel died" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupt_ends_the_kernel_and_leaves_a_run_that_resumes(run, preset, teacher_folder, tmp_path, number):
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGINT, signal.SIGINT),
+        pytest.param((signal.SIGTERM,), marks=pytest.mark.slow),
+        pytest.param((signal.SIGINT, signal.SIGTERM, signal.SIGINT), marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupt_ends_the_kernel_in_one_line_and_leaves_a_run_that_resumes(
+    run, preset, teacher_folder, tmp_path, capsys, numbers
+):
     runs = tmp_path / "runs"
     runs.mkdir()
     (runs / "wait").touch()
@@ -157,13 +169,22 @@ def test_an_interrupt_ends_the_kernel_and_leaves_a_run_that_resumes(run, preset,
     wait_for((runs / "waiting").exists)
     kernels = children(process.pid)
     assert kernels
-    process.send_signal(number)
+    # Nothing else may go on in a run that is still going.
+    assert run("--resume", "latest") == 1
+    assert "another process is at work on this run" in capsys.readouterr().err
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.05)  # two signals at once are one
     _, said = process.communicate(timeout=240)
     assert process.returncode == 130
-    assert "Traceback" not in said
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in kernels))
     folder = (runs / "latest").resolve()
+    last = said[said.index("[2/2] second  started") :].splitlines()[1:]
+    assert last[-1].startswith("interrupted")
+    assert [line for line in last[:-1] if not line.startswith("[2/2] second  interrupted after")] == []
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in kernels))
     assert [stage.status for stage in RunState.read(folder).stages] == ["done", "interrupted"]
+    if len(numbers) == 1:
+        assert last[-1] == f"interrupted; go on with: python -m pipeline run --resume {folder}"
 
     (runs / "wait").unlink()
     assert run("--resume", "latest") == 0
@@ -195,7 +216,8 @@ def children(pid: int) -> list[int]:
     [
         (["-p", "numbr", "5"], "parameter numbr: no notebook of this preset has it; they have factor, number"),
         (["-p", "number", "many"], "parameter number: 'many' is str; first wants int, such as 3"),
-        (["-p", "number", "true"], "parameter number: True is bool"),
+        (["-p", "number", "true"], "parameter number: 'true' is str; first wants int"),
+        (["-p", "number", "1:30"], "parameter number: '1:30' is str; first wants int"),
         (["-p", "run_folder", "x"], "use --runs and --teacher"),
     ],
 )
@@ -203,6 +225,52 @@ def test_a_parameter_that_no_notebook_has_is_wrong_use_before_any_work(run, tmp_
     assert run(*arguments) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_run_can_go_on(run, preset, capsys):
+    preset.write_text("title: One step\nnotebooks: .\nstages: [{notebook: first}]\n")
+    with files_of_at_most(2000):  # enough for the state, not for a notebook that has been executed
+        assert run() == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith(("error: ", "see "))
+    assert run("--resume", "latest") == 0
+
+
+def test_braces_in_a_path_are_part_of_its_name(preset, teacher_folder, tmp_path):
+    preset.write_text("title: One step\nnotebooks: .\nstages: [{notebook: first}]\n")
+    folder = tmp_path / "{number} of {all}"
+    folder.mkdir()
+    for path in (preset, tmp_path / "first.ipynb"):
+        path.rename(folder / path.name)
+    given = ["--preset", str(folder / "own.yaml"), "--teacher", str(teacher_folder), "--runs", str(folder / "{runs}")]
+    assert main(["run", *given]) == 0
+    assert (folder / "{runs}" / "latest" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("default", "text", "value"),
+    [
+        ("", "no", "no"),
+        ("", "1", "1"),
+        ("", "#x", "#x"),
+        ("", "null", "null"),
+        (3, "5", 5),
+        (3, "1:30", "1:30"),
+        (0.5, "3e-4", 3e-4),
+        (0.5, "2", 2.0),
+        (True, "no", False),
+        (True, "off", False),
+        (None, "[1, 2]", [1, 2]),
+    ],
+)
+def test_a_parameter_is_read_by_the_type_of_the_notebooks_own_value(default, text, value):
+    assert typed({"x": text}, [{"y": 1}, {"x": default}]) == {"x": value}
+
+
+def test_a_parameter_that_one_notebook_wants_whole_is_whole():
+    assert typed({"x": "2"}, [{"x": 0.5}, {"x": 3}]) == {"x": 2}
+    assert typed({"x": "2.5", "y": 7}, [{"x": 0.5}, {"x": 3}]) == {"x": "2.5", "y": 7}
 
 
 def test_a_teacher_that_is_not_there_is_refused_before_any_work(run, tmp_path, capsys):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import subprocess
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -335,6 +339,31 @@ def test_predicted_noise_at_zero_terminal_snr_is_refused():
     scheduler = LogSNRDPMSolverScheduler(**{**TEACHERS, "prediction_type": "epsilon"})
     with pytest.raises(ValueError, match="prediction_type: epsilon says nothing"):
         scheduler.set_timesteps(8)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "name"),
+    [
+        (EulerDiscreteScheduler(sigma_max=700.0, timestep_type="continuous"), "timestep_type"),  # as SVD's
+        (EulerDiscreteScheduler(sigma_max=700.0), "sigma_max"),
+        (CogVideoXDDIMScheduler(snr_shift_scale=3.0), "snr_shift_scale"),
+        (CogVideoXDPMScheduler(snr_shift_scale=1.0), None),
+        (UniPCMultistepScheduler(use_flow_sigmas=True), "use_flow_sigmas"),
+    ],
+)
+def test_a_scheduler_of_noise_levels_that_are_not_of_its_betas_is_refused(scheduler, name):
+    if name is None:  # without its shift it is like others
+        assert log_snr_solver(scheduler).config.prediction_type == scheduler.config.prediction_type
+        return
+    with pytest.raises(ValueError, match=f"^scheduler: .*{name}"):
+        log_snr_solver(scheduler)
+
+
+def test_noise_levels_that_a_scheduler_has_changed_without_saying_so_are_refused(teachers_ddim):
+    changed = copy.deepcopy(teachers_ddim)
+    changed.alphas_cumprod = changed.alphas_cumprod**2
+    with pytest.raises(ValueError, match="are not those of its betas"):
+        log_snr_solver(changed)
 
 
 def test_a_scheduler_without_betas_is_named():

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from pipeline import ImageAnimationPipeline
 from pipeline.cli import main
 from pipeline.clips import ClipGenerator
+from pipeline.errors import StillmotionError
 from pipeline.train.checkpoint import Checkpoint, Deadline
 from pipeline.train.linear_start import start_linear
 from pipeline.train.stream import EncodedStream, FrameStream
@@ -27,6 +28,8 @@ from pipeline.train.teacher import (
 )
 from pipeline.train.text import build_tokenizer
 from pipeline.train.vae import VaeSettings, build_vae, evaluate_vae, learning_rate, train_vae
+
+from .conftest import files_of_at_most
 
 VAE = VaeSettings(size=32, block_out_channels=(16, 16, 16), steps=2, batch=4)
 TEACHER = TeacherSettings(size=32, frames=4, block_out_channels=(16, 16), steps=3, bind_steps=1, batch=2)
@@ -279,6 +282,18 @@ def test_a_save_that_fails_leaves_the_last_good_checkpoint(tmp_path):
     with pytest.raises(AttributeError):
         broken.save(2)
     assert good.load() == 1
+
+
+@pytest.mark.parametrize("size", [0, 300])
+def test_a_full_disk_is_one_line_and_leaves_the_last_good_checkpoint(tmp_path, size):
+    model = torch.nn.Linear(64, 64)
+    checkpoint = Checkpoint(tmp_path / "c.pt", model=model)
+    checkpoint.save(1)
+    with files_of_at_most(size), pytest.raises(StillmotionError, match=r"^.*c\.pt: cannot be written \(") as caught:
+        checkpoint.save(2)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
+    assert checkpoint.load() == 1
 
 
 def test_a_deadline_of_none_never_passes_and_one_of_zero_has():

@@ -7,10 +7,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.metrics import psnr_db
-from pipeline.video import FORMATS, MEDIA_TYPES, contact_sheet, decode, encode, enlarge
+from pipeline.video import FORMATS, MEDIA_TYPES, contact_sheet, decode, delays_ms, encode, enlarge
 
 # What each format keeps of a clip of slowly varying colours, in dB; GIF has 256 colours.
 LEAST_PSNR_DB = {"mp4": 34, "webm": 32, "webp": 32, "gif": 26}
@@ -64,11 +66,34 @@ def test_what_comes_back_is_what_went_in(file_format):
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-@pytest.mark.parametrize("fps", [1, 8, 25])
+@pytest.mark.parametrize("fps", [1, 8, 25, 30, 60])
 def test_a_clip_is_shown_at_its_rate(file_format, fps):
-    data = encode(moving_clip(4), fps, file_format)
-    # Files of pictures count in hundredths or thousandths of a second a frame.
-    assert shown_seconds(data, file_format) == pytest.approx(4 / fps, rel=0.06)
+    data = encode(moving_clip(12), fps, file_format)
+    # Files of pictures count in hundredths or thousandths of a second: half a one may be lost at the end.
+    assert shown_seconds(data, file_format) == pytest.approx(12 / fps, abs=0.005)
+
+
+@given(st.integers(1, 200), st.integers(1, 60))
+def test_delays_of_a_gif_add_up_and_are_none_that_players_stretch(frames, fps):
+    delays = delays_ms(frames, fps, 10, 20)
+    assert abs(sum(delays.values()) - max(20, 1000 * frames / fps)) <= 5
+    assert all(delay >= 20 and delay % 10 == 0 for delay in delays.values())
+    assert list(delays) == list(range(frames)) or fps > 50
+    assert min(delays) == 0
+
+
+@pytest.mark.parametrize("file_format", ["mp4", "webm"])
+def test_video_gives_its_colours_back_to_who_reads_it_as_bt709(file_format):
+    """The decoder's arithmetic is ITU-R BT.709's own, on the planes as FFmpeg hands them out."""
+    for colour in [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 40, 60), (30, 160, 90), (255, 255, 255), (0, 0, 0)]:
+        clip = np.full((2, 256, 256, 3), colour, dtype=np.uint8)
+        with av.open(io.BytesIO(encode(clip, 8, file_format))) as container:
+            frame = next(container.decode(video=0))
+        y, u, v = (np.frombuffer(plane, np.uint8)[0] for plane in frame.planes)
+        luma, blue, red = (float(y) - 16) / 219, (float(u) - 128) / 224, (float(v) - 128) / 224
+        r, b = luma + 1.5748 * red, luma + 1.8556 * blue
+        shown = np.array([r, (luma - 0.2126 * r - 0.0722 * b) / 0.7152, b]) * 255
+        assert np.abs(shown.clip(0, 255) - colour).max() <= 3, shown
 
 
 @pytest.mark.parametrize("file_format", ["mp4", "webm"])
@@ -78,6 +103,10 @@ def test_video_says_its_rate_codec_and_colours(file_format):
         assert stream.average_rate == 12
         assert stream.codec_context.name in {"h264", "vp9", "libvpx-vp9"}
         assert stream.codec_context.pix_fmt == "yuv420p"  # what every browser plays
+        next(container.decode(stream))  # the bitstream says it, and not the container alone
+        context = stream.codec_context
+        said = context.colorspace, context.color_primaries, context.color_trc, context.color_range
+        assert said == (1, 1, 1, 1)  # BT.709 three times, and the range of broadcasts
 
 
 def test_mp4_begins_with_its_index_so_that_it_plays_while_it_loads():

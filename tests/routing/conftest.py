@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         answer = self.server.answer(self.path) if callable(self.server.answer) else self.server.answer
         if answer == "hang":
-            self.server.ended.wait(20)
+            self.server.ended.wait(120)
         elif answer == "close":
             self.close_connection = True
         elif answer == "drip":
@@ -124,11 +124,11 @@ another_free_port = free_port
 def eventually():
     """Waits until something is true, and gives it; long, for machines that have other work."""
 
-    def wait(check, seconds=60.0):
+    def wait(check, seconds=120.0):
         end = time.monotonic() + seconds
         while not (found := check()):
             assert time.monotonic() < end, "it did not become true"
-            time.sleep(0.02)
+            time.sleep(0.05)
         return found
 
     return wait

@@ -21,7 +21,7 @@ def test_help_comes_without_heavy_imports():
         "try: main(['--help'])\n"
         "finally: print(sorted({'numpy', 'scipy', 'pydantic', 'yaml', 'pipeline'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "  plan " in done.stdout
 
@@ -63,7 +63,7 @@ def start(examples, stdout, shell_tail=""):
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=280,
         check=False,
         cwd=examples.parents[1],
     )

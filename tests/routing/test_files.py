@@ -30,13 +30,13 @@ def is_one_line(read):
     return True
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.sampled_from([Fleet, Load, RoutingTable]), VALUES)
 def test_any_content_is_one_or_an_input_error_of_one_line(model, content):
     assert is_one_line(lambda: validated(model, content))
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_change_of_a_fleet_is_one_or_an_input_error_of_one_line(examples, data):
     content = copy.deepcopy(yaml.safe_load((examples / "fleet.yaml").read_text()))

@@ -160,7 +160,7 @@ def test_a_wrong_value_is_named_with_its_key(fleet_file, change, message):
             "regions:\n  a: {gpus: 1}\n  b: {gpus: 1}\n  a: {gpus: 2}\n",
             "line 4: the key a is there twice, first in li",
         ),
-        ("regions:\n  no: {gpus: 1}\n", "the key False should be text; put it in quotes"),
+        ("regions:\n  no: {gpus: 1}\n", "line 2: the key no should be text; put it in quotes"),
         ("regions: &a [*a]\n", "regions: should be keys and values"),
         ("a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
         ("a: \x01\n", "is no YAML"),

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,13 +42,13 @@ def cases(draw):
     )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(cases())
 def test_each_plan_without_a_floor_keeps_every_promise(planned, case):
     planned(*case, floor=False)
 
 
-@settings(max_examples=700)
+@settings(max_examples=250)
 @given(cases())
 def test_each_plan_with_a_floor_keeps_every_promise(planned, case):
     planned(*case)
@@ -55,13 +56,13 @@ def test_each_plan_with_a_floor_keeps_every_promise(planned, case):
 
 def test_plans_of_fleets_on_the_globe_keep_every_promise(planned):
     generator = np.random.default_rng(11)
-    for _ in range(500):
+    for _ in range(100):
         fleet, load = random_case(generator)
         planned(fleet, load, floor=False)
         planned(fleet, load)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_same_input_gives_the_same_table_in_whatever_order_it_is_written(now, case, draws):
     fleet, load = case
@@ -79,7 +80,7 @@ def test_the_same_input_gives_the_same_table_in_whatever_order_it_is_written(now
     assert plan(Fleet.model_validate(content), other, generated_at=now) == one
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(cases())
 def test_the_linear_program_moves_the_same_overflow_for_no_more_latency(planned, see, now, case):
     iterative = planned(*case, floor=False)
@@ -89,8 +90,9 @@ def test_the_linear_program_moves_the_same_overflow_for_no_more_latency(planned,
     assert optimal.cost() <= iterative.cost() * (1 + 1e-6) + 1e-3
 
 
-def test_plans_cost_at_most_a_hundredth_more_than_the_optimum_at_the_median_and_a_tenth_at_the_99th_percentile():
-    costs = list(compare(np.random.default_rng(5), 400))
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_plans_cost_at_most_a_hundredth_more_than_the_optimum_at_the_median_and_a_tenth_at_the_99th_percentile(count):
+    costs = list(compare(np.random.default_rng(5), count))
     for ratio in (
         [one.planned / one.optimum for one in costs],
         [one.planned / one.by_home_load for one in costs],

@@ -1,7 +1,8 @@
-"""Fixtures of the service's tests: a small random model in a store, and real servers of it."""
+"""Fixtures of the service's tests: a small random model, real servers of it, and an engine in a test's hands."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import random
@@ -14,35 +15,57 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
 import pytest
 from PIL import Image
 
+from .bench import Bench, Loop, until
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24
 LIMIT_S = 600
 """How long an answer may take before a test gives up: a machine that does other work stalls for seconds."""
+FAR_LIMITS = {"headers_s": 600, "upload_s": 600, "send_s": 600, "deadline_s": 3000}
+"""Settings of a server that no stall brings to its limits; a test of a limit sets that one."""
 
 
-@pytest.fixture(scope="session")
-def packaged_model():
-    """A tiny model with random weights, saved as `animator:latest`: its clips are noise, its HTTP is real."""
+def random_pipeline(steps):
+    """A tiny model with random weights: its clips are noise, its HTTP is real."""
     import torch
 
     from pipeline.quiet import quiet_libraries
 
     quiet_libraries()
-    from pipeline.store import describe, save_to_store
     from pipeline.train.teacher import TeacherSettings, build_pipeline
     from pipeline.train.vae import VaeSettings, build_vae
 
     torch.manual_seed(0)
     settings = TeacherSettings(size=32, frames=4, block_out_channels=(16, 16))
     pipe = build_pipeline(settings, build_vae(VaeSettings(block_out_channels=(16, 16, 16))))
-    pipe.register_to_config(num_inference_steps=STEPS)
+    pipe.register_to_config(num_inference_steps=steps)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def packaged_model():
+    """A tiny model, saved as `animator:latest`."""
+    from pipeline.store import describe, save_to_store
+
+    pipe = random_pipeline(STEPS)
     return save_to_store(pipe, describe(pipe, "random weights", {}), "# Random weights\n")
+
+
+@pytest.fixture
+def quick_model(tmp_path):
+    """The folder of a tiny model that takes a single step."""
+    from pipeline.store import describe, write_package
+
+    pipe, folder = random_pipeline(1), tmp_path / "quick"
+    write_package(pipe, folder, describe(pipe, "random weights", {}), "# Random weights\n")
+    return folder
 
 
 class Server:
@@ -60,16 +83,8 @@ class Server:
             "PYTHONPATH": str(ROOT),
             **{f"STILLMOTION_{name.upper()}": str(value) for name, value in settings.items()},
         }
-        command = [
-            sys.executable,
-            "-m",
-            "bentoml",
-            "serve",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            self.url.rpartition(":")[2],
-        ]
+        address = ["--host", "127.0.0.1", "--port", self.url.rpartition(":")[2]]
+        command = [sys.executable, "-m", "bentoml", "serve", *address]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -146,7 +161,7 @@ def server(packaged_model, tmp_path_factory):
     """A server that all tests share; each leaves it free."""
     assert packaged_model.tag.name == "animator"  # the latest one, which a server takes by itself
     folder = tmp_path_factory.mktemp("server")
-    server = Server(folder / "home", folder / "log", region="test-1")
+    server = Server(folder / "home", folder / "log", region="test-1", **FAR_LIMITS)
     try:
         server.ready_seen = server.wait_until_ready()
         yield server
@@ -224,10 +239,27 @@ def free_port() -> int:
 @pytest.fixture
 def make():
     """Pictures and bodies of requests."""
+    return SimpleNamespace(picture=picture, form=form, body=body_of)
 
-    class Make:
-        picture = staticmethod(picture)
-        form = staticmethod(form)
-        body = staticmethod(body_of)
 
-    return Make
+@pytest.fixture
+def bench(make):
+    """The middleware around an engine that a test holds in its hands."""
+    return lambda **settings: Bench(make, **FAR_LIMITS | settings)
+
+
+@pytest.fixture(name="until")
+def until_fixture():
+    """Waits for a condition, in a test's event loop."""
+    return until
+
+
+@pytest.fixture
+def run():
+    """Runs a test's coroutine, in a loop whose clock `put_clock_forward` moves."""
+
+    def run_in_loop(test):
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(test())
+
+    return run_in_loop

@@ -52,6 +52,35 @@ def test_sending_a_finished_video_does_not_hold_the_slot():
     assert slot.holder is other
 
 
+@pytest.mark.parametrize("error", [Cancelled("deadline"), MemoryError(), KeyboardInterrupt()])
+def test_however_a_computation_ends_the_slot_is_free(error):
+    slot = Slot()
+    ticket = slot.admit()
+    with pytest.raises(type(error)), ticket.computing():
+        raise error
+    assert slot.load == 0
+    with slot.admit().computing():
+        assert slot.load == 1
+    assert slot.load == 0
+
+
+@pytest.mark.parametrize("failing_load", [0, 1])
+def test_a_listener_that_fails_never_keeps_the_slot(failing_load):
+    def on_change(load):
+        if load == failing_load and failing:
+            raise OSError("no space left on device")
+
+    failing = True
+    slot = Slot(on_change=on_change)
+    with pytest.raises(OSError, match="no space"), slot.admit().computing():
+        pass
+    failing = False
+    assert slot.load == 0
+    assert slot.wait_until_free(0)
+    slot.admit().leave()
+    assert slot.load == 0
+
+
 def test_the_first_reason_of_a_cancellation_stays():
     ticket = Slot().admit()
     ticket.begin()

@@ -134,18 +134,31 @@ def test_a_body_over_the_limit_is_refused_however_it_comes(server):
     assert_refused(reply, 413, "too_large", "body")
 
 
-def test_a_client_that_goes_away_while_sending_frees_the_slot(server, make):
+def begin_upload(connection, make):
+    """Send the head of a request and the first bytes of its body."""
     body, headers = make.body()
+    connection.sendall(
+        f"POST /animate HTTP/1.1\r\nHost: test\r\nContent-Type: {headers['Content-Type']}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body[:50]
+    )
+
+
+def test_a_slow_upload_keeps_nobody_waiting_and_is_refused_when_another_request_has_the_slot(server, make):
+    with socket.create_connection(server.address, timeout=LIMIT_S) as connection:
+        begin_upload(connection, make)
+        assert server.animate().status_code == 200
+        assert connection.recv(65536).startswith(b"HTTP/1.1 429")
+
+
+def test_a_client_that_goes_away_while_sending_leaves_the_server_free(server, make):
     disconnected = partial(server.metric, "stillmotion_requests_total", outcome="disconnected")
-    before = disconnected()
+    before, busy = disconnected(), server.metric("stillmotion_busy_seconds_total")
     with socket.create_connection(server.address) as connection:
-        connection.sendall(
-            f"POST /animate HTTP/1.1\r\nHost: test\r\nContent-Type: {headers['Content-Type']}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode()
-        )
-        server.wait_until(lambda: server.metric("stillmotion_load") == 1, "the slot is taken")
+        begin_upload(connection, make)
     server.wait_until(lambda: disconnected() == before + 1, "the client is missed")
-    server.wait_until_free()
+    assert server.metric("stillmotion_load") == 0
+    assert server.metric("stillmotion_busy_seconds_total") == busy
 
 
 UNUSUAL = {  # tests/pipeline/test_images.py knows more of them

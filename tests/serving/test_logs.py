@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from pipeline.spans import listen, part
-from serving.logs import ABOUT, JsonFormatter, id_of, request_id
+from serving.logs import ABOUT, EscapeControls, JsonFormatter, id_of, request_id
 from serving.settings import Settings, SettingsError
 from serving.tracing import Tracing, make_tracing
 
@@ -45,6 +45,18 @@ def test_a_line_says_when_what_and_of_which_request(logger):
     assert first["time"].endswith("+00:00")
     assert second["message"] == "two\nlines, ü and \u2028"
     assert "request_id" not in second
+
+
+@pytest.mark.parametrize("odd", ["\x00", "\x1b[31m", "\r", "\x7f", "\x9b31m"])
+def test_what_acts_on_a_terminal_is_escaped_in_a_text_log_and_lines_stay_lines(odd):
+    logger, written = logging.getLogger("test-of-text"), io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.addFilter(EscapeControls())
+    logger.addHandler(handler)
+    logger.warning("asked for %s,\n\tof %d é", f"/a{odd}", 2)
+    logger.removeHandler(handler)
+    line = written.getvalue()
+    assert line == f"asked for /a\\x{ord(odd[0]):02x}{odd[1:]},\n\tof 2 é\n"
 
 
 def test_an_error_brings_where_it_was_raised(logger):

@@ -1,200 +1,16 @@
 """The middleware around an engine that a test holds in its hands: what cannot be timed with a real one."""
 
-import asyncio
-import threading
-from types import SimpleNamespace
+import json
 
-import numpy as np
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import Route
 
-from pipeline.engine import Animation
-from pipeline.errors import Cancelled, ModelError
-from serving.endpoints import animate, animate_stream
-from serving.exchange import SCOPE_KEY
-from serving.host import Host, State
-from serving.middleware import AdmissionMiddleware
-from serving.settings import Settings
+from pipeline.errors import Cancelled, ModelError, NotFiniteError
+from serving.host import State
 
-CLIP = np.zeros((2, 16, 16, 3), dtype=np.uint8)
+from .bench import put_clock_forward
 
 
-class Engine:
-    """Takes a step each time that the test allows one."""
-
-    name = "animator:test"
-    runtime = "eager"
-    fallback = None
-    info = SimpleNamespace(
-        steps=3,
-        family="f",
-        runtime="eager",
-        precision="float32",
-        passes=3,
-        controls=(),
-        least_frames=1,
-        most_frames=2,
-        frames=2,
-        fps=8,
-    )
-
-    def __init__(self):
-        self.allowed = threading.Semaphore(0)
-        self.computing = self.most = 0
-        self.error = None
-
-    def check(self, request):
-        pass
-
-    def warm_up(self, on_step=None):
-        return Animation(CLIP, 8, 0, 3, 3, 0.0)
-
-    def animate(self, image, request, on_step=None):
-        self.computing += 1
-        self.most = max(self.most, self.computing)
-        try:
-            for step in range(3):
-                self.allowed.acquire()
-                if self.error:
-                    raise self.error
-                on_step(step + 1, 3)
-            return Animation(CLIP, 8, 1, 3, 3, 0.0)
-        finally:
-            self.computing -= 1
-
-
-class Series:
-    def __init__(self):
-        self.value = 0.0
-
-    def labels(self, **labels):
-        return self.__dict__.setdefault(str(sorted(labels.items())), Series())
-
-    def inc(self, amount=1.0):
-        self.value += amount
-
-    def set(self, value):
-        self.value = value
-
-    observe = inc
-
-
-class Metrics:
-    def __init__(self):
-        names = "ready load steps_left load_seconds requests cancelled step_seconds compute_seconds"
-        for name in names.split():
-            setattr(self, name, Series())
-
-    def describe(self, *_):
-        pass
-
-    def count_busy(self, slot):
-        pass
-
-    def outcome(self, outcome):
-        return self.requests.labels(outcome=outcome).value
-
-
-class Client:
-    """Speaks ASGI to the middleware, one request."""
-
-    def __init__(self, app, path, body, headers):
-        self.app, self.body, self.sent, self.gone, self.asked = app, body, [], asyncio.Event(), asyncio.Event()
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        self.scope = {
-            "type": "http",
-            "asgi": {"spec_version": "2.3"},
-            "method": "POST",
-            "path": path,
-            "headers": raw,
-            "query_string": b"",
-            "http_version": "1.1",
-            "scheme": "http",
-            "root_path": "",
-            "server": ("test", 80),
-        }
-
-    async def receive(self):
-        self.asked.set()
-        if self.body is not None:
-            body, self.body = self.body, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message):
-        self.sent.append(message)
-
-    def start(self):
-        self.task = asyncio.ensure_future(self.app(self.scope, self.receive, self.send))
-        return self
-
-    @property
-    def status(self):
-        return self.sent[0]["status"] if self.sent else None
-
-    @property
-    def content(self):
-        return b"".join(message.get("body", b"") for message in self.sent[1:])
-
-
-class Bench:
-    def __init__(self, make, **settings):
-        self.engine, self.failures = Engine(), []
-        self.host = Host(Settings(**settings), lambda: self.engine, self.failures.append, Metrics)
-
-        def endpoint(function):
-            async def call(request):
-                return await function(self.host, request.scope[SCOPE_KEY])
-
-            return call
-
-        routes = [
-            Route("/animate", endpoint(animate), methods=["POST"]),
-            Route("/animate/stream", endpoint(animate_stream), methods=["POST"]),
-        ]
-        self.app = AdmissionMiddleware(Starlette(routes=routes), self.host)
-        self.request = make.body()
-
-    async def ready(self):
-        self.host.start()
-        await until(lambda: self.host.state is not State.LOADING)
-        return self
-
-    def client(self, path="/animate"):
-        return Client(self.app, path, *self.request)
-
-
-async def until(condition):
-    while not condition():  # noqa: ASYNC110  # what it waits for happens in a thread
-        await asyncio.sleep(0.002)
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """Its clock is put forward by the test, so that limits pass when the test says and at no other time."""
-
-    ahead_s = 0.0
-
-    def time(self):
-        return super().time() + self.ahead_s
-
-
-def put_clock_forward(seconds):
-    asyncio.get_running_loop().ahead_s += seconds
-
-
-@pytest.fixture
-def bench(make):
-    return lambda **settings: Bench(make, **settings)
-
-
-def run(test):
-    with asyncio.Runner(loop_factory=Loop) as runner:
-        runner.run(test())
-
-
-def test_at_the_deadline_the_client_is_answered_at_once_and_the_slot_is_freed_when_the_step_ends(bench):
+def test_at_the_deadline_the_client_is_answered_at_once_and_the_slot_is_freed_when_the_step_ends(bench, run, until):
     async def test():
         b = await bench(deadline_s=60).ready()
         late = b.client().start()
@@ -221,7 +37,7 @@ def test_at_the_deadline_the_client_is_answered_at_once_and_the_slot_is_freed_wh
     run(test)
 
 
-def test_at_the_deadline_of_a_stream_its_last_event_says_so(bench):
+def test_at_the_deadline_of_a_stream_its_last_event_says_so(bench, run, until):
     async def test():
         b = await bench(deadline_s=60).ready()
         late = b.client("/animate/stream").start()
@@ -241,7 +57,7 @@ def test_at_the_deadline_of_a_stream_its_last_event_says_so(bench):
 
 
 @pytest.mark.parametrize("path", ["/animate", "/animate/stream"])
-def test_a_client_that_goes_away_stops_the_computation_at_the_next_step(bench, path):
+def test_a_client_that_goes_away_stops_the_computation_at_the_next_step(bench, path, run, until):
     async def test():
         b = await bench().ready()
         client = b.client(path).start()
@@ -258,24 +74,7 @@ def test_a_client_that_goes_away_stops_the_computation_at_the_next_step(bench, p
     run(test)
 
 
-def test_a_slow_upload_is_cut_off_and_frees_the_slot(bench):
-    async def test():
-        b = await bench(upload_s=20).ready()
-        client = b.client()
-        client.body = None
-        client.start()
-        await client.asked.wait()
-        put_clock_forward(20)
-        await client.task
-        assert client.status == 408
-        assert b'"slow_upload"' in client.content
-        assert dict(client.sent[0]["headers"])[b"connection"] == b"close"
-        assert b.host.slot.load == 0
-
-    run(test)
-
-
-def test_a_server_that_drains_finishes_what_is_in_flight_and_refuses_the_rest(bench):
+def test_a_server_that_drains_finishes_what_is_in_flight_and_refuses_the_rest(bench, run, until):
     async def test():
         b = await bench().ready()
         first = b.client().start()
@@ -293,7 +92,7 @@ def test_a_server_that_drains_finishes_what_is_in_flight_and_refuses_the_rest(be
     run(test)
 
 
-def test_a_client_that_goes_away_while_sending_ends_its_request_for_the_layers_outside_too(bench):
+def test_a_client_that_goes_away_while_sending_ends_its_request_for_the_layers_outside_too(bench, run):
     # BentoML's time limit waits for the first byte of a response, gone client or not.
     async def test():
         b = await bench().ready()
@@ -308,7 +107,7 @@ def test_a_client_that_goes_away_while_sending_ends_its_request_for_the_layers_o
     run(test)
 
 
-def test_a_failure_of_the_engine_is_a_500_without_its_text_and_frees_the_slot(bench):
+def test_a_failure_of_the_engine_is_a_500_without_its_text_and_frees_the_slot(bench, run):
     async def test():
         b = await bench().ready()
         b.engine.error = RuntimeError("secret detail")
@@ -323,10 +122,28 @@ def test_a_failure_of_the_engine_is_a_500_without_its_text_and_frees_the_slot(be
     run(test)
 
 
-def test_whatever_escapes_from_the_application_is_a_500(bench):
+def test_frames_that_are_no_numbers_are_a_500_that_says_so_and_never_a_clip(bench, run):
     async def test():
         b = await bench().ready()
-        client = b.client("/broken")
+        b.engine.error = NotFiniteError("vae: computed NaN or infinity in float16")
+        b.engine.allowed.release()
+        client = b.client().start()
+        await client.task
+        assert client.status == 500
+        assert json.loads(client.content) == {
+            "error": "vae: computed NaN or infinity in float16",
+            "code": "not_finite",
+            "field": None,
+        }
+        assert b.host.slot.load == 0
+
+    run(test)
+
+
+def test_whatever_escapes_from_the_application_is_a_500(bench, run):
+    async def test():
+        b = await bench().ready()
+        client = b.client("/readyz")
         client.scope["method"] = "GET"
 
         async def application(*_):
@@ -340,10 +157,10 @@ def test_whatever_escapes_from_the_application_is_a_500(bench):
     run(test)
 
 
-def test_a_server_that_loads_or_drains_refuses_with_503_and_says_when_to_come_back(bench):
+def test_a_server_that_loads_or_drains_refuses_with_503_and_says_when_to_come_back(bench, run):
     async def test():
         b = bench()
-        b.host._metrics = Metrics()
+        b.host._metrics = b.host._make_metrics()
         for state in (State.LOADING, State.DRAINING):
             b.host.state = state
             client = b.client().start()
@@ -355,7 +172,7 @@ def test_a_server_that_loads_or_drains_refuses_with_503_and_says_when_to_come_ba
 
 
 @pytest.mark.parametrize("error", [ModelError("it is damaged"), RuntimeError("it is damaged\nmore"), MemoryError()])
-def test_a_model_that_cannot_be_loaded_is_reported_once_on_one_line(bench, error):
+def test_a_model_that_cannot_be_loaded_is_reported_once_on_one_line(bench, error, run):
     async def test():
         b = bench()
 
@@ -371,7 +188,7 @@ def test_a_model_that_cannot_be_loaded_is_reported_once_on_one_line(bench, error
     run(test)
 
 
-def test_a_warm_up_ends_when_the_server_is_to_stop(bench):
+def test_a_warm_up_ends_when_the_server_is_to_stop(bench, run, until):
     async def test():
         b = bench()
         seen = []
@@ -392,7 +209,7 @@ def test_a_warm_up_ends_when_the_server_is_to_stop(bench):
     run(test)
 
 
-def test_retry_after_follows_the_speed_of_the_steps(bench):
+def test_retry_after_follows_the_speed_of_the_steps(bench, run, until):
     async def test():
         b = await bench().ready()
         b.host._pace.step_s, b.host._pace.tail_s = 4.0, 1.0

@@ -1,7 +1,7 @@
 """The page at /ui in a real browser."""
 
+import re
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -104,6 +104,15 @@ def test_what_is_missing_is_said(page):
     assert "move" in page.text_content("#problem")
 
 
+def test_a_prompt_that_is_read_in_part_is_said_beside_the_video(page):
+    page.click("#samples button:nth-of-type(1)")
+    page.wait_for_selector("#preview:not([hidden])")
+    page.fill("#prompt", "a red circle on the wide blue sea, far away, moves up")
+    page.click("#go")
+    page.wait_for_selector("#outcome:not([hidden])")
+    assert "The prompt is too long: the model read the first 18 of" in page.text_content("#status")
+
+
 def test_an_error_of_the_server_is_shown_as_it_says_it(page):
     page.click("#samples button:nth-of-type(1)")
     page.wait_for_selector("#preview:not([hidden])")
@@ -114,18 +123,24 @@ def test_an_error_of_the_server_is_shown_as_it_says_it(page):
     assert "frames: 99 is outside 2 to 4" in page.text_content("#problem")
 
 
-def test_a_busy_server_is_tried_again_and_the_page_says_so(page, server, make):
-    body, headers = make.body()
-    lines = [f"Content-Type: {headers['Content-Type']}", f"Content-Length: {len(body)}"]
-    head = "\r\n".join(["POST /animate HTTP/1.1", "Host: test", *lines, "", ""])
+def test_a_busy_server_is_tried_again_and_the_page_says_so(page):
+    refused = []
+
+    def answer(route):
+        # The first answer is that of a busy server. A real one is busy for a moment, which the page may miss.
+        if refused:
+            route.continue_()
+        else:
+            refused.append(route.request.url)
+            route.fulfill(status=429, headers={"Retry-After": "1"})
+
+    page.route("**/animate/stream", answer)
     page.click("#samples button:nth-of-type(1)")
     page.wait_for_selector("#preview:not([hidden])")
-    with socket.create_connection(server.address) as other:
-        other.sendall(head.encode() + body[:10])  # an upload that does not end holds the slot
-        server.wait_until(lambda: server.metric("stillmotion_load") == 1, "the slot is taken")
-        page.click("#go")
-        page.wait_for_function("said.some((text) => /busy.* Trying again in/.test(text))")
+    page.click("#go")
     page.wait_for_selector("#outcome:not([hidden])")
+    assert len(refused) == 1
+    assert any(re.search(r"busy.* Trying again in \d s", text) for text in page.evaluate("said"))
 
 
 def test_a_person_can_stop_and_the_slot_is_free_again(page, server):

@@ -143,7 +143,7 @@ async def _cell(fleet: Started, arrivals: list[Arrival], warm_s: float, load: fl
 async def _attempts(fleet: Started) -> int:
     """Requests that GPU servers have had."""
     urls = [url for region in fleet.about.regions.values() for url in region.gpu_servers.values()]
-    async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
         pages = await asyncio.gather(*(client.get(f"{url}/standin") for url in urls))
     counts: list[Mapping[str, int]] = [page.json()["requests"] for page in pages]
     return sum(sum(one.values()) for one in counts)

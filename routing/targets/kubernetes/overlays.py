@@ -40,10 +40,12 @@ class Overlays:
 
     Attributes:
         folders: one for each region, for `kubectl apply -k`.
+        files: all of them.
         notes: what is allowed, and should be known.
     """
 
     folders: tuple[Path, ...]
+    files: tuple[Path, ...]
     notes: tuple[str, ...]
 
 
@@ -75,7 +77,7 @@ def write_overlays(
         files |= {out / name / path: text for path, text in region.files(secrets, key_file(fleet, folder)).items()}
     for path, text in files.items():
         _write(path, text, secret=path.parent.name == _SECRETS)
-    return Overlays(tuple(out / name for name in fleet.names), tuple(notes))
+    return Overlays(tuple(out / name for name in fleet.names), tuple(files), tuple(notes))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def bento(described_model):
     home, _ = described_model
     environment = os.environ | {"BENTOML_HOME": str(home)} | SECRETS
     command = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     version = re.findall(r"__tag__:stillmotion:(\S+)", done.stdout)[-1]
     return home / "bentos" / "stillmotion" / version

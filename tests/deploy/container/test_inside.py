@@ -91,7 +91,7 @@ def health(**variables):
     environment = {name: value for name, value in os.environ.items() if name not in {"PORT", "BENTOML_PORT"}}
     command = [sys.executable, str(ROOT / "serving" / "ready.py")]
     return subprocess.run(
-        command, env={**environment, **variables}, capture_output=True, text=True, check=False, timeout=30
+        command, env={**environment, **variables}, capture_output=True, text=True, check=False, timeout=120
     )
 
 

@@ -305,7 +305,7 @@ observed = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(0, 60), st.lists(observed, min_size=3, max_size=3)), max_size=25))
 def test_whatever_is_observed_rows_sum_to_1_and_no_share_moves_more_than_a_step(make_fleet, rounds):
     controller = Controller.of(make_fleet(4, 8, 12))

@@ -25,11 +25,11 @@ def test_who_waits_takes_over_or_is_stopped(tmp_path):
             await asyncio.sleep(0.1)
             assert not waiting.done()
             first.release()
-            assert await asyncio.wait_for(waiting, 5)
+            assert await asyncio.wait_for(waiting, 60)
             waiting = asyncio.create_task(first.wait(stop))
             await asyncio.sleep(0)
             stop.set()
-            assert not await asyncio.wait_for(waiting, 5)
+            assert not await asyncio.wait_for(waiting, 60)
 
     asyncio.run(go())
 

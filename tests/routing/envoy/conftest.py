@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import random
@@ -36,6 +37,8 @@ class GpuServer:
     """Computes one job at a time and refuses the rest, as a GPU server does. What is computed is time.
 
     Attributes:
+        held: jobs end once this is set, however long that takes, and not after `service_s`. None: they are not held.
+        paced: events of a stream are sent when it is released, one each. None: after a quarter of `service_s` each.
         started, finished, refused: jobs, counted.
         connections: that were opened for jobs.
         dies_at: share of a job after which the connection is cut, or None.
@@ -45,6 +48,8 @@ class GpuServer:
     service_s: float = 0.2
     ready: bool = True
     dies_at: float | None = None
+    held: asyncio.Event | None = None
+    paced: asyncio.Semaphore | None = None
     answer: bytes = b"video"
     started: int = 0
     finished: int = 0
@@ -138,20 +143,24 @@ class GpuServer:
 
     async def _compute(self, reader) -> None:
         gone = asyncio.ensure_future(reader.read(1))
-        done, _ = await asyncio.wait({gone}, timeout=self.service_s)
-        if done:
-            raise ConnectionError
-        gone.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await gone
+        held = self.held
+        ended = asyncio.ensure_future(asyncio.sleep(self.service_s) if held is None else held.wait())
+        try:
+            await asyncio.wait({gone, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                raise ConnectionError
+        finally:
+            for one in (gone, ended):
+                one.cancel()
+            await asyncio.gather(gone, ended, return_exceptions=True)
 
     async def _stream(self, writer) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         for step in range(4):
+            await (self.paced.acquire() if self.paced else asyncio.sleep(self.service_s / 4))
             event = f'event: step\ndata: {{"step": {step}}}\n\n'.encode()
             writer.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
             await writer.drain()
-            await asyncio.sleep(self.service_s / 4)
         writer.write(b"0\r\n\r\n")
 
     def _send(self, writer, status, headers=None, body=b"") -> None:
@@ -176,7 +185,7 @@ class RunningFleet:
         self.servers: dict[str, list[GpuServer]] = {}
         self.processes: dict[tuple[str, str], subprocess.Popen] = {}
         limits = httpx.Limits(max_connections=500)
-        self.client = httpx.AsyncClient(timeout=30, limits=limits, verify=False, trust_env=False)  # noqa: S501
+        self.client = httpx.AsyncClient(timeout=120, limits=limits, verify=False, trust_env=False)  # noqa: S501
 
     async def open(self, proxies: list[Proxy], edges: list[str], service_s: float) -> None:
         """Start servers, ingresses and these edges, each when what it checks is there."""
@@ -214,6 +223,40 @@ class RunningFleet:
         """As many jobs at once."""
         return await asyncio.gather(*(self.client.post(url, content=JOB, **more) for _ in range(count)))
 
+    def hold(self, region: str | None = None) -> asyncio.Event:
+        """Let jobs of a region, or of all, go on until the event is set."""
+        event = asyncio.Event()
+        for server in self.all_servers() if region is None else self.servers[region]:
+            server.held = event
+        return event
+
+    async def crowd(self, count: int, url: str, refused: int = 0, **more) -> list[httpx.Response]:
+        """As many jobs at once: none ends before all others are begun, or have been refused if they are so many."""
+        begun = self.begun()
+        release = self.hold()
+        jobs = [asyncio.create_task(self.client.post(url, content=JOB, **more)) for _ in range(count)]
+        try:
+            await self.holds(
+                lambda: self.begun() - begun == count - refused and sum(job.done() for job in jobs) == refused
+            )
+        finally:
+            release.set()
+        return await asyncio.gather(*jobs)
+
+    def begun(self) -> int:
+        """Jobs that servers have started."""
+        return sum(server.started for server in self.all_servers())
+
+    async def holds(self, check, limit_s: float = 60.0):
+        """Wait until a check, which may be a coroutine's function, gives something true, and give that."""
+        end = time.monotonic() + limit_s
+        while True:
+            found = check()
+            if found := await found if inspect.isawaitable(found) else found:
+                return found
+            assert time.monotonic() < end, f"not after {limit_s:g} s; logs:\n{self.logs()}"
+            await asyncio.sleep(0.02)
+
     async def counter(self, region: str, name: str, role: str = "edge") -> int:
         """A counter or gauge of a proxy."""
         place = self.places[region]
@@ -226,23 +269,22 @@ class RunningFleet:
         self.table = make_table({**self.table.shares, **shares}, self.table.version + 1)
         return write_table(self.root, self.fleet, self.table)
 
-    async def taken(self, region: str, name: str, before: int, role: str = "edge", limit_s: float = 5.0) -> None:
+    async def taken(self, region: str, name: str, before: int, role: str = "edge") -> None:
         """Wait until a counter is above what it was."""
-        end = time.monotonic() + limit_s
-        while await self.counter(region, name, role) <= before:
-            assert time.monotonic() < end, f"{name} stays at {before}"
-            await asyncio.sleep(0.02)
 
-    async def dead(self, region: str, count: int, limit_s: float = 10.0) -> None:
+        async def above() -> bool:
+            return await self.counter(region, name, role) > before
+
+        await self.holds(above)
+
+    async def dead(self, region: str, count: int) -> None:
         """Wait until an edge knows that so many ingresses are dead."""
-        end = time.monotonic() + limit_s
-        while True:
+
+        async def known() -> bool:
             total = await self.counter(region, r"cluster\.jobs\.membership_total")
-            healthy = await self.counter(region, r"cluster\.jobs\.membership_healthy")
-            if total - healthy == count:
-                return
-            assert time.monotonic() < end, f"{total - healthy} of {total} are dead"
-            await asyncio.sleep(0.02)
+            return total - await self.counter(region, r"cluster\.jobs\.membership_healthy") == count
+
+        await self.holds(known)
 
     def all_servers(self) -> list[GpuServer]:
         return [server for servers in self.servers.values() for server in servers]
@@ -265,7 +307,7 @@ class RunningFleet:
         process.kill()
         process.wait()
 
-    async def until(self, url: str, status: int = 200, limit_s: float = 10.0) -> None:
+    async def until(self, url: str, status: int = 200, limit_s: float = 60.0) -> None:
         """Wait until a page answers with this status."""
         end, last = time.monotonic() + limit_s, None
         while time.monotonic() < end:

@@ -79,10 +79,11 @@ def test_users_reach_an_edge_by_tls_and_its_certificate_is_renewed_while_it_runs
             for suffix in ("key", "pem"):
                 shutil.copy(certificates / f"new-users.{suffix}", tmp_path / "partial")
                 (tmp_path / "partial").replace(tmp_path / f"served.{suffix}")
-            for _ in range(100):
-                if (await asyncio.to_thread(serial)) != before:
-                    break
-                await asyncio.sleep(0.05)
+
+            async def renewed() -> bool:
+                return (await asyncio.to_thread(serial)) != before
+
+            await fleet.holds(renewed)
             assert await asyncio.to_thread(serial) == (certificates / "new-users.pem").read_text()
 
     asyncio.run(scenario())
@@ -158,11 +159,11 @@ def test_keys_open_an_edge_and_change_while_it_runs(running, tmp_path):
 
             (tmp_path / "keys.yaml").write_text(yaml.safe_dump({"lab": OTHER}))
             write_fleet(fleet.root, fleet.fleet, fleet.table, base=tmp_path)
-            for _ in range(100):
-                if await status(**{"X-API-Key": OTHER}) == 200:
-                    break
-                await asyncio.sleep(0.02)
-            assert await status(**{"X-API-Key": OTHER}) == 200
+
+            async def taken() -> bool:
+                return await status(**{"X-API-Key": OTHER}) == 200
+
+            await fleet.holds(taken)
             assert await status(**{"X-API-Key": GOOD}) == 401
 
             folder = edge_folder(fleet.root, "a")

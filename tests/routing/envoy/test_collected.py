@@ -2,8 +2,6 @@
 
 import asyncio
 
-import pytest
-
 from routing.metrics.direct import DirectSource
 from routing.metrics.edges import Edge
 from routing.metrics.targets import Machine, targets
@@ -33,16 +31,26 @@ def test_the_collector_counts_each_job_once_and_where_it_was_served(running):
                 assert sum(seen.answered.values()) == 20
                 assert min(seen.answered.values()) > 0
                 # More jobs than GPUs: those that wait between two attempts have come as well.
+                came = r"http\.edge\.downstream_rq_total"
+                before, release = await fleet.counter("a", came), fleet.hold()
+
+                async def all_came():
+                    return await fleet.counter("a", came) >= before + 12
+
                 waiting = asyncio.gather(*(fleet.client.post(fleet.url("a"), content=b"x") for _ in range(12)))
-                await asyncio.sleep(0.1)
+                await fleet.holds(all_came)
                 early = await traffic()
+                release.set()
                 await waiting
                 late = await traffic()
                 assert (early.jobs, late.jobs) == (12, 0)
                 assert early.retries + late.retries > 0
-                with pytest.raises(asyncio.TimeoutError):
-                    await asyncio.wait_for(fleet.client.post(fleet.url("a"), content=b"x"), 0.01)
-                await asyncio.sleep(0.2)
+                begun = fleet.begun()
+                fleet.hold()
+                given_up = asyncio.create_task(fleet.client.post(fleet.url("a"), content=b"x"))
+                await fleet.holds(lambda: fleet.begun() > begun)
+                given_up.cancel()
+                await fleet.holds(lambda: not any(server.busy for server in fleet.all_servers()))
                 assert (await traffic()).jobs == 1  # given up, and yet it came
             finally:
                 await source.close()

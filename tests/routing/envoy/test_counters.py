@@ -59,13 +59,15 @@ def test_jobs_are_counted_once_and_by_where_they_went(running):
 
 def test_an_ingress_tells_its_load(running):
     async def scenario():
-        async with running({"a": 3}, edges=[], service_s=1.2) as fleet:
-            jobs = asyncio.create_task(fleet.jobs(4, fleet.ingress_url("a")))
-            await asyncio.sleep(0.4)
+        async with running({"a": 3}, edges=[]) as fleet:
+            release = fleet.hold()
+            jobs = [asyncio.create_task(fleet.jobs(1, fleet.ingress_url("a"))) for _ in range(4)]
+            await fleet.holds(lambda: fleet.begun() == 3 and any(job.done() for job in jobs))
             address = fleet.places["a"].ingresses[0].admin
             text = (await fleet.client.get(f"http://{address}/stats/prometheus")).text
             assert read_ingress(text) == IngressCounters(ready=3, active=3, refused=1)
-            await jobs
+            release.set()
+            await asyncio.gather(*jobs)
 
     asyncio.run(scenario())
 
@@ -101,12 +103,11 @@ def test_an_edge_logs_requests_without_keys_and_pictures(running, tmp_path):
             url = fleet.url("a", "/animate?token=secret")
             assert (await fleet.client.post(url, content=b"a picture", headers=headers)).status_code == 200
             log = fleet.root / "a" / "edge" / "log.txt"
-            for _ in range(100):
-                lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-                if lines:
-                    break
-                await asyncio.sleep(0.1)
-            (line,) = lines
+
+            def lines():
+                return [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+
+            (line,) = await fleet.holds(lines)
             assert (line["status"], line["region"], line["attempts"]) == (200, "a", 1)
             assert (line["client"], line["path"]) == ("studio", "/animate")
             assert not {"secret", "a-key-of-the-studio", "picture"} & set(log.read_text().split('"'))

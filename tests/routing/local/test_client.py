@@ -3,7 +3,6 @@
 import asyncio
 import random
 import statistics
-import time
 from itertools import pairwise
 
 import pytest
@@ -42,10 +41,11 @@ def test_a_burst_comes_at_once_and_fits_among_others():
 
 
 class Edge:
-    """Answers after a while, or with a status that it was given, or not at all."""
+    """Answers after a while, or once it has so many requests, with a status that it was given, or not at all."""
 
-    def __init__(self, seconds=0.05, status=200):
-        self.seconds, self.status, self.begun = seconds, status, []
+    def __init__(self, seconds=0.05, status=200, until=0):
+        self.seconds, self.status, self.until, self.begun = seconds, status, until, 0
+        self.enough = asyncio.Event()
 
     async def __aenter__(self):
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -59,7 +59,10 @@ class Edge:
         length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
         body = await reader.readexactly(length)
         assert b'name="prompt"' in body
-        self.begun.append(time.monotonic())
+        self.begun += 1
+        if self.begun >= self.until:
+            self.enough.set()
+        await self.enough.wait()
         await asyncio.sleep(self.seconds)
         if self.status:
             about = "x-stillmotion-region: b\r\nx-stillmotion-gpu: b-1\r\nx-stillmotion-attempts: 2\r\nx-request-id: i"
@@ -73,18 +76,17 @@ def test_an_answer_is_told_with_who_gave_it():
             (found,) = await send([Arrival(0.1, "a")], {"a": url})
         assert found.ok
         assert (found.region, found.served_by, found.gpu, found.attempts, found.request_id) == ("a", "b", "b-1", 2, "i")
-        assert 0.05 <= found.latency_s < 1.0
-        assert 0 <= found.late_s < 0.5
+        assert found.latency_s >= 0.05
+        assert found.late_s >= 0
 
     asyncio.run(scenario())
 
 
 def test_requests_leave_at_their_times_whatever_became_of_those_before():
     async def scenario():
-        edge = Edge(seconds=2.0)
+        edge = Edge(until=10)  # answers none before it has all
         async with edge as url:
-            found = await send([Arrival(0.1 * i, "a") for i in range(10)], {"a": url})
-        assert edge.begun[-1] - edge.begun[0] < 1.8  # not one after the other
+            found = await send([Arrival(0.02 * i, "a") for i in range(10)], {"a": url})
         assert all(one.ok for one in found)
         assert [one.at_s for one in found] == sorted(one.at_s for one in found)
 
@@ -93,9 +95,10 @@ def test_requests_leave_at_their_times_whatever_became_of_those_before():
 
 def test_what_is_refused_lost_or_too_slow_is_no_success_and_has_no_server():
     async def scenario():
-        async with Edge(status=429) as busy, Edge(status=0) as dead, Edge(seconds=5) as slow:
-            edges = {"busy": busy, "dead": dead, "slow": slow, "none": "http://127.0.0.1:9"}
-            found = await send([Arrival(0.0, name) for name in edges], edges, timeout_s=1.0)
+        async with Edge(status=429) as busy, Edge(status=0) as dead, Edge(until=2) as slow:
+            edges = {"busy": busy, "dead": dead, "none": "http://127.0.0.1:9"}
+            found = await send([Arrival(0.0, name) for name in edges], edges)
+            found += await send([Arrival(0.0, "slow")], {"slow": slow}, timeout_s=0.3)
         by_region = {one.region: one for one in found}
         assert not any(one.ok for one in found)
         assert (by_region["busy"].status, by_region["busy"].served_by) == (429, "")

@@ -23,13 +23,15 @@ from .conftest import REGIONS
 QUIET = Options(prometheus="no", ledgers=True, control=False, alone=False)
 
 
-def test_at_seventy_percent_nothing_fails_and_users_are_served_at_home(local_fleet, summarised):
+@pytest.mark.parametrize(("seconds", "home_share"), [(8.0, 0.93), pytest.param(30.0, 0.97, marks=pytest.mark.slow)])
+def test_at_seventy_percent_nothing_fails_and_users_are_served_at_home(local_fleet, summarised, seconds, home_share):
     async def scenario(fleet):
-        found = summarised(await fleet.poisson(0.7, 18.0))
+        found = summarised(await fleet.poisson(0.7, seconds))
         show("70 %", found)
-        assert found.requests > 250
-        assert found.failures == 0
-        assert found.home_share >= 0.97  # 0.98 to 0.99
+        assert found.requests > 12 * seconds
+        async with fleet.judged(found):
+            assert found.failures == 0
+            assert found.home_share >= home_share  # in a long run 0.98 to 0.99
         fleet.check_conserved()
 
     with local_fleet(alone=False) as fleet:
@@ -42,14 +44,16 @@ def test_a_burst_of_twice_the_gpus_and_ten_tables_under_load_lose_nothing(local_
         for _ in range(2):
             found = summarised(await fleet.send(burst(dict.fromkeys(REGIONS, 8))))
             show("24 at once", found)
-            assert (found.requests, found.failures) == (24, 0)
-        async with fleet.under(0.6, 12.0) as outcomes:
+            async with fleet.judged(found):
+                assert (found.requests, found.failures) == (24, 0)
+        async with fleet.under(0.6) as outcomes:
             changed = await ten_tables(fleet)
         assert changed == 10
         found = summarised(outcomes)
         show("ten tables at 60 %", found)
-        assert found.requests > 150
-        assert found.failures == 0
+        assert found.requests > 50
+        async with fleet.judged(found):
+            assert found.failures == 0
         # The tables were in use: the third region got what they gave it.
         assert found.served["a"]["c"] > found.served["a"]["a"] / 10
         fleet.check_conserved()
@@ -71,7 +75,7 @@ async def ten_tables(fleet):
         shares = {source: {to: 1 - 2 * away if to == source else away for to in REGIONS} for source in REGIONS}
         table = RoutingTable(version=version, generated_at=datetime.now(UTC), shares=shares)
         changed += len(write_table(fleet.folder / ENVOY, fleet.fleet, table)) == len(REGIONS)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.5)
     return changed
 
 
@@ -85,8 +89,9 @@ def test_at_ninety_percent_few_fail_and_no_gpu_is_asked_in_vain(local_fleet, sum
         found = summarised(outcomes)
         show("90 %", found, f", {attempts / found.requests:.3f} attempts at GPUs")
         assert found.requests > 1000
-        assert found.failed_share <= 0.02  # 0.002 to 0.008
-        assert attempts / found.requests <= 1.1  # 1.00
+        async with fleet.judged(found):
+            assert found.failed_share <= 0.02  # 0.002 to 0.008
+            assert attempts / found.requests <= 1.1  # 1.00
         fleet.check_conserved()
 
     with local_fleet(alone=False) as fleet:
@@ -112,7 +117,8 @@ def test_a_region_at_150_percent_spills_to_its_near_neighbour_first_and_loses_ne
         found = summarised(one for one in outcomes if one.at_s >= 30)
         show("150 %, 40 %, 40 %", found, f", a's users: {found.served['a']}")
         assert found.requests > 800
-        assert found.failed_share <= 0.005
+        async with fleet.judged(found):
+            assert found.failed_share <= 0.005
         # b has room for 2.8 of a's 12 rps, and c gets what is then still too much.
         assert found.served["a"]["b"] > found.served["a"].get("c", 0)
         settled = [table for at_s, table in tables.values() if at_s >= 20]
@@ -130,7 +136,9 @@ def test_a_burst_upon_traffic_loses_nothing_under_the_control_loop(local_fleet, 
     async def scenario(fleet):
         base = poisson(fleet.rps(0.5), 20.0, random.Random(4))
         outcomes = await fleet.send(merged(base, burst(dict.fromkeys(REGIONS, 8), 8.0)))
-        assert summarised(outcomes).failures == 0
+        found = summarised(outcomes)
+        async with fleet.judged(found):
+            assert found.failures == 0
         fleet.check_conserved()
 
     with local_fleet(alone=False) as fleet:

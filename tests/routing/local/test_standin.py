@@ -33,6 +33,22 @@ def free_port():
         return one.getsockname()[1]
 
 
+async def until(condition):
+    """Wait for what has to come."""
+    end = time.monotonic() + 60
+    while True:
+        if condition():
+            return
+        assert time.monotonic() < end, "it did not become true"
+        await asyncio.sleep(0.01)
+
+
+async def ended_by_us(job):
+    """Give a job up, and see it end."""
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
+
+
 @pytest.fixture
 def running(tmp_path):
     """`async with running(seconds) as (standin, client)`."""
@@ -45,7 +61,7 @@ def running(tmp_path):
         address = f"127.0.0.1:{free_port()}"
         listener = Listener(standin.answer, address)
         await listener.open()
-        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=60, trust_env=False) as client:
             try:
                 yield standin, client
             finally:
@@ -59,7 +75,7 @@ def test_a_job_takes_its_time_and_says_who_did_it(running):
         async with running("0.2") as (_, client):
             began = time.monotonic()
             response = await client.post("/animate", **FORM, headers={"x-request-id": "one"})
-            assert 0.2 <= time.monotonic() - began < 0.7
+            assert time.monotonic() - began >= 0.2
             assert response.status_code == 200
             headers = response.headers
             assert headers["x-stillmotion-model"] == "stand-in"
@@ -75,36 +91,34 @@ def test_a_job_takes_its_time_and_says_who_did_it(running):
 
 def test_of_many_jobs_at_once_one_is_computed_and_the_rest_are_refused_at_once_without_a_body(running, tmp_path):
     async def scenario():
-        async with running("0.6") as (_, client):
-            began = time.monotonic()
+        async with running("600") as (_, client):
 
             async def post(i):
-                response = await client.post("/animate", **FORM, headers={"x-request-id": str(i)})
-                return response, time.monotonic() - began
+                return await client.post("/animate", **FORM, headers={"x-request-id": str(i)})
 
-            answers = await asyncio.gather(*(post(i) for i in range(20)))
-            refused = [(response, at) for response, at in answers if response.status_code == 429]
-            assert len(refused) == 19
-            for response, at in refused:
-                assert response.content == b""
-                assert response.headers["retry-after"] == "1"
-                assert at < 0.5
+            jobs = {asyncio.create_task(post(i)) for i in range(20)}
+            while len(jobs) > 1:  # the one that is computed takes ten minutes
+                ended, jobs = await asyncio.wait(jobs, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+                assert ended
+                for response in (one.result() for one in ended):
+                    assert response.status_code == 429
+                    assert response.content == b""
+                    assert 0 < int(response.headers["retry-after"]) <= 601
             assert sum(computations(tmp_path).values()) == 1
             # The connections of refused jobs are good for the next one.
-            assert (await client.post("/animate", **FORM)).status_code == 200
+            assert (await client.post("/animate", **FORM)).status_code == 429
+            await ended_by_us(jobs.pop())
 
     asyncio.run(scenario())
 
 
 def test_a_job_whose_client_goes_away_is_stopped_at_its_next_step(running, tmp_path):
     async def scenario():
-        async with running("0.8") as (standin, client):
-            with pytest.raises(httpx.ReadTimeout):
-                await client.post("/animate", **FORM, headers={"x-request-id": "gone"}, timeout=0.15)
-            for _ in range(100):
-                if not standin.busy:
-                    break
-                await asyncio.sleep(0.01)
+        async with running("4") as (standin, client):
+            job = asyncio.create_task(client.post("/animate", **FORM, headers={"x-request-id": "gone"}))
+            await until(lambda: computations(tmp_path))
+            job.cancel()
+            await until(lambda: standin.series.requests["disconnected"])
             assert not standin.busy
             assert [(event, name) for event, name, _ in read(tmp_path)] == [("began", "gone"), ("cancelled", "gone")]
             assert standin.series.requests["disconnected"] == 1
@@ -131,11 +145,7 @@ def test_a_stream_whose_client_goes_away_frees_the_slot(running):
                 async for line in response.aiter_lines():
                     if line.startswith("event: step"):
                         break
-            for _ in range(100):
-                if not standin.busy:
-                    break
-                await asyncio.sleep(0.01)
-            assert not standin.busy
+            await until(lambda: not standin.busy)
 
     asyncio.run(scenario())
 
@@ -164,14 +174,14 @@ def test_uploads_are_read_up_to_the_limit(running, chunked):
 
 def test_pages_answer_while_it_is_busy(running):
     async def scenario():
-        async with running("0.4") as (_, client):
+        async with running("600") as (standin, client):
             job = asyncio.create_task(client.post("/animate", **FORM))
-            await asyncio.sleep(0.1)
+            await until(lambda: standin.busy)
             for path in ("/livez", "/readyz", "/healthz", "/metrics", "/docs.json", "/"):
                 assert (await client.get(path)).status_code == 200, path
             assert "stillmotion_load 1" in (await client.get("/metrics")).text
             assert not job.done()
-            assert (await job).status_code == 200
+            await ended_by_us(job)
             assert (await client.head("/docs.json")).content == b""
             assert (await client.get("/nothing")).status_code == 404
 
@@ -194,7 +204,7 @@ def test_metrics_have_the_names_of_the_real_server(running):
             (sample.name, sample.labels.get("outcome", "")): sample.value for one in families for sample in one.samples
         }
         assert samples["stillmotion_requests_total", "ok"] == 1
-        assert 0.1 <= samples["stillmotion_busy_seconds_total", ""] < 0.5
+        assert samples["stillmotion_busy_seconds_total", ""] >= 0.1
         assert samples["stillmotion_compute_seconds_count", ""] == 1
 
     asyncio.run(scenario())
@@ -202,16 +212,16 @@ def test_metrics_have_the_names_of_the_real_server(running):
 
 def test_busy_seconds_grow_while_it_computes(running):
     async def scenario():
-        async with running("0.5") as (_, client):
+        async with running("600") as (standin, client):
             job = asyncio.create_task(client.post("/animate", **FORM))
-            await asyncio.sleep(0.1)
+            await until(lambda: standin.busy)
             found = []
             for _ in range(3):
                 text = (await client.get("/metrics")).text
                 found.append(float(re.search(r"^stillmotion_busy_seconds_total (\S+)$", text, re.MULTILINE)[1]))
                 await asyncio.sleep(0.05)
             assert found[0] < found[1] < found[2]
-            await job
+            await ended_by_us(job)
 
     asyncio.run(scenario())
 
@@ -259,16 +269,23 @@ def test_a_slow_stand_in_takes_its_time_and_says_so(running):
 
 def test_an_admission_of_two_lets_one_job_wait_and_refuses_the_third(running):
     async def scenario():
-        async with running("0.2") as (standin, client):
-            assert (await client.post("/standin/faults", json={"admission": 2})).status_code == 200
-            began = time.monotonic()
-            answers = await asyncio.gather(*(client.post("/animate", **FORM) for _ in range(3)))
-            assert time.monotonic() - began > 0.39  # one after the other
-            assert sorted(one.status_code for one in answers) == [200, 200, 429]
-            assert not standin.busy
-            await client.post("/standin/faults", json={"admission": 1})
-            again = await asyncio.gather(*(client.post("/animate", **FORM) for _ in range(2)))
-            assert sorted(one.status_code for one in again) == [200, 429]
+        async with running("0.3") as (standin, client):
+
+            async def crowd(admission, count):
+                assert (await client.post("/standin/faults", json={"admission": admission})).status_code == 200
+                answers = await asyncio.gather(*(client.post("/animate", **FORM) for _ in range(count)))
+                assert not standin.busy
+                return sorted(one.status_code for one in answers)
+
+            async def crowded(admission, count, wanted):
+                for _ in range(5):  # a machine that stands still may let them come one after the other
+                    began = time.monotonic()
+                    if await crowd(admission, count) == wanted:
+                        return time.monotonic() - began
+                pytest.fail(f"never {wanted}")
+
+            assert await crowded(2, 3, [200, 200, 429]) > 0.59  # one after the other
+            await crowded(1, 2, [200, 429])
 
     asyncio.run(scenario())
 
@@ -300,7 +317,7 @@ def program():
         started.append(process)
         for _ in addresses:
             assert process.stderr.readline().startswith("stand-in a-")
-        return process, [httpx.Client(base_url=f"http://{one}", timeout=10, trust_env=False) for one in addresses]
+        return process, [httpx.Client(base_url=f"http://{one}", timeout=60, trust_env=False) for one in addresses]
 
     yield run
     for process in started:
@@ -309,32 +326,34 @@ def program():
         process.stderr.close()
 
 
-def test_a_process_holds_several_of_which_one_can_go_down_for_a_while(program):
+def test_a_process_holds_several_of_which_one_can_go_down_for_a_while(program, eventually):
     _, (one, other) = program(2, "--service-time", "0")
-    assert one.post("/standin/faults", json={"down_s": 0.5}).status_code == 200
-    time.sleep(0.2)
-    with pytest.raises(httpx.TransportError):
-        one.get("/readyz")
-    assert other.get("/readyz").status_code == 200
-    time.sleep(0.6)
-    assert one.get("/readyz").status_code == 200
+    assert one.post("/standin/faults", json={"down_s": 2}).status_code == 200
+
+    def ready(client):
+        with contextlib.suppress(httpx.TransportError):
+            return client.get("/readyz").status_code == 200
+        return False
+
+    eventually(lambda: not ready(one))
+    assert ready(other)
+    eventually(lambda: ready(one))
 
 
-def test_on_sigterm_it_refuses_ends_its_job_and_ends(program):
-    process, (client,) = program(1, "--service-time", "0.8")
-    waiting = httpx.Client(base_url=client.base_url, timeout=10, trust_env=False)
+def test_on_sigterm_it_refuses_ends_its_job_and_ends(program, eventually):
+    process, (client,) = program(1, "--service-time", "2")
+    waiting = httpx.Client(base_url=client.base_url, timeout=60, trust_env=False)
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(waiting.post, "/animate", **FORM)
-        time.sleep(0.3)
+        eventually(lambda: "stillmotion_load 1" in client.get("/metrics").text)
         process.terminate()
-        time.sleep(0.1)
-        assert client.get("/readyz").status_code == 503
+        eventually(lambda: client.get("/readyz").status_code == 503)
         refused = client.post("/animate", **FORM)
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "5"
         assert refused.json()["code"] == "draining"
         assert job.result().status_code == 200
-    assert process.wait(5) == 0
+    assert process.wait(60) == 0
 
 
 def test_a_wrong_argument_is_an_error_of_one_line():
@@ -343,6 +362,6 @@ def test_a_wrong_argument_is_an_error_of_one_line():
         (("--region", "a", "--serve", "a-1=127.0.0.1:1", "--service-time", "soon"), "--service-time"),
     ):
         process = start(*arguments)
-        _, error = process.communicate(timeout=20)
+        _, error = process.communicate(timeout=120)
         assert process.returncode == 2
         assert text in error.splitlines()[-1]

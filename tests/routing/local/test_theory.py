@@ -16,7 +16,7 @@ def test_erlang_b_is_as_its_direct_form_says(servers, offered):
     assert erlang_b(servers, float(offered)) == pytest.approx(float(terms[-1] / sum(terms)), abs=1e-12)
 
 
-def times(rps, seconds=20_000.0):
+def times(rps, seconds=6_000.0):
     return lambda generator: [one.at_s for one in poisson({"all": rps}, seconds, generator)]
 
 

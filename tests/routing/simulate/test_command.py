@@ -90,6 +90,6 @@ def test_without_numba_the_command_says_what_to_install(examples):
         "from routing.cli import main\n"
         f"sys.exit(main(['simulate', '--scenario', {str(examples / 'scenarios' / 'herd.yaml')!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 1
     assert done.stderr == "error: simulations need numba: pip install 'stillmotion[routing]'\n"

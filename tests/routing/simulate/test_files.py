@@ -82,7 +82,7 @@ def test_a_day_needs_longitudes_or_offsets(load, fleet_file):
         ("scheduled_at_s,region\n1,us-east\nnan,us-east\n", "line 3: scheduled_at_s is nan"),
         ("scheduled_at_s,region\n-1,us-east\n", "line 2: scheduled_at_s is -1"),
         ("scheduled_at_s,region\n1,us-eats\n", "line 2: us-eats is none of the fleet's regions; did you mean us-east?"),
-        ("scheduled_at_s,region\n1\n", "line 2: None is none of the fleet's regions"),
+        ("scheduled_at_s,region\n1\n", "line 2: has 1 cells, and the header 2"),
         ("scheduled_at_s,region\n99,us-east\n", "has no arrival in the scenario's 60 s"),
         ("", "has no column scheduled_at_s"),
     ],

@@ -56,7 +56,7 @@ def experiments(draw, make):
 
 
 @given(st.data())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_each_job_is_served_or_refused_or_lost_and_no_gpu_has_two(make, data):
     experiment = data.draw(experiments(make))
     outcome = simulate(experiment, data.draw(st.integers(0, 3)))
@@ -80,7 +80,7 @@ def test_each_job_is_served_or_refused_or_lost_and_no_gpu_has_two(make, data):
 
 
 @given(st.data())
-@settings(max_examples=15)
+@settings(max_examples=6)
 def test_the_same_seed_gives_the_same_result_and_another_one_another(make, data):
     experiment = data.draw(experiments(make))
     one, same, other = (results(simulate(experiment, seed)) for seed in (1, 1, 2))
@@ -121,7 +121,7 @@ def refused_of(times, gpus, service_s):
     st.integers(1, 5),
     st.sampled_from([0.5, 1.0, 2.0]),
 )
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_events_happen_in_order(make, times, gpus, service_s):
     trace = [(time, "a") for time in times]
     retry = {"attempts": 1}

@@ -19,7 +19,16 @@ LOADS = {
     60: (0.75, 0.85, 0.95, 1.2),
     300: (0.88, 0.92, 1.0, 1.2),
 }
-SETTINGS = [(gpus, load) for gpus, loads in LOADS.items() for load in loads]
+QUICK = {(1, 0.6), (4, 1.5), (12, 0.7), (12, 1.2), (60, 0.85), (300, 0.92)}
+
+
+def settings(given, quick):
+    """All of them, of which those that are not quick are for `make test-all`."""
+    return [one if one in quick else pytest.param(*one, marks=pytest.mark.slow) for one in given]
+
+
+SETTINGS = settings([(gpus, load) for gpus, loads in LOADS.items() for load in loads], QUICK)
+QUEUES = settings([(1, 0.5), (1, 0.85), (3, 0.8), (12, 0.7), (12, 0.9), (60, 0.95)], {(1, 0.85), (12, 0.7)})
 
 
 @pytest.mark.parametrize(("gpus", "load"), SETTINGS)
@@ -42,7 +51,7 @@ def test_refusals_without_retries_are_those_of_erlang_b(make, batches_of, gpus, 
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("exponential", mean_wait_mmc), ("fixed", mean_wait_mdc)])
-@pytest.mark.parametrize(("gpus", "load"), [(1, 0.5), (1, 0.85), (3, 0.8), (12, 0.7), (12, 0.9), (60, 0.95)])
+@pytest.mark.parametrize(("gpus", "load"), QUEUES)
 def test_waits_in_a_queue_are_those_of_mmc_and_mdc(make, kind, expected, gpus, load):
     seconds = 1_000_000 / (gpus * load)
     experiment = make(
