@@ -31,7 +31,7 @@ from pipeline.train.vae import VaeSettings, build_vae, evaluate_vae, learning_ra
 
 from .conftest import files_of_at_most
 
-VAE = VaeSettings(size=32, block_out_channels=(16, 16, 16), steps=2, batch=4)
+VAE = VaeSettings(size=32, steps=2, batch=4)
 TEACHER = TeacherSettings(size=32, frames=4, block_out_channels=(16, 16), steps=3, bind_steps=1, batch=2)
 
 
