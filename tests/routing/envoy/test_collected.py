@@ -21,12 +21,17 @@ def test_the_collector_counts_each_job_once_and_where_it_was_served(running):
                 assert (oddities, reading.silences) == ([], ())
                 return seen
 
+            async def next_traffic():
+                while (seen := await traffic()) is None:  # the same page once more
+                    await asyncio.sleep(0.05)
+                return seen
+
             try:
                 assert await traffic() is None
                 for _ in range(10):
                     await fleet.jobs(2, fleet.url("a"))
                     await fleet.client.get(fleet.url("a", "/docs.json"))
-                seen = await traffic()
+                seen = await next_traffic()
                 assert seen.jobs == 20
                 assert sum(seen.answered.values()) == 20
                 assert min(seen.answered.values()) > 0
@@ -39,10 +44,10 @@ def test_the_collector_counts_each_job_once_and_where_it_was_served(running):
 
                 waiting = asyncio.gather(*(fleet.client.post(fleet.url("a"), content=b"x") for _ in range(12)))
                 await fleet.holds(all_came)
-                early = await traffic()
+                early = await next_traffic()
                 release.set()
                 await waiting
-                late = await traffic()
+                late = await next_traffic()
                 assert (early.jobs, late.jobs) == (12, 0)
                 assert early.retries + late.retries > 0
                 begun = fleet.begun()
@@ -51,7 +56,7 @@ def test_the_collector_counts_each_job_once_and_where_it_was_served(running):
                 await fleet.holds(lambda: fleet.begun() > begun)
                 given_up.cancel()
                 await fleet.holds(lambda: not any(server.busy for server in fleet.all_servers()))
-                assert (await traffic()).jobs == 1  # given up, and yet it came
+                assert (await next_traffic()).jobs == 1  # given up, and yet it came
             finally:
                 await source.close()
 
