@@ -66,4 +66,6 @@ def device_peak(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> 
     source = torch.ones(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy_ms = min(time_calls(lambda: target.copy_(source), device, repeats + 2)[2:])
-    return Peak(round(2 * side**3 / multiply_ms / 1e9, 2), round(2 * copied / copy_ms / 1e6, 1))
+    # Digits that count, and not decimals: other figures are divided by these, which a machine that stalls makes small.
+    tflops_per_s, copy_gb_per_s = 2 * side**3 / multiply_ms / 1e9, 2 * copied / copy_ms / 1e6
+    return Peak(float(f"{tflops_per_s:.4g}"), float(f"{copy_gb_per_s:.4g}"))
