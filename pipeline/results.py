@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from PIL import Image
@@ -121,7 +122,12 @@ class StageFolder:
     def clip_file(
         self, name: str, title: str, caption: str, data: bytes, suffix: str, picture: Image.Image | None = None
     ) -> Path:
-        """Keep a clip that is a file already."""
+        """Keep a clip that is a file already; a second one of a name gets a number."""
+        taken, plain = {figure.clip for figure in self.result.figures}, name
+        for number in itertools.count(2):
+            if f"{name}.{suffix}" not in taken:
+                break
+            name = f"{plain}-{number}"
         path = self.path / f"{name}.{suffix}"
         path.write_bytes(data)
         if picture is not None:

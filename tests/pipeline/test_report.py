@@ -111,3 +111,11 @@ def test_a_browser_shows_the_report_and_plays_its_clips(run):
         wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         browser.close()
     assert (failed, broken, wide) == ([], 0, False)
+
+
+def test_two_clips_of_one_name_are_both_kept_and_a_new_attempt_begins_anew(tmp_path):
+    for _ in range(2):
+        stage = StageFolder(tmp_path, "demo", "Two pictures that are called alike")
+        kept = [stage.clip_file("stone", "stone.jpg", "", data, "mp4") for data in (b"one", b"other")]
+        assert [path.name for path in kept] == ["stone.mp4", "stone-2.mp4"]
+        assert [path.read_bytes() for path in kept] == [b"one", b"other"]
