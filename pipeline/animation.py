@@ -24,15 +24,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from .call_arguments import (
-    broadcast,
-    check_callback_tensors,
-    check_clip_skip,
-    check_counts,
-    check_scheduler,
-    check_size,
-    repeat_each,
-)
+from . import call_arguments as arguments
 from .components import check_output, load_models
 from .denoiser import Denoiser, PlainDenoiser
 from .diffusers_folder import has_only_variant, name_portable_classes
@@ -131,7 +123,7 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
         if isinstance(unet, UNet2DConditionModel):
             unet = UNetMotionModel.from_unet2d(unet, motion_adapter)
         self._family = family_of(unet)
-        check_scheduler(scheduler)
+        arguments.check_scheduler(scheduler)
         for name, value, known in (
             ("image_latents_fill", image_latents_fill, ("position", "repeat")),
             ("image_latents_mode", image_latents_mode, ("sample", "mode")),
@@ -338,7 +330,7 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
             NotFiniteError: U-Net or autoencoder computed NaN or infinity.
         """
         width_of_text = self.text_encoder.config.hidden_size
-        images, prompts, negatives = broadcast(
+        images, prompts, negatives = arguments.broadcast(
             image, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, width_of_text
         )
         default_height, default_width = self.default_size
@@ -349,13 +341,13 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
         image_scale = self.config.image_guidance_scale if image_guidance_scale is _OF_FAMILY else image_guidance_scale
         guidance, told_scale = guidance_for(self.config, guidance_scale, image_scale)
         skip = self.default_clip_skip if clip_skip is _OF_FAMILY else clip_skip
-        check_size(height, width, self.vae_scale_factor)
-        check_counts(
+        arguments.check_size(height, width, self.vae_scale_factor)
+        arguments.check_counts(
             num_frames=frames, num_inference_steps=steps, fps=rate, num_videos_per_prompt=num_videos_per_prompt
         )
-        check_scheduler(self.scheduler)
-        check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        check_clip_skip(skip, self.text_encoder.config.num_hidden_layers)
+        arguments.check_scheduler(self.scheduler)
+        arguments.check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        arguments.check_clip_skip(skip, self.text_encoder.config.num_hidden_layers)
 
         # Looked up once: diffusers walks over all modules for each, which costs as much as a small model's layers.
         device, dtype = self._execution_device, self.unet.dtype
@@ -363,7 +355,7 @@ class ImageAnimationPipeline(LatentsMixin, DiffusionPipeline):  # type: ignore[m
         noise, seen = self.noise_and_image(
             images, copies, (frames, height, width), generator, latents, device, motion_scale
         )
-        prompts, negatives = (repeat_each(texts, copies) for texts in (prompts, negatives))
+        prompts, negatives = (arguments.repeat_each(texts, copies) for texts in (prompts, negatives))
         with part("encode prompt"):
             conditioning = self.conditions(prompts, negatives, seen, guidance, rate, skip, told_scale)
 
