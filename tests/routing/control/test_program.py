@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,9 +243,13 @@ def control(fleet, tmp_path):
 
 def test_once_looks_twice_publishes_and_ends(fleet, control, tmp_path, capsys):
     fleet.demand["a"] = 10.0
-    assert control("--once", "--interval", "0.5", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["rounds"] == 2
+    for _ in range(5):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        assert control("--once", "--interval", "0.5", "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["rounds"] == 2
+        if not found["oddities"]:  # else a busy machine was late with its metrics, and nothing could be decided
+            break
     assert found["shares"]["a"]["a"] == pytest.approx(0.79, abs=0.011)  # one largest step from 0.99
     assert RoutingTable.read(tmp_path / "out" / "table.json").version == 2
 
