@@ -68,13 +68,21 @@ def quick_model(tmp_path):
     return folder
 
 
+def stock(home: Path, model) -> None:
+    """Make a store with this one model, which is the latest there, whatever other tests package meanwhile."""
+    folder = home / "models" / model.tag.name
+    folder.mkdir(parents=True)
+    (folder / model.tag.version).symlink_to(model.path)
+    (folder / "latest").write_text(model.tag.version)
+
+
 class Server:
     """A `bentoml serve` process with a home of its own (a shared one would mix up the metrics)."""
 
     def __init__(self, home: Path, log: Path, **settings) -> None:
         models = Path(os.environ["BENTOML_HOME"]) / "models"
-        home.mkdir(parents=True)
-        if models.is_dir():
+        home.mkdir(parents=True, exist_ok=True)
+        if models.is_dir() and not (home / "models").exists():
             (home / "models").symlink_to(models)
         self.url, self.log = f"http://127.0.0.1:{free_port()}", log
         environment = os.environ | {
@@ -161,6 +169,7 @@ def server(packaged_model, tmp_path_factory):
     """A server that all tests share; each leaves it free."""
     assert packaged_model.tag.name == "animator"  # the latest one, which a server takes by itself
     folder = tmp_path_factory.mktemp("server")
+    stock(folder / "home", packaged_model)
     server = Server(folder / "home", folder / "log", region="test-1", **FAR_LIMITS)
     try:
         server.ready_seen = server.wait_until_ready()

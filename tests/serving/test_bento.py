@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from .conftest import stock
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def bento(packaged_model, tmp_path_factory):
     """A Bento's folder."""
-    assert packaged_model.tag.version
     home = tmp_path_factory.mktemp("home")
-    (home / "models").symlink_to(Path(os.environ["BENTOML_HOME"]) / "models")
+    stock(home, packaged_model)
     environment = os.environ | {"BENTOML_HOME": str(home)}
     command = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400)
