@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -71,6 +72,7 @@ def write_package(
         programs: folder of programs compiled ahead of time that go into the package.
     """
     pipe.save_pretrained(folder, safe_serialization=True)
+    forget_paths(folder)
     if programs is not None:
         shutil.copytree(programs, folder / PROGRAMS_FOLDER)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -81,6 +83,14 @@ def write_package(
         # runs as another user.
         path.chmod(0o755 if path.is_dir() else 0o644)
     return info
+
+
+def forget_paths(folder: Path) -> None:
+    """Take out of a saved pipeline's configurations where it was loaded from, which is a path of one machine."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def save_to_store(

@@ -196,3 +196,12 @@ def test_a_folder_is_found_by_its_path(package):
 def test_what_is_neither_a_folder_nor_in_the_store_says_how_to_make_one(tag):
     with pytest.raises(ModelError, match=r"neither a folder nor a model in the BentoML store; `make demo`"):
         resolve(tag)
+
+
+def test_a_package_does_not_say_where_its_parts_were_loaded_from(small_pipe, tmp_path):
+    small_pipe.save_pretrained(tmp_path / "source")
+    loaded = type(small_pipe).from_pretrained(tmp_path / "source")
+    write_package(loaded, tmp_path / "package", describe(loaded, "random", METRICS), CARD)
+    said = [path.read_text() for path in (tmp_path / "package").rglob("*.json")]
+    assert said
+    assert not [text for text in said if str(tmp_path) in text]
