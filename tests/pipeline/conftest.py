@@ -28,6 +28,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipeline import ImageAnimationPipeline
+from pipeline.cli import main
 from pipeline.train.text import build_feature_extractor, build_image_encoder, build_tokenizer
 
 WIDTH = 32  # of text and image embeddings
@@ -329,3 +330,18 @@ def teacher_folder(i2vgen_parts, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("teacher") / "tiny"
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def image(tmp_path, picture) -> Path:
+    path = tmp_path / "photo.png"
+    picture(48, 40).save(path)
+    return path
+
+
+@pytest.fixture
+def animate(image, teacher_folder, tmp_path):
+    """Runs a plain `animate` in this process; arguments that are given win."""
+    out = str(tmp_path / "clip.webp")
+    given = ["--image", str(image), "--prompt", "a red circle moves up", "--out", out, "--model", str(teacher_folder)]
+    return lambda *more: main(["animate", *given, *more])

@@ -33,21 +33,6 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture
-def image(tmp_path, picture) -> Path:
-    path = tmp_path / "photo.png"
-    picture(48, 40).save(path)
-    return path
-
-
-@pytest.fixture
-def animate(image, teacher_folder, tmp_path):
-    """The arguments of a plain `animate`; later ones win."""
-    out = str(tmp_path / "clip.webp")
-    given = ["--image", str(image), "--prompt", "a red circle moves up", "--out", out, "--model", str(teacher_folder)]
-    return lambda *more: main(["animate", *given, *more])
-
-
 def test_help_comes_without_heavy_imports():
     code = (
         "import sys; from pipeline.cli import main\n"

@@ -13,21 +13,6 @@ from pipeline.lock import held
 from pipeline.settings import parse_value
 
 
-@pytest.fixture
-def image(tmp_path, picture) -> Path:
-    path = tmp_path / "photo.png"
-    picture(48, 40).save(path)
-    return path
-
-
-@pytest.fixture
-def animate(image, teacher_folder, tmp_path):
-    """The arguments of a plain `animate`; later ones win."""
-    out = str(tmp_path / "clip.webp")
-    given = ["--image", str(image), "--prompt", "a red circle moves up", "--out", out, "--model", str(teacher_folder)]
-    return lambda *more: main(["animate", *given, *more])
-
-
 def test_out_that_is_the_input_picture_is_refused_before_the_computation(animate, tmp_path, picture, capsys):
     photo = tmp_path / "photo.webp"
     picture(48, 40).save(photo)
