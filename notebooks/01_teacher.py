@@ -36,16 +36,17 @@ quiet_libraries()  # before anything imports them
 # %%
 from dataclasses import asdict
 
-from pipeline.baseline import baseline, branch_clips, timed_animation
-from pipeline.display import sheet, show_clips, show_rows
-from pipeline.engine import AnimationRequest
-from pipeline.evaluate import evaluate
-from pipeline.guidance import Guidance
-from pipeline.images import decode
+from pipeline.bench.baseline import baseline, branch_clips, timed_animation
+from pipeline.judge.evaluate import evaluate
 from pipeline.machine import machine, versions
-from pipeline.results import Row, StageFolder
-from pipeline.samples import read_samples
-from pipeline.sources import embedded_teacher, open_checkpoint
+from pipeline.media.images import decode
+from pipeline.media.video import sheet
+from pipeline.model.guidance import Guidance
+from pipeline.runs.display import show_clips, show_rows
+from pipeline.runs.results import Row, StageFolder
+from pipeline.runs.samples import read_samples
+from pipeline.serve.engine import AnimationRequest
+from pipeline.serve.sources import embedded_teacher, open_checkpoint
 
 stage = StageFolder(run_folder, "01_teacher", "The teacher")
 animator = open_checkpoint(teacher)

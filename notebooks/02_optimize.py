@@ -45,23 +45,23 @@ from pathlib import Path
 import torch
 
 from pipeline.bench import bench, write
+from pipeline.bench.ladder import use_solver
 from pipeline.bench.report import markdown
 from pipeline.clips import ClipGenerator
 from pipeline.console import news
-from pipeline.display import show_rows
-from pipeline.engine import Animator
-from pipeline.evaluate import evaluate, pictures_of
+from pipeline.judge.evaluate import evaluate, pictures_of
+from pipeline.judge.metrics import psnr_db
 from pipeline.machine import machine, versions
-from pipeline.metrics import psnr_db
+from pipeline.model.solver import compared_samplers, convergence, latent_sampler, reference_latents
 from pipeline.optimise.block_cache import cache_blocks, measure_changes, schedule_of, share_computed
-from pipeline.optimise.ladder import use_solver
 from pipeline.optimise.precision import choose, set_precision
 from pipeline.optimise.prepared import prepare_once
-from pipeline.optimise.solver import compared_samplers, convergence, latent_sampler, reference_latents
-from pipeline.plots import plot_block_cache, plot_convergence, plot_ladder
-from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
-from pipeline.sources import open_checkpoint
-from pipeline.store import describe
+from pipeline.runs.display import show_rows
+from pipeline.runs.plots import plot_block_cache, plot_convergence, plot_ladder
+from pipeline.runs.results import RESULT_FILE, Row, StageFolder, read_result
+from pipeline.serve.engine import Animator
+from pipeline.serve.sources import open_checkpoint
+from pipeline.serve.store import describe
 
 stage = StageFolder(run_folder, "02_optimize", "The same model, faster")
 evaluation_before = None

@@ -57,25 +57,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.baseline import timed_animation
+from pipeline.bench.baseline import timed_animation
 from pipeline.bench.measure import precision_trials
 from pipeline.console import news_of
-from pipeline.display import sheet, show_clips, show_rows
 from pipeline.distill.data import GeneratedSource
 from pipeline.distill.folders import open_folder
 from pipeline.distill.sample_grid import SampleGrid
 from pipeline.distill.trainer import Distiller, DistillSettings, Trajectory
-from pipeline.engine import AnimationRequest, Animator
-from pipeline.evaluate import EvaluationResult, compare_students
-from pipeline.gates import check, load_gates, require
-from pipeline.images import decode
+from pipeline.judge.evaluate import EvaluationResult, compare_students
+from pipeline.judge.gates import check, load_gates, require
 from pipeline.machine import machine, versions
+from pipeline.media.images import decode
+from pipeline.media.video import sheet
 from pipeline.optimise.precision import choose, in_precision
-from pipeline.plots import plot_losses, plot_students
-from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
-from pipeline.samples import read_samples
-from pipeline.sources import embedded_teacher, open_checkpoint
-from pipeline.store import describe
+from pipeline.runs.display import show_clips, show_rows
+from pipeline.runs.plots import plot_losses, plot_students
+from pipeline.runs.results import RESULT_FILE, Row, StageFolder, read_result
+from pipeline.runs.samples import read_samples
+from pipeline.serve.engine import AnimationRequest, Animator
+from pipeline.serve.sources import embedded_teacher, open_checkpoint
+from pipeline.serve.store import describe
 
 stage = StageFolder(run_folder, "03_distill", "The student")
 if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():

@@ -38,14 +38,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.display import show_rows
-from pipeline.engine import AnimationRequest
-from pipeline.images import decode
 from pipeline.machine import machine, versions
-from pipeline.package import package
-from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
-from pipeline.samples import read_samples
-from pipeline.sources import open_checkpoint
+from pipeline.media.images import decode
+from pipeline.packaging.package import package
+from pipeline.runs.display import show_rows
+from pipeline.runs.results import RESULT_FILE, Row, StageFolder, read_result
+from pipeline.runs.samples import read_samples
+from pipeline.serve.engine import AnimationRequest
+from pipeline.serve.sources import open_checkpoint
 
 stage = StageFolder(run_folder, "04_package", "The packaged model")
 evaluation: dict[str, object] = {}

@@ -33,9 +33,9 @@ run_folder = "runs/notebook"  # results go to its folder 05_capacity
 import json
 from pathlib import Path
 
-from pipeline.display import show_rows
-from pipeline.results import RESULT_FILE, Row, StageFolder, read_result
-from pipeline.settings import NOTEBOOKS
+from pipeline.runs.display import show_rows
+from pipeline.runs.results import RESULT_FILE, Row, StageFolder, read_result
+from pipeline.runs.settings import NOTEBOOKS
 from routing.capacity.plots import gpus_figure, sensitivity_figure, week_figure
 from routing.capacity.report import plan_capacity, results
 from routing.capacity.settings import load_planning

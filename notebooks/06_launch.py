@@ -32,9 +32,9 @@ from pathlib import Path
 
 from loadtests.launch.plots import scenarios_figure
 from loadtests.launch.run import Check, check
-from pipeline.display import show_rows
-from pipeline.results import Row, StageFolder
-from pipeline.settings import NOTEBOOKS
+from pipeline.runs.display import show_rows
+from pipeline.runs.results import Row, StageFolder
+from pipeline.runs.settings import NOTEBOOKS
 from routing.charts import picture
 
 stage = StageFolder(run_folder, "06_launch", "Launch")

@@ -15,8 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .animation import ImageAnimationPipeline, ImageAnimationPipelineOutput
-    from .optimise.solver import LogSNRDPMSolverScheduler
+    from .model.animation import ImageAnimationPipeline, ImageAnimationPipelineOutput
+    from .model.solver import LogSNRDPMSolverScheduler
 
 __all__ = ["ImageAnimationPipeline", "ImageAnimationPipelineOutput", "LogSNRDPMSolverScheduler"]
 
@@ -24,14 +24,14 @@ __all__ = ["ImageAnimationPipeline", "ImageAnimationPipelineOutput", "LogSNRDPMS
 def __getattr__(name: str) -> Any:
     # Importing diffusers takes ten seconds, which most commands do not need.
     if name == "LogSNRDPMSolverScheduler":
-        from .optimise import solver
+        from .model import solver
 
         return getattr(solver, name)
     if name in __all__:
         from .quiet import accept_missing_torchvision
 
         accept_missing_torchvision()
-        from . import animation
+        from .model import animation
 
         return getattr(animation, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

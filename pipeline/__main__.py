@@ -16,7 +16,7 @@ def _run() -> int:
     try:
         # What ends in good order on Ctrl-C does so too when a service manager or `timeout` ends it.
         signal.signal(signal.SIGTERM, _interrupt)
-        from .cli import main
+        from .commands.cli import main
 
         return main()
     except KeyboardInterrupt:  # before the command had begun, or a second one while it was ending

@@ -37,3 +37,8 @@ class NotFiniteError(ModelError):
 
 class Cancelled(StillmotionError):
     """The computation was stopped between two steps because nobody waits for it any more."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -30,6 +30,6 @@ def quiet_libraries() -> None:
         library.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
     disable_progress_bars()
     # Commands and servers say by themselves when a prompt is read in part.
-    logging.getLogger("pipeline.prompts").setLevel(logging.ERROR)
+    logging.getLogger("pipeline.model.prompts").setLevel(logging.ERROR)
     # The published I2VGen-XL and PIA classes announce their own deprecation on each import.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|torch)\.")

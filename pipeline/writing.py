@@ -41,3 +41,12 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text beside its place and rename it, so that a reader or an interrupt never meets half a file.
+
+    Raises:
+        StillmotionError: it cannot be written.
+    """
+    write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))

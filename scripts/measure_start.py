@@ -19,13 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.demo import serving
 from pipeline.console import tell
-from pipeline.demo import serving
 from pipeline.machine import machine, versions
 from pipeline.optimise.runtimes import Runtime
-from pipeline.package import package
+from pipeline.packaging.package import package
 from pipeline.quiet import quiet_libraries
-from pipeline.sources import open_checkpoint
+from pipeline.serve.sources import open_checkpoint
 
 
 def measure(checkpoint: str | None, runtime: Runtime, starts: int, ready_s: float) -> dict[str, Any]:

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
-from pipeline.card import model_card
-from pipeline.engine import Animator
 from pipeline.errors import StillmotionError
 from pipeline.optimise.choice import ways_to_run
-from pipeline.package import KEPT_FIGURES, max_difference
+from pipeline.packaging.card import model_card
+from pipeline.packaging.package import KEPT_FIGURES, max_difference
 from pipeline.quiet import quiet_libraries
-from pipeline.results import read_result
-from pipeline.sources import EMBEDDED_STUDENT, open_checkpoint
-from pipeline.store import write_package
+from pipeline.runs.results import read_result
+from pipeline.serve.engine import Animator
+from pipeline.serve.sources import EMBEDDED_STUDENT, open_checkpoint
+from pipeline.serve.store import write_package
 
 # Rounding weights to half precision may move a colour by so many steps of 255.
 _MOST_DIFFERENCE = 4

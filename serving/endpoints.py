@@ -18,7 +18,7 @@ from pipeline.errors import Cancelled, ModelError, StillmotionError
 from .replies import CLIENT_GONE, failure_reply, video_headers, video_reply
 
 if TYPE_CHECKING:
-    from pipeline.engine import StepListener
+    from pipeline.serve.engine import StepListener
 
     from .exchange import Exchange
     from .host import Host, Video

@@ -10,7 +10,7 @@ from _bentoml_sdk.io_models import IODescriptor, IORootModel  # type: ignore[imp
 from bentoml.validators import ContentType
 from pydantic import Field
 
-from pipeline.video import Format
+from pipeline.media.video import Format
 
 from .tracing import NOT_TRACED, Trace
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from pipeline.engine import AnimationRequest
 from pipeline.errors import InputError
-from pipeline.images import check_header
-from pipeline.video import FORMATS, Format
+from pipeline.media.images import check_header
+from pipeline.media.video import FORMATS, Format
+from pipeline.serve.engine import AnimationRequest
 
 from .settings import Settings
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
-from pipeline import images, video
-from pipeline.engine import Animation, AnimationRequest, ModelInfo, StepListener
 from pipeline.errors import Cancelled, StillmotionError
+from pipeline.media import images, video
+from pipeline.serve.engine import Animation, AnimationRequest, ModelInfo, StepListener
 from pipeline.spans import listen
 
 from .admission import Slot
@@ -32,7 +32,7 @@ logger = logging.getLogger("bentoml.stillmotion")
 
 
 class Engine(Protocol):
-    """What the service needs of a loaded model; `pipeline.engine.Animator` is one."""
+    """What the service needs of a loaded model; `pipeline.serve.engine.Animator` is one."""
 
     info: ModelInfo
     name: str

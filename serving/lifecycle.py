@@ -14,10 +14,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.engine import Animator, ModelInfo
 from pipeline.errors import StillmotionError
 from pipeline.quiet import quiet_libraries
-from pipeline.store import MODEL_NAME, resolve
+from pipeline.serve.engine import Animator, ModelInfo
+from pipeline.serve.store import MODEL_NAME, resolve
 
 from .logs import escape_text, use_json
 from .settings import DEFAULT_MODEL, Settings, SettingsError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import bentoml
 
 if TYPE_CHECKING:
-    from pipeline.engine import ModelInfo
+    from pipeline.serve.engine import ModelInfo
 
     from .admission import Slot
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from pipeline.video import FORMATS, MEDIA_TYPES
+from pipeline.media.video import FORMATS, MEDIA_TYPES
 
 if TYPE_CHECKING:
     from .host import Host

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import StillmotionError
-from pipeline.images import PictureLimits
+from pipeline.media.images import PictureLimits
 
 PREFIX = "STILLMOTION_"
 DEFAULT_MODEL = "animator:latest"

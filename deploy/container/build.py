@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.engine import ModelInfo
-from pipeline.store import resolve
+from pipeline.serve.engine import ModelInfo
+from pipeline.serve.store import resolve
 
 from . import wheels
 from .engine import Engine, fetch_base, find, fit, last_line

@@ -1,7 +1,7 @@
 """`python -m pipeline bench`: each optimisation measured in one run.
 
 - `presets`: the models that are measured.
-- `measure`: the rungs of `pipeline.optimise.ladder` in turn, and diffusers' own pipeline beside them; `requests`: what
+- `measure`: the rungs of `pipeline.bench.ladder` in turn, and diffusers' own pipeline beside them; `requests`: what
   each of them computes.
 - `report`: JSON, Markdown and plot of these.
 - `unet_pass`, `variants`: one U-Net pass alone, ours and diffusers', eager and compiled; `pass_report` writes them.

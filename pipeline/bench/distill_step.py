@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import first_line
 from ..machine import PeakMemory
 from .timing import wait
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
     from ..distill.trainer import DistillSettings
+    from ..model.animation import ImageAnimationPipeline
 
 Quiet = Callable[[], AbstractContextManager[object]]
 
@@ -105,7 +106,7 @@ def bench_distill(
             distiller.close()
             del distiller
         except (RuntimeError, ImportError) as error:  # out of memory, or no peft
-            result.skipped = str(error).splitlines()[0]
+            result.skipped = first_line(error)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

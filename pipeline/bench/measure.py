@@ -17,13 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..machine import PeakMemory, machine, versions
 from ..optimise.base import NotApplicable
-from ..optimise.ladder import Ladder, Rung, plan
 from ..optimise.precision import Trial, choose, try_precisions
+from .ladder import Ladder, Rung, plan
 from .requests import diffusers_request, own_request, picture
 from .timing import device_peak
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 PRESETS = ("tiny", "i2vgen-xl")
 
@@ -197,7 +197,7 @@ def _take(pipe: ImageAnimationPipeline, one: _Taken, *, first: bool, strict: boo
                 with PeakMemory() as memory, counting:
                     one.frames = request(pipe)
                 one.build_s = time.perf_counter() - began
-                one.dtype, one.memory = pipe.unet.dtype, memory.peak_mb
+                one.dtype, one.memory = pipe.network.dtype, memory.peak_mb
                 if isinstance(counting, FlopCounterMode):
                     one.flops = counting.get_total_flops()
                 return None
@@ -217,7 +217,7 @@ def _take(pipe: ImageAnimationPipeline, one: _Taken, *, first: bool, strict: boo
 
 
 def _branches(pipe: ImageAnimationPipeline) -> int:
-    from ..guidance import Guidance
+    from ..model.guidance import Guidance
 
     return Guidance(pipe.config.guidance_scale, pipe.config.image_guidance_scale).passes
 
@@ -270,7 +270,7 @@ def _ratio(base: _Taken | None, figure: Callable[[_Taken], float], value: float)
 
 
 def _psnr(one: _Taken, other: _Taken | None) -> float | None:
-    from ..metrics import psnr_db
+    from ..judge.metrics import psnr_db
 
     if other is None or other is one:
         return None
@@ -283,30 +283,33 @@ def _psnr(one: _Taken, other: _Taken | None) -> float | None:
 @torch.no_grad()
 def precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
     """One U-Net pass and one decoded frame in each precision, from fixed noise."""
-    from ..denoiser import Predict
-    from ..guidance import Guidance
+    from ..model.call_arguments import check_controls
+    from ..model.denoiser import Predict
+    from ..model.families import Request, stack
+    from ..model.guidance import Guidance
 
-    height, width = pipe.default_size
-    frames = pipe.config.num_frames
-    factor = pipe.vae_scale_factor
+    (height, width), frames, family = pipe.default_size, pipe.config.num_frames, pipe.family
     guidance = Guidance(pipe.config.guidance_scale, pipe.config.image_guidance_scale)
-    noise = torch.randn(1, 4, frames, height // factor, width // factor, generator=torch.Generator().manual_seed(1))
-    noise = noise.to(pipe.device)
+    shape = family.latent_shape(pipe.parts, frames, height, width)
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1)).to(pipe.device)
     skip = pipe.default_clip_skip  # as a call without arguments has it
 
     def predict() -> Predict:
-        seen = pipe.family.condition_image(
-            pipe, [picture((height, width))], frames, height, width, torch.Generator().manual_seed(1), 0
+        generator = torch.Generator().manual_seed(1)
+        controls = check_controls(family, {})
+        request = Request(
+            [picture((height, width))], frames, height, width, pipe.config.fps, generator=generator, controls=controls
         )
-        told = pipe.conditions(["a red circle moves right"], [""], seen, guidance, pipe.config.fps, skip)
-        return pipe.denoiser.start(told)
+        seen = family.encode_picture(pipe.parts, request)
+        conds = pipe.conditions(["a red circle moves right"], [""], seen, guidance.branches, skip)
+        return pipe.denoiser.start(stack(list(conds.values())))
 
     timestep = torch.tensor(pipe.scheduler.config.num_train_timesteps // 2, device=pipe.device)
 
     def one_pass() -> torch.Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            return predict()(torch.cat([noise] * guidance.passes).to(pipe.unet.dtype), timestep)
+            return predict()(torch.cat([noise] * guidance.passes).to(pipe.network.dtype), timestep)
 
     def decode() -> torch.Tensor:
         return pipe.decode_latents(noise[:, :, :1])

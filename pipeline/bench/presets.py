@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def open_preset(preset: str, model: str | None) -> tuple[ImageAnimationPipeline,
     """
     import torch
 
-    from ..sources import name_of, open_checkpoint
+    from ..serve.sources import name_of, open_checkpoint
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if preset == "tiny" or model is not None:
@@ -55,7 +55,7 @@ def open_preset(preset: str, model: str | None) -> tuple[ImageAnimationPipeline,
         pipe, name = random_i2vgen_xl(Size(), device=device), "random weights of I2VGen-XL's size"
     if preset == "i2vgen-xl":
         size = Size()
-        factor = pipe.vae_scale_factor
+        factor = pipe.family.size_step(pipe.parts)
         pipe.unet.register_to_config(sample_size=(size.side // factor, size.side // factor))
         pipe.register_to_config(
             num_frames=size.frames, num_inference_steps=32, guidance_scale=9.0, image_guidance_scale=1.5
@@ -76,7 +76,7 @@ def random_i2vgen_xl(size: Size, seed: int = 0, device: str = "cpu") -> ImageAni
     from diffusers.models.resnet import TemporalConvLayer
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
     from ..train.text import build_feature_extractor, build_tokenizer
 
     torch.manual_seed(seed)

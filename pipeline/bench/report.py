@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StillmotionError
-from ..results import write_atomically
+from ..writing import write_atomically
 from .measure import BenchResult
 
 _COLUMNS = (
@@ -91,7 +91,7 @@ def write(result: BenchResult, folder: Path) -> list[Path]:
     Raises:
         StillmotionError: the folder cannot be written.
     """
-    from ..plots import plot_ladder
+    from ..runs.plots import plot_ladder
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from ..optimise.base import NotApplicable
 from .timing import wait
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 
 def own_request(pipe: ImageAnimationPipeline, on_step: Callable[[], None] | None = None) -> np.ndarray:

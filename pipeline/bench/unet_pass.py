@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import StillmotionError
+from ..errors import StillmotionError, first_line
 from ..machine import PeakMemory, machine, versions
 from .profiling import PassProfile, profile_pass
 from .timing import Peak, device_peak, time_calls, wait
 from .variants import BASELINE, PREPARED, REFERENCE, VARIANTS, PassInputs, Run, Stage, Variant, pass_inputs, program_of
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 Quiet = Callable[[], AbstractContextManager[object]]
 """Makes a context in which nothing else uses the device; only measurements are made inside."""
@@ -299,7 +299,7 @@ def bench_pass(
             taken.tflops_per_s = round(taken.gflop / taken.pass_ms, 4)
             taken.share_of_peak = round(taken.tflops_per_s / peaks[taken.dtype].tflops_per_s, 4)
         except Exception as error:  # a compiler raises what it likes, and the others are to go on
-            taken.skipped = _first_line(error)
+            taken.skipped = first_line(error)
             if variant.name == BASELINE:
                 raise
         if taken.skipped is not None:
@@ -367,9 +367,3 @@ def _free() -> None:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # The compiler's first line says only that it was the compiler.
-    return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..families import Conditioning, ImageConditioning
+from ..model.families import Cond, cast_cond
+from ..model.prompts import prompt_limit
 from ..optimise.base import Change, NotApplicable
-from ..prompts import prompt_limit
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
     from ..optimise.attention import AttentionShape, Backend
     from ..optimise.prepared import StepModule
 
@@ -36,14 +36,11 @@ class PassInputs:
 
     latents: Tensor
     timestep: Tensor
-    conditioning: Conditioning
+    cond: Cond
 
     def to(self, dtype: torch.dtype) -> PassInputs:
         """The same in another precision; timestep and frame rate stay whole numbers."""
-        told, image = self.conditioning, self.conditioning.image
-        assert image.embedding is not None
-        seen = ImageConditioning(image.latents.to(dtype), image.embedding.to(dtype))
-        return PassInputs(self.latents.to(dtype), self.timestep, Conditioning(told.text.to(dtype), seen, told.fps))
+        return PassInputs(self.latents.to(dtype), self.timestep, cast_cond(self.cond, dtype))
 
 
 def pass_inputs(pipe: ImageAnimationPipeline, branches: int, seed: int = 0) -> PassInputs:
@@ -52,20 +49,20 @@ def pass_inputs(pipe: ImageAnimationPipeline, branches: int, seed: int = 0) -> P
     Encoders have no part in it: their outputs are normed, and so are these numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-    height, width = (side // pipe.vae_scale_factor for side in pipe.default_size)
-    frames, context = pipe.config.num_frames, pipe.unet.config.cross_attention_dim
+    _, frames, height, width = pipe.family.latent_shape(pipe.parts, pipe.config.num_frames, *pipe.default_size)
+    context = pipe.unet.config.cross_attention_dim
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(branches, *shape, generator=generator).to(pipe.device)
 
-    image = ImageConditioning(draw(4, frames, height, width), draw(1, context))
-    conditioning = Conditioning(
-        draw(prompt_limit(pipe.tokenizer, pipe.text_encoder), context),
-        image,
-        torch.full((branches,), pipe.config.fps, device=pipe.device),
-    )
+    cond = {
+        "image_latents": draw(4, frames, height, width),
+        "image_embeds": draw(1, context),
+        "text": draw(prompt_limit(pipe.tokenizer, pipe.text_encoder), context),
+        "fps": torch.full((branches,), pipe.config.fps, device=pipe.device),
+    }
     timestep = torch.tensor(pipe.scheduler.config.num_train_timesteps // 2, device=pipe.device)
-    return PassInputs(draw(4, frames, height, width), timestep, conditioning)
+    return PassInputs(draw(4, frames, height, width), timestep, cond)
 
 
 @dataclass
@@ -130,7 +127,7 @@ def _plain(stage: Stage, compiler: Callable[[nn.Module], Any] = lambda unet: une
     stage.apply(_cast(stage.pipe.unet, stage.dtype))
     inputs = stage.inputs.to(stage.dtype)
     unet = compiler(stage.pipe.unet)
-    return partial(stage.pipe.family.predict, unet, inputs.latents, inputs.timestep, inputs.conditioning)
+    return partial(stage.pipe.family.predict, unet, inputs.latents, inputs.timestep, inputs.cond)
 
 
 def _full(stage: Stage) -> Run:
@@ -188,7 +185,7 @@ def _step(stage: Stage) -> tuple[StepModule, tuple[Tensor, ...]]:
 
     inputs = stage.inputs.to(stage.dtype)
     step = prepared_denoiser(stage.pipe).module
-    return step, (inputs.latents, as_input(inputs.timestep, inputs.latents), *step.prepare(inputs.conditioning))
+    return step, (inputs.latents, as_input(inputs.timestep, inputs.latents), *step.prepare(inputs.cond))
 
 
 def _layout(stage: Stage) -> Change:

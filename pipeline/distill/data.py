@@ -59,7 +59,7 @@ class GeneratedSource(Dataset[Examples]):
         self.size, self.frames, self.batch, self.seed = size, frames, batch, seed
 
     def __getitem__(self, index: int) -> Examples:
-        from ..evaluate import pictures_of
+        from ..judge.evaluate import pictures_of
 
         # Seeds of neighbouring numbers lie far apart, so that no two sources run into each other.
         seed = (self.seed * 1_000_003 + index) * 7_919 % 2**62

@@ -25,8 +25,8 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .. import images
 from ..errors import InputError
+from ..media import images
 from .data import Examples, Source
 from .videos import ClipShape, DataError, Video, unreadable
 

@@ -14,7 +14,7 @@ from ..optimise.base import Change, NotApplicable
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def checkpoint_blocks(unet: nn.Module) -> Change:
+def checkpoint_blocks(network: nn.Module) -> Change:
     """Keep of each block its inputs alone, and compute the rest again when gradients pass through.
 
     diffusers' `I2VGenXLUNet` has no gradient checkpointing of its own. Memory for activations falls to
@@ -23,11 +23,11 @@ def checkpoint_blocks(unet: nn.Module) -> Change:
     Raises:
         NotApplicable: no `down_blocks`, `mid_block` and `up_blocks`.
     """
-    parts: Any = unet
+    parts: Any = network
     try:
         blocks: list[Any] = [*parts.down_blocks, parts.mid_block, *parts.up_blocks]
     except (AttributeError, TypeError) as error:
-        raise NotApplicable(f"checkpointing: {type(unet).__name__} has no blocks that are known") from error
+        raise NotApplicable(f"checkpointing: {type(network).__name__} has no blocks that are known") from error
 
     def wrap(block: Any) -> None:
         inner = block.forward
@@ -49,7 +49,7 @@ def checkpoint_blocks(unet: nn.Module) -> Change:
     return Change("checkpointing", f"activations of {len(blocks)} blocks are computed again", undo)
 
 
-def add_lora(unet: nn.Module, rank: int, whole: Collection[str] = ()) -> nn.Module:
+def add_lora(network: nn.Module, rank: int, whole: Collection[str] = ()) -> nn.Module:
     """Train low-rank additions to the attention layers instead of all weights (Hu et al. 2021).
 
     The U-Net is changed in place; everything but the additions is frozen.
@@ -66,21 +66,21 @@ def add_lora(unet: nn.Module, rank: int, whole: Collection[str] = ()) -> nn.Modu
     import peft
 
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(_ATTENTION), init_lora_weights=True)
-    injected: nn.Module = peft.inject_adapter_in_model(config, unet)
+    injected: nn.Module = peft.inject_adapter_in_model(config, network)
     for name, parameter in injected.named_parameters():
         parameter.requires_grad_("lora_" in name or name in whole)
     return injected
 
 
-def merge_lora(unet: nn.Module) -> nn.Module:
+def merge_lora(network: nn.Module) -> nn.Module:
     """Add what LoRA has learned to the weights, and leave the plain U-Net that it began as."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for parent in list(unet.modules()):
+    for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, BaseTunerLayer):
                 child.merge()
                 setattr(parent, name, child.get_base_layer())
-    if hasattr(unet, "peft_config"):
-        del unet.peft_config
-    return unet
+    if hasattr(network, "peft_config"):
+        del network.peft_config
+    return network

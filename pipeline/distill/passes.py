@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..families import Conditioning, guidance_embedding
-from ..families.guided import GUIDANCE_WIDTH, guidance_width
-from ..guidance import ClipGuidance, Guidance
+from ..model.families import Cond, Request, cast_cond, guidance_embedding, guidance_width, select, stack
+from ..model.families.guided import GUIDANCE_WIDTH
+from ..model.guidance import AnyGuidance
 from .algorithm import Predict
 from .data import Examples
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
-
-AnyGuidance = Guidance | ClipGuidance
-"""Of a batch: the same scales for all clips, or a text scale for each."""
+    from ..model.animation import ImageAnimationPipeline
 
 
 def draw_scales(limits: tuple[float, float], count: int, random: torch.Generator) -> Tensor:
@@ -36,50 +32,54 @@ def conditions(
     guidance: AnyGuidance,
     random: torch.Generator,
     scales: Tensor | None = None,
-) -> tuple[Conditioning, Conditioning]:
-    """What teacher (all branches of `guidance`) and student (the full one) are told.
+) -> tuple[Cond, Cond]:
+    """Return what the teacher is given (all branches of `guidance`, stacked) and the student (the full one).
 
     Args:
         scales: `(batch,)`, that the student is told; a teacher that is a guided student is told them too.
     """
+    family, parts, config = teacher.family, teacher.parts, teacher.config
+    controls = {name: control.default for name, control in family.controls.items() if control.default is not None}
     height, width = teacher.default_size
+    request = Request(
+        examples.pictures, config.num_frames, height, width, config.fps, generator=random, controls=controls
+    )
     # I2VGen-XL as published draws from its posterior with torch's global generator.
     with seeded(int(torch.randint(2**62, (), generator=random)), teacher.device):
-        seen = teacher.family.condition_image(
-            teacher, examples.pictures, teacher.config.num_frames, height, width, random, motion_scale=0
-        )
-    empty = [""] * len(examples.captions)
-    clip_skip = teacher.default_clip_skip
+        picture = family.encode_picture(parts, request)
+    empty = [family.negative_prompt] * len(examples.captions)
+    skip = teacher.default_clip_skip
     of_teacher, of_student = (
-        teacher.conditions(examples.captions, empty, seen, branches, teacher.config.fps, clip_skip)
-        for branches in (guidance, Guidance(1.0, 1.0))
+        stack(list(teacher.conditions(examples.captions, empty, picture, branches, skip).values()))
+        for branches in (guidance.branches, ("full",))
     )
     if scales is None:
         return of_teacher, of_student
-    told = guidance_embedding(scales.to(teacher.device), guidance_width(teacher.unet) or GUIDANCE_WIDTH)
-    if of_teacher.guidance is not None:
-        of_teacher = replace(of_teacher, guidance=told.to(of_teacher.guidance.dtype))
-    return of_teacher, replace(of_student, guidance=told)
+    told = guidance_embedding(scales.to(teacher.device), guidance_width(teacher.network) or GUIDANCE_WIDTH)
+    if "guidance" in of_teacher:
+        of_teacher = {**of_teacher, "guidance": told.to(parts.dtype)}
+    return of_teacher, {**of_student, "guidance": told}
 
 
-def teacher_pass(teacher: ImageAnimationPipeline, told: Conditioning, guidance: AnyGuidance) -> Predict:
-    """The teacher with all its branches combined."""
-    family, unet = teacher.family, teacher.unet
+def teacher_pass(teacher: ImageAnimationPipeline, cond: Cond, guidance: AnyGuidance) -> Predict:
+    """Return the teacher with all its branches combined."""
+    family, network = teacher.family, teacher.network
+    dtype = teacher.parts.dtype
 
     def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
         assert rows is None
         stacked, times = torch.cat([z] * guidance.passes), timesteps.repeat(guidance.passes)
-        return guidance.combine(family.predict(unet, stacked.to(unet.dtype), times, told).float())
+        return guidance.combine(family.predict(network, stacked.to(dtype), times, cond).float())
 
     return predict
 
 
-def student_pass(teacher: ImageAnimationPipeline, student: nn.Module, told: Conditioning) -> Predict:
-    """A student of the teacher's family, in float32 as it is trained."""
-    told = told.to(torch.float32)
+def student_pass(teacher: ImageAnimationPipeline, student: nn.Module, cond: Cond) -> Predict:
+    """Return a student of the teacher's family, in float32 as it is trained."""
+    cond = cast_cond(cond, torch.float32)
 
     def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
-        return teacher.family.predict(student, z, timesteps, told if rows is None else told.of_rows(rows))
+        return teacher.family.predict(student, z, timesteps, cond if rows is None else select(cond, rows))
 
     return predict
 

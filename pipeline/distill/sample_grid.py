@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..display import sheet
-from ..video import Clip
+from ..media.video import Clip, sheet
 from .data import Examples
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 
 class SampleGrid:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..guidance import Guidance
-from ..optimise.solver import log_snr_solver
+from ..model.guidance import Guidance
+from ..model.solver import log_snr_solver
 from .algorithm import Grid
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 
 def teacher_grid(
@@ -40,14 +40,14 @@ def teacher_grid(
 def teacher_digest(teacher: ImageAnimationPipeline) -> str:
     """SHA-256 of what a teacher teaches with: the weights of each part, its scheduler, the layout of its clips."""
     digest = hashlib.sha256()
-    for name in ("unet", "vae", "text_encoder", "image_encoder"):
-        part = getattr(teacher, name)
+    for name in (*teacher.family.networks, "vae", "text_encoder", "image_encoder"):
+        part = getattr(teacher, name, None)
         for key, weights in sorted(() if part is None else part.state_dict().items()):
             digest.update(f"{name} {key} {tuple(weights.shape)} {weights.dtype}\n".encode())
             # As one row of bytes, without a second copy in memory where it is on the processor.
             digest.update(memoryview(weights.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
     scheduler = {key: value for key, value in teacher.scheduler.config.items() if not key.startswith("_")}
-    own = {key: teacher.config[key] for key in ("image_latents_fill", "image_latents_mode", "num_frames", "fps")}
+    own = {key: teacher.config[key] for key in (*teacher.family.options, "num_frames", "fps")}
     digest.update(json.dumps([type(teacher.scheduler).__name__, scheduler, own], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
@@ -83,31 +83,31 @@ def check_guidance_range(teacher: ImageAnimationPipeline, limits: tuple[float, f
 
 
 def build_student(
-    teacher: ImageAnimationPipeline, unet: nn.Module, grid: Grid, guidance_range: tuple[float, float] | None = None
+    teacher: ImageAnimationPipeline, network: nn.Module, grid: Grid, guidance_range: tuple[float, float] | None = None
 ) -> ImageAnimationPipeline:
-    """A pipeline around a student's U-Net; the other components are the teacher's.
+    """A pipeline around a student's network; the other components are the teacher's.
 
     It samples with DDIM (DPM-Solver++ of order 1) on the student's own grid, which is kept in the
     scheduler's config, and in one pass a step: guidance is part of the weights.
 
     Args:
-        guidance_range: of the scale of the caption, where the U-Net is told it.
+        guidance_range: of the scale of the caption, where the network is told it.
     """
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
-    config = teacher.config
-    names = ("vae", "text_encoder", "tokenizer", "image_encoder", "feature_extractor")
+    config, family = teacher.config, teacher.family
+    solver = log_snr_solver(
+        teacher.scheduler,
+        solver_order=1,
+        timesteps=[float(t) for t in grid.student_timesteps],
+        noise_correction=grid.noise_correction,
+    )
+    # The motion adapter of a PIA checkpoint is in its U-Net by now.
+    own = {family.networks[0]: network, "scheduler": solver, "motion_adapter": None}
     student = ImageAnimationPipeline(
-        **{name: getattr(teacher, name) for name in names},
-        unet=unet,
-        scheduler=log_snr_solver(
-            teacher.scheduler,
-            solver_order=1,
-            timesteps=[float(t) for t in grid.student_timesteps],
-            noise_correction=grid.noise_correction,
-        ),
-        image_latents_fill=config.image_latents_fill,
-        image_latents_mode=config.image_latents_mode,
+        **{name: getattr(teacher, name) for name in family.components if name not in own},
+        **{name: part for name, part in own.items() if name in family.components},
+        **{name: config[name] for name in family.options},
         num_inference_steps=grid.student_steps,
         guidance_scale=1.0,
         image_guidance_scale=1.0,
@@ -119,6 +119,8 @@ def build_student(
         guidance_range=guidance_range,
         num_frames=config.num_frames,
         fps=config.fps,
+        height=config.height,
+        width=config.width,
     )
     student.set_progress_bar_config(disable=True)
     student.to(teacher.device)

@@ -18,10 +18,10 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..engine import default_device
 from ..errors import StillmotionError
-from ..families.guided import GUIDANCE_WEIGHTS, guided_unet
-from ..guidance import ClipGuidance, Guidance
+from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
+from ..model.guidance import AnyGuidance, ClipGuidance, Guidance
+from ..serve.engine import default_device
 from .algorithm import (
     Grid,
     Predict,
@@ -35,12 +35,12 @@ from .checkpoint import Averaged, CheckpointFolder, DistillationError, Progress,
 from .data import Examples, Source
 from .interrupts import Interrupts
 from .memory import add_lora, checkpoint_blocks, merge_lora
-from .passes import AnyGuidance, conditions, draw_scales, seeded, student_pass, teacher_pass
+from .passes import conditions, draw_scales, seeded, student_pass, teacher_pass
 from .settings import DistillSettings
 from .student import build_student, check_guidance_range, guidance_of, teacher_digest, teacher_grid
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 __all__ = ["DistillSettings", "DistillationError", "Distiller", "Listener"]
 
@@ -92,21 +92,21 @@ class Distiller:
         self.guidance: Guidance = guidance_of(teacher)
         self.grid = self.grid.to(self.accelerator.device)
         # Dropout would be noise, on a target that has none.
-        for component in (teacher.unet, teacher.vae, teacher.text_encoder, teacher.image_encoder):
-            if component is not None:
+        for component in teacher.components.values():
+            if isinstance(component, nn.Module):
                 component.eval()
-        unet = self._teachers_unet()
+        network = self._teachers_network()
         if settings.gradient_checkpointing:
-            checkpoint_blocks(unet)
+            checkpoint_blocks(network)
         optimizer = torch.optim.AdamW(
-            [p for p in unet.parameters() if p.requires_grad],
+            [p for p in network.parameters() if p.requires_grad],
             lr=settings.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=settings.weight_decay,
         )
         # The student is called as `prepare` gives it, without gradients too: under FSDP that call is what
         # gathers the weights, and DDP does nothing where no gradient is recorded.
-        self.student, self.optimizer = self.accelerator.prepare(unet, optimizer)
+        self.student, self.optimizer = self.accelerator.prepare(network, optimizer)
         named = [(n, p) for n, p in self.accelerator.unwrap_model(self.student).named_parameters() if p.requires_grad]
         self._names, self.trained = [name for name, _ in named], [parameter for _, parameter in named]
         self.averaged = Averaged(self.trained, settings.ema_decay)
@@ -245,17 +245,16 @@ class Distiller:
         scales = None if s.guidance_range is None else draw_scales(s.guidance_range, count, random)
         if scales is not None and self.teacher.config.guidance_range is None:
             guidance = ClipGuidance(scales.to(device), guidance.image)
-        teacher_told, student_told = conditions(self.teacher, examples, guidance, random, scales)
-        height, width = self.teacher.default_size
-        factor, frames = self.teacher.vae_scale_factor, self.teacher.config.num_frames
-        shape = (count, 4, frames, height // factor, width // factor)
+        teacher_cond, student_cond = conditions(self.teacher, examples, guidance, random, scales)
+        frames, size = self.teacher.config.num_frames, self.teacher.default_size
+        shape = (count, *self.teacher.family.latent_shape(self.teacher.parts, frames, *size))
         noise, fresh = (torch.randn(shape, generator=random).to(device) for _ in range(2))
         # Each step of the student is drawn as often as every other, in the batch too where it is large enough.
         first = int(torch.randint(s.student_steps, (), generator=random))
         order = torch.randperm(count, generator=random)
         steps = ((first + order) % s.student_steps).to(device)
-        teacher = teacher_pass(self.teacher, teacher_told, guidance)
-        student = student_pass(self.teacher, self.student, student_told)
+        teacher = teacher_pass(self.teacher, teacher_cond, guidance)
+        student = student_pass(self.teacher, self.student, student_cond)
         if s.trajectory is Trajectory.FORWARD:
             assert examples.clips is not None
             z = forward_states(self.grid, self._encode(examples.clips), noise, steps)
@@ -310,25 +309,25 @@ class Distiller:
 
     def finished(self) -> ImageAnimationPipeline:
         """The student with the averaged weights. All processes have to ask."""
-        unet = self._teachers_unet()
-        parameters = dict(unet.named_parameters())
+        network = self._teachers_network()
+        parameters = dict(network.named_parameters())
         with torch.no_grad():
             for name, averaged in zip(self._names, self.averaged.whole(), strict=True):
                 parameters[name].copy_(averaged)
         if self.settings.lora_rank:
-            unet = merge_lora(unet)
-        unet = unet.requires_grad_(requires_grad=False).eval()
-        return build_student(self.teacher, unet, self.grid, self.settings.guidance_range)
+            network = merge_lora(network)
+        network = network.requires_grad_(requires_grad=False).eval()
+        return build_student(self.teacher, network, self.grid, self.settings.guidance_range)
 
-    def _teachers_unet(self) -> nn.Module:
+    def _teachers_network(self) -> nn.Module:
         """A copy in float32, with LoRA and an input of guidance where they are wanted: what the student begins as."""
         guided = self.settings.guidance_range is not None
-        unet: nn.Module = guided_unet(self.teacher.unet) if guided else copy.deepcopy(self.teacher.unet)
-        unet = unet.float().requires_grad_().eval()
+        network: nn.Module = guided_unet(self.teacher.network) if guided else copy.deepcopy(self.teacher.network)
+        network = network.float().requires_grad_().eval()
         if not self.settings.lora_rank:
-            return unet
+            return network
         with seeded(self.settings.seed, torch.device("cpu")):
-            return add_lora(unet, self.settings.lora_rank, {GUIDANCE_WEIGHTS} if guided else ())
+            return add_lora(network, self.settings.lora_rank, {GUIDANCE_WEIGHTS} if guided else ())
 
     def _run(self) -> dict[str, Any]:
         """What decides what is learned; a run may go on with other settings of the rest."""
@@ -339,7 +338,7 @@ class Distiller:
             "processes": self.accelerator.num_processes,
             "batch": getattr(self.source, "batch", None),
             "data": getattr(self.source, "name", type(self.source).__name__),
-            "teacher": f"{type(self.teacher.unet).__name__} {teacher_digest(self.teacher)[:16]}",
+            "teacher": f"{type(self.teacher.network).__name__} {teacher_digest(self.teacher)[:16]}",
             "teacher_steps": self.grid.teacher_steps,
             "guidance_scale": self.guidance.text,
             "image_guidance_scale": self.guidance.image,

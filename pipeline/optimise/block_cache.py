@@ -23,13 +23,13 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser, Predict
-from ..families import Conditioning
+from ..model.denoiser import Denoiser, Predict
+from ..model.families import Cond
 from .base import Change, NotApplicable
 from .prepared import PreparedDenoiser
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 LAYERS = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel, AnimateDiffTransformer3D)
 """Kinds of layers whose outputs are kept."""
@@ -137,8 +137,8 @@ class _Stepping:
     def __init__(self, inner: Denoiser, tap: _Tapped, on_start: Callable[[], None]) -> None:
         self.inner, self.tap, self.on_start = inner, tap, on_start
 
-    def start(self, conditioning: Conditioning) -> Predict:
-        predict = self.inner.start(conditioning)
+    def start(self, cond: Cond) -> Predict:
+        predict = self.inner.start(cond)
         self.on_start()
         self.tap.step = -1
 
@@ -174,7 +174,7 @@ def measure_changes(pipe: ImageAnimationPipeline, requests: Sequence[Callable[[]
 
     inner = pipe.denoiser
     _refuse_programs(pipe)
-    tap = _Tapped(pipe.unet, see)
+    tap = _Tapped(pipe.network, see)
     pipe.denoiser = _Stepping(inner, tap, before.clear)
     try:
         for request in requests:
@@ -204,7 +204,7 @@ def cache_blocks(pipe: ImageAnimationPipeline, schedule: Schedule) -> Change:
 
     inner = pipe.denoiser
     _refuse_programs(pipe)
-    tap = _Tapped(pipe.unet, reuse)
+    tap = _Tapped(pipe.network, reuse)
     if tap.layers.keys() != schedule.keys():
         tap.remove()
         odd = sorted(tap.layers.keys() ^ schedule.keys())
@@ -225,6 +225,6 @@ def _refuse_programs(pipe: ImageAnimationPipeline) -> None:
         raise NotApplicable("block cache: it is in place already")
     if isinstance(denoiser, PreparedDenoiser) and denoiser.run is not denoiser.module:
         raise NotApplicable("block cache: the U-Net runs as a traced or compiled program, which has no layers to skip")
-    for name, module in pipe.unet.named_modules():
+    for name, module in pipe.network.named_modules():
         if isinstance(module, LAYERS) and module._compiled_call_impl is not None:  # noqa: SLF001  # it is told nowhere else
             raise NotApplicable(f"block cache: {name} runs as a compiled program, which does not know the step")

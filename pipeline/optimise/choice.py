@@ -17,7 +17,7 @@ from .threads import threads
 from .tune import tune
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 # What needs a program or another number of threads has to be this much faster than what needs none.
 _WORTH_IT = 0.95

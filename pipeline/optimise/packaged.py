@@ -16,7 +16,7 @@ from .runtimes import ShapedProgram, compile_whole, example_of, find_compiler, i
 from .tune import attention
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 RUNTIMES = ("eager", "torchscript", "compile", "aot")
 
@@ -59,7 +59,7 @@ def speed_up(pipe: ImageAnimationPipeline, runtime: str, precision: str, program
 
     prepared = fits(lambda: prepare_once(pipe))
     if pipe.device.type == "cuda":
-        fits(lambda: channels_last(pipe.unet))  # before a program is loaded, which was compiled for it
+        fits(lambda: channels_last(pipe.network))  # before a program is loaded, which was compiled for it
     # All else stands on what is prepared.
     ready = prepared and _install(pipe, runtime, programs, fits)
     program = prepared_denoiser(pipe).run if ready else None

@@ -19,15 +19,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from ..machine import processor
-from ..results import write_atomically
+from ..writing import write_atomically
 from .base import Change, NotApplicable
 from .prepared import Step
 from .runtimes import Example, install, prepared_denoiser
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 PROGRAMS_FILE = "programs.json"
 SUFFIX = ".pt2"
@@ -136,7 +136,7 @@ def build(pipe: ImageAnimationPipeline, example: Example, folder: Path) -> Progr
             )
         except Exception as error:  # the compiler raises its own kinds, and the tool chain others
             path.unlink(missing_ok=True)
-            raise NotApplicable(f"aot: unet: cannot be compiled ahead of time: {_first_line(error)}") from error
+            raise NotApplicable(f"aot: unet: cannot be compiled ahead of time: {first_line(error)}") from error
     program = Program(
         file=path.name,
         sha256=_sha256(path),
@@ -196,7 +196,7 @@ def _open(path: Path, weights: dict[str, Tensor]) -> Step:
                 torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # noqa: FBT003, SLF001
             )
         except (OSError, RuntimeError) as error:
-            raise ModelError(f"{path}: cannot be opened ({_first_line(error)}); {_advice(str(error))}") from error
+            raise ModelError(f"{path}: cannot be opened ({first_line(error)}); {_advice(str(error))}") from error
     wanted = opened.get_constant_fqns()
     if missing := sorted(set(wanted) - weights.keys()):
         raise ModelError(f"{path}: works on weights that the model does not have ({missing[0]})")
@@ -219,10 +219,6 @@ class _Opened:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return cast(Tensor, self._program(*inputs))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _sha256(path: Path) -> str:

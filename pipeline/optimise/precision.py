@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from .base import Change
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 LEAST_PSNR_DB = 30.0
 """Below this against float32, on one pass from noise or one decoded frame, a difference begins to show."""
@@ -56,7 +56,7 @@ class Trial:
 
 
 def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: torch.dtype | None = None) -> Change:
-    """Cast U-Net and encoders, and the autoencoder.
+    """Cast networks and encoders, and the autoencoder; what the libraries keep in float32 stays so.
 
     The weights as they were stay in memory for as long as the change can be undone.
 
@@ -67,13 +67,17 @@ def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: t
     if vae_dtype is None:
         overflows = dtype is torch.float16 and bool(pipe.vae.config.get("force_upcast", False))
         vae_dtype = torch.float32 if overflows else dtype
-    parts: list[tuple[nn.Module, torch.dtype]] = [(pipe.unet, dtype), (pipe.text_encoder, dtype), (pipe.vae, vae_dtype)]
-    if pipe.image_encoder is not None:
-        parts.append((pipe.image_encoder, dtype))
     before: list[tuple[Tensor, Tensor]] = []
-    for module, wanted in parts:
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor.is_floating_point() and tensor.dtype != wanted:
+    for name, module in pipe.components.items():
+        if not isinstance(module, nn.Module):
+            continue
+        wanted = vae_dtype if name == "vae" else dtype
+        # What the libraries keep in float32 whatever the rest is, since it loses too much otherwise.
+        kept = [*(getattr(module, "_keep_in_fp32_modules", None) or ())] if wanted is not torch.float32 else []
+        named = [*module.named_parameters(), *module.named_buffers()]
+        for key, tensor in named:
+            stays = any(part in key.split(".") for part in kept)
+            if tensor.is_floating_point() and tensor.dtype != wanted and not stays:
                 before.append((tensor, tensor.data))
                 tensor.data = tensor.data.to(wanted)
 
@@ -81,13 +85,14 @@ def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: t
         for tensor, data in before:
             tensor.data = data
 
-    detail = f"U-Net and encoders in {_name(dtype)}, autoencoder in {_name(vae_dtype)}"
+    detail = f"network and encoders in {_name(dtype)}, autoencoder in {_name(vae_dtype)}"
     return Change("precision", detail, undo)
 
 
 def in_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype) -> ImageAnimationPipeline:
     """A pipeline cast as `set_precision` casts it; the original, and what others share with it, stays as it is."""
-    if all(part.dtype is dtype for part in (pipe.unet, pipe.text_encoder, pipe.vae)):
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    if all(tensor.dtype is dtype for part in parts for tensor in part.parameters() if tensor.is_floating_point()):
         return pipe
     cast = copy.deepcopy(pipe)
     set_precision(cast, dtype)

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from diffusers import I2VGenXLUNet, UNetMotionModel
 from torch import Tensor, nn
 
-from ..denoiser import PlainDenoiser, Predict
-from ..families import Conditioning
+from ..model.denoiser import PlainDenoiser, Predict
+from ..model.families import Cond, Family
 from .base import Change, NotApplicable
 from .context import ClipAttnProcessor, cross_attentions, fold_context
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 Prepared = tuple[Tensor, ...]
 Step = Callable[..., Tensor]
@@ -31,23 +31,56 @@ Step = Callable[..., Tensor]
 
 
 class StepModule(nn.Module):
-    """What a family's U-Net computes at one step.
+    """What a family's network computes at one step, from tensors alone.
 
     Args:
-        unet: with folded context (`fold_context`).
+        family: of the checkpoint.
+        network: as the pipeline has it.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet: Any = unet
-        self.layers = list(cross_attentions(unet).values())
+    folds_context: ClassVar[bool] = False
+    """Whether the network's context has to be folded (`fold_context`) first."""
 
-    def prepare(self, conditioning: Conditioning) -> Prepared:
-        """What `forward` takes beside latents and timestep: the family's own tensors, then keys and values.
+    def __init__(self, family: Family, network: nn.Module) -> None:
+        super().__init__()
+        self.family = family
+        self.add_module(family.networks[0], network)  # weights keep the names that programs know them by
+        self.names: tuple[str, ...] = ()
+        self.detail = "the network is called with what was encoded once a request"
+
+    @property
+    def network(self) -> Any:
+        """The network of the pipeline."""
+        return getattr(self, self.family.networks[0])
+
+    def prepare(self, cond: Cond) -> Prepared:
+        """What `forward` takes beside latents and timestep.
 
         All are contiguous: a compiled program reads them by the strides it was built for.
         """
-        context, own = self._prepare(conditioning)
+        self.names = tuple(sorted(cond))
+        return tuple(cond[name].contiguous() for name in self.names)
+
+    def forward(self, latents: Tensor, timestep: Tensor, *prepared: Tensor) -> Tensor:
+        cond = dict(zip(self.names, prepared, strict=True))
+        return self.family.predict(self.network, latents, timestep, cond)
+
+
+class ContextStep(StepModule):
+    """A U-Net whose keys and values of the context are computed once a request.
+
+    What is prepared are the U-Net's own tensors, then keys and values.
+    """
+
+    folds_context = True
+
+    def __init__(self, family: Family, network: nn.Module) -> None:
+        super().__init__(family, network)
+        self.layers = list(cross_attentions(network).values())
+        self.detail = f"keys and values of {len(self.layers)} layers are computed once a request"
+
+    def prepare(self, cond: Cond) -> Prepared:
+        context, own = self._prepare(cond)
         projected: list[Tensor] = []
         for attn in self.layers:
             projected += cast(ClipAttnProcessor, attn.processor).project(attn, context)
@@ -69,39 +102,38 @@ class StepModule(nn.Module):
             for processor in processors:
                 processor.keys_values = None
 
-    def _prepare(self, conditioning: Conditioning) -> tuple[Tensor, Prepared]:
-        """The context `(batch, tokens, width)`, and the family's own tensors."""
+    def _prepare(self, cond: Cond) -> tuple[Tensor, Prepared]:
+        """The context `(batch, tokens, width)`, and the U-Net's own tensors."""
         raise NotImplementedError
 
     def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
         raise NotImplementedError
 
 
-class I2VGenXLStep(StepModule):
+class I2VGenXLStep(ContextStep):
     """Of `I2VGenXLUNet`; its own tensors are the encoded image latents and the embedding of the frame rate.
 
     Of a U-Net that is told the guidance scale there is a third: what it adds to the embedding of the timestep.
     """
 
-    def _prepare(self, conditioning: Conditioning) -> tuple[Tensor, Prepared]:
-        unet, image = self.unet, conditioning.image
-        assert image.embedding is not None
-        rate = unet.fps_embedding(unet.time_proj(conditioning.fps).to(image.latents.dtype))  # (batch, width)
-        batch, channels, frames, height, width = image.latents.shape
-        flat = image.latents.transpose(1, 2).flatten(0, 1)  # (batch * frames, 4, h, w)
-        places = unet.image_latents_context_embedding(image.latents[:, :, 0]).flatten(2).transpose(1, 2)
-        tokens = unet.context_embedding(image.embedding).view(-1, channels, unet.config.cross_attention_dim)
-        context = torch.cat([conditioning.text, places, tokens], dim=1)
+    def _prepare(self, cond: Cond) -> tuple[Tensor, Prepared]:
+        unet, latents = self.network, cond["image_latents"]
+        rate = unet.fps_embedding(unet.time_proj(cond["fps"]).to(latents.dtype))  # (batch, width)
+        batch, channels, frames, height, width = latents.shape
+        flat = latents.transpose(1, 2).flatten(0, 1)  # (batch * frames, 4, h, w)
+        positions = unet.image_latents_context_embedding(latents[:, :, 0]).flatten(2).transpose(1, 2)
+        tokens = unet.context_embedding(cond["image_embeds"]).view(-1, channels, unet.config.cross_attention_dim)
+        context = torch.cat([cond["text"], positions, tokens], dim=1)
         encoded = unet.image_latents_proj_in(flat).unflatten(0, (batch, frames))  # (batch, frames, 4, h, w)
         encoded = encoded.permute(0, 3, 4, 1, 2).reshape(batch * height * width, frames, channels)
         encoded = unet.image_latents_temporal_encoder(encoded)
         encoded = encoded.view(batch, height, width, frames, channels).permute(0, 4, 3, 1, 2).contiguous()
-        if conditioning.guidance is None:
+        if "guidance" not in cond:
             return context, (encoded, rate)
-        return context, (encoded, rate, unet.time_embedding.cond_proj(conditioning.guidance))  # (batch, width)
+        return context, (encoded, rate, unet.time_embedding.cond_proj(cond["guidance"]))  # (batch, width)
 
     def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
-        unet, (image, rate, *guidance) = self.unet, own
+        unet, (image, rate, *guidance) = self.network, own
         frames = latents.shape[2]
         time = unet.time_proj(timestep.expand(latents.shape[0])).to(latents.dtype)
         time = unet.time_embedding(time + guidance[0] if guidance else time)
@@ -124,22 +156,20 @@ class I2VGenXLStep(StepModule):
         return cast(Tensor, hidden.unflatten(0, (-1, frames)).transpose(1, 2))
 
 
-class MotionStep(StepModule):
+class MotionStep(ContextStep):
     """Of `UNetMotionModel` with image channels (PIA); its own tensor is mask and image latents, side by side.
 
     Of a U-Net that is told the guidance scale there is a second: the embedding of the scale.
     """
 
-    def _prepare(self, conditioning: Conditioning) -> tuple[Tensor, Prepared]:
-        image = conditioning.image
-        assert image.mask is not None
-        seen = torch.cat([image.mask, image.latents], dim=1)
-        return conditioning.text, (seen,) if conditioning.guidance is None else (seen, conditioning.guidance)
+    def _prepare(self, cond: Cond) -> tuple[Tensor, Prepared]:
+        picture = torch.cat([cond["image_mask"], cond["image_latents"]], dim=1)
+        return cond["text"], (picture, cond["guidance"]) if "guidance" in cond else (picture,)
 
     def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
         sample = torch.cat([latents, own[0]], dim=1)  # (batch, 9, frames, h, w)
         guidance = own[1] if len(own) > 1 else None
-        output = self.unet(sample, timestep, encoder_hidden_states=None, timestep_cond=guidance, return_dict=False)
+        output = self.network(sample, timestep, encoder_hidden_states=None, timestep_cond=guidance, return_dict=False)
         return cast(Tensor, output[0])
 
 
@@ -157,8 +187,8 @@ class PreparedDenoiser:
         self.module = module
         self.run: Step = module
 
-    def start(self, conditioning: Conditioning) -> Predict:
-        prepared = self.module.prepare(conditioning)
+    def start(self, cond: Cond) -> Predict:
+        prepared = self.module.prepare(cond)
         return lambda latents, timestep: self.run(latents, as_input(timestep, latents), *prepared)
 
 
@@ -168,22 +198,23 @@ def as_input(timestep: Tensor, latents: Tensor) -> Tensor:
 
 
 def prepare_once(pipe: ImageAnimationPipeline) -> Change:
-    """Compute what is the same at every step once a request, keys and values of the context above all.
+    """Compute what is the same at every step once a request: of a U-Net, keys and values of the context above all.
 
     Raises:
-        NotApplicable: of this U-Net it is not known what stays the same, or another denoiser is in place.
+        NotApplicable: another denoiser is in place, or the checkpoint has several networks.
     """
-    kind = next((step for unet, step in _STEPS.items() if isinstance(pipe.unet, unet)), None)
-    if kind is None:
-        raise NotApplicable(f"prepare: unet: {type(pipe.unet).__name__} is not one of the known U-Nets")
     if isinstance(pipe.denoiser, PreparedDenoiser):
         raise NotApplicable("prepare: it is in place already")
     if not isinstance(pipe.denoiser, PlainDenoiser):
         raise NotApplicable(f"prepare: denoiser: {type(pipe.denoiser).__name__} is in the plain one's place")
-    folded = any(isinstance(attn.processor, ClipAttnProcessor) for attn in cross_attentions(pipe.unet).values())
-    inner = None if folded else fold_context(pipe.unet)
-    before, modes = pipe.denoiser, {module: module.training for module in pipe.unet.modules()}
-    denoiser = PreparedDenoiser(kind(pipe.unet).eval())
+    if len(pipe.networks) > 1:
+        raise NotApplicable(f"prepare: the checkpoint has {len(pipe.networks)} networks, and this knows one")
+    network = pipe.network
+    kind = next((step for unet, step in _STEPS.items() if isinstance(network, unet)), StepModule)
+    folded = any(isinstance(attn.processor, ClipAttnProcessor) for attn in cross_attentions(network).values())
+    inner = fold_context(network) if kind.folds_context and not folded else None
+    before, modes = pipe.denoiser, {module: module.training for module in network.modules()}
+    denoiser = PreparedDenoiser(kind(pipe.family, network).eval())
     pipe.denoiser = denoiser
 
     def undo() -> None:
@@ -193,5 +224,4 @@ def prepare_once(pipe: ImageAnimationPipeline) -> Change:
         if inner is not None:
             inner.undo()
 
-    detail = f"keys and values of {len(denoiser.module.layers)} layers are computed once a request"
-    return Change("prepare", detail, undo)
+    return Change("prepare", denoiser.module.detail, undo)

@@ -24,13 +24,14 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from torch import Tensor, nn
 
-from ..denoiser import Predict
-from ..families import Conditioning
+from ..errors import first_line
+from ..model.denoiser import Predict
+from ..model.families import Cond
 from .base import Change, NotApplicable
 from .prepared import PreparedDenoiser, Step, StepModule, as_input
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +104,8 @@ def example_of(pipe: ImageAnimationPipeline) -> Example:
     denoiser = prepared_denoiser(pipe)
 
     class Catcher:
-        def start(self, conditioning: Conditioning) -> Predict:
-            prepared = denoiser.module.prepare(conditioning)
+        def start(self, cond: Cond) -> Predict:
+            prepared = denoiser.module.prepare(cond)
 
             def catch(latents: Tensor, timestep: Tensor) -> Tensor:
                 raise _Caught((latents, as_input(timestep, latents), *prepared))
@@ -161,7 +162,7 @@ def trace(pipe: ImageAnimationPipeline, example: Example) -> Step:
             traced = torch.jit.trace(module, example.inputs, check_trace=False)
             return cast(Step, torch.jit.freeze(traced))
         except (RuntimeError, TypeError, ValueError) as error:
-            raise NotApplicable(f"torchscript: unet: cannot be traced: {_first_line(error)}") from error
+            raise NotApplicable(f"torchscript: unet: cannot be traced: {first_line(error)}") from error
 
 
 def compile_blocks(pipe: ImageAnimationPipeline, **options: Any) -> Change:
@@ -173,9 +174,9 @@ def compile_blocks(pipe: ImageAnimationPipeline, **options: Any) -> Change:
         NotApplicable: the U-Net has no such blocks.
     """
     prepared_denoiser(pipe)
-    blocks = [module for module in pipe.unet.modules() if isinstance(module, REPEATED)]
+    blocks = [module for module in pipe.network.modules() if isinstance(module, REPEATED)]
     if not blocks:
-        raise NotApplicable(f"compile: {type(pipe.unet).__name__} has no repeated blocks")
+        raise NotApplicable(f"compile: {type(pipe.network).__name__} has no repeated blocks")
     # All blocks of a kind are one function to the compiler, which gives up on a function after eight
     # shapes (`torch._dynamo.config.recompile_limit`); a U-Net's ResNets alone have more.
     undo = _compile(blocks, recompile_limit=max(8, len(blocks)), **options)
@@ -224,10 +225,6 @@ def _compile(modules: list[nn.Module], **options: Any) -> Callable[[], None]:
             module._compiled_call_impl = call  # noqa: SLF001
 
     return undo
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 Runtime = Literal["eager", "torchscript", "compile", "aot"]

@@ -31,14 +31,14 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor, nn
 
-from ..denoiser import Predict
-from ..families import Conditioning
+from ..model.denoiser import Predict
+from ..model.families import Cond
 from .base import Change, NotApplicable
 from .prepared import PreparedDenoiser, StepModule, as_input, prepare_once
 from .ranks import Ranks, shares
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 TEMPORAL_LAYERS = (TemporalConvLayer, TransformerTemporalModel, AnimateDiffTransformer3D)
 """diffusers' layers that look along time. They treat each place alone but for their group norms, which
@@ -181,7 +181,7 @@ class SequenceParallelDenoiser:
     def __init__(self, module: StepModule, split: FrameSplit) -> None:
         self.module, self.split = module, split
 
-    def start(self, conditioning: Conditioning) -> Predict:
+    def start(self, cond: Cond) -> Predict:
         """Begin a request, the same one on all ranks.
 
         Returns:
@@ -193,18 +193,9 @@ class SequenceParallelDenoiser:
             RanksDiffer: the ranks were not given the same request.
         """
         ranks, split, module = self.split.ranks, self.split, self.module
-        image = conditioning.image
-        device = image.latents.device
-        named = {
-            "text": conditioning.text,
-            "image latents": image.latents,
-            "image embedding": image.embedding,
-            "image mask": image.mask,
-            "fps": conditioning.fps,
-            "guidance": conditioning.guidance,
-        }
-        ranks.check_equal(named, device)
-        count = image.latents.shape[2]
+        latents = cond["image_latents"]
+        ranks.check_equal(dict(cond), latents.device)
+        count = latents.shape[2]
         if count < ranks.size:
             raise NotApplicable(
                 f"sequence parallel: {count} frames cannot be spread over {ranks.size} processes; "
@@ -212,7 +203,7 @@ class SequenceParallelDenoiser:
             )
         frames = shares(count, ranks.size)
         # Of what a step module takes, that which has frames is of five dimensions, and nothing else is.
-        prepared = [ranks.take_frames(x, frames) if x.ndim == 5 else x for x in module.prepare(conditioning)]
+        prepared = [ranks.take_frames(x, frames) if x.ndim == 5 else x for x in module.prepare(cond)]
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
             time = as_input(timestep, latents)
@@ -240,20 +231,20 @@ def split_frames(pipe: ImageAnimationPipeline, group: dist.ProcessGroup | None =
     if not (dist.is_available() and dist.is_initialized()):
         raise NotApplicable(
             "sequence parallel: torch.distributed is not initialised; start the processes with torchrun, "
-            "and see pipeline.optimise.distributed"
+            "and see pipeline.commands.distributed"
         )
     ranks = Ranks(group)
     if ranks.rank < 0:
         raise NotApplicable("sequence parallel: this process is not in the group")
-    device, backend = pipe.unet.device, dist.get_backend(group)
+    device, backend = pipe.network.device, dist.get_backend(group)
     if {"nccl": "cuda", "gloo": "cpu"}.get(backend, device.type) != device.type:
         raise NotApplicable(f"sequence parallel: the U-Net is on {device}, which {backend} does not serve")
     if isinstance(pipe.denoiser, SequenceParallelDenoiser):
         raise NotApplicable("sequence parallel: it is in place already")
-    ranks.check_equal({f"weights of {type(pipe.unet).__name__}": _norms(pipe.unet)}, device)
-    layers = temporal_layers(pipe.unet)
+    ranks.check_equal({f"weights of {type(pipe.network).__name__}": _norms(pipe.network)}, device)
+    layers = temporal_layers(pipe.network)
     if not layers:
-        raise NotApplicable(f"sequence parallel: unet: {type(pipe.unet).__name__} has no known temporal layer")
+        raise NotApplicable(f"sequence parallel: unet: {type(pipe.network).__name__} has no known temporal layer")
     prepared = None if isinstance(pipe.denoiser, PreparedDenoiser) else prepare_once(pipe)
     before = cast(PreparedDenoiser, pipe.denoiser)
     if before.run is not before.module:

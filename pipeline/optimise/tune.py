@@ -12,7 +12,7 @@ from .layout import channels_last
 from .runtimes import example_of, prepared_denoiser
 
 if TYPE_CHECKING:
-    from ..animation import ImageAnimationPipeline
+    from ..model.animation import ImageAnimationPipeline
 
 
 @torch.no_grad()
@@ -27,8 +27,8 @@ def attention(pipe: ImageAnimationPipeline, *, compiled: bool = False) -> Change
     """
     example = example_of(pipe)
     step = prepared_denoiser(pipe).module
-    shapes = attention_shapes(pipe.unet, lambda: step(*example.inputs))
-    return choose_attention(pipe.unet, measure_attention(shapes, pipe.device, pipe.unet.dtype, compiled=compiled))
+    shapes = attention_shapes(pipe.network, lambda: step(*example.inputs))
+    return choose_attention(pipe.network, measure_attention(shapes, pipe.device, pipe.network.dtype, compiled=compiled))
 
 
 def tune(pipe: ImageAnimationPipeline, *, compiled: bool = False) -> list[Change]:
@@ -44,7 +44,7 @@ def tune(pipe: ImageAnimationPipeline, *, compiled: bool = False) -> list[Change
     """
     if pipe.device.type != "cuda":
         return []
-    layout = channels_last(pipe.unet)
+    layout = channels_last(pipe.network)
     try:
         return [layout, attention(pipe, compiled=compiled)]
     except NotApplicable:

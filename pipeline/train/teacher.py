@@ -13,10 +13,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from ..animation import ImageAnimationPipeline
 from ..clips import ClipGenerator, classify_motion, measure_motion
 from ..errors import StillmotionError
-from ..families import Conditioning, I2VGenXLFamily, ImageConditioning
+from ..model.animation import ImageAnimationPipeline
+from ..model.families import Cond
+from ..model.families.i2vgen_xl import I2VGenXLFamily
 from ..writing import write_beside
 from .checkpoint import Checkpoint, Deadline
 from .linear_start import start_still
@@ -194,8 +195,8 @@ class TeacherTrainer:
             paces[pace].append(parameter)
         return [{"params": parameters, "pace": pace} for pace, parameters in paces.items()]
 
-    def conditioning(self, batch: EncodedBatch, dropping: bool) -> Conditioning:
-        """What the U-Net is told; with `dropping`, less for a share of the clips, as the settings say."""
+    def cond(self, batch: EncodedBatch, dropping: bool) -> Cond:
+        """Return what the U-Net is given; with `dropping`, less for a share of the clips, as the settings say."""
         s, count = self.settings, batch.latents.shape[0]
         text = self.pipe.text_encoder(batch.tokens).last_hidden_state
         blank = self.pipe.text_encoder(batch.blank_tokens).last_hidden_state
@@ -207,8 +208,12 @@ class TeacherTrainer:
         no_image = (drop >= s.drop_text) & (drop < s.drop_text + s.drop_both + s.drop_image)
         text = torch.where(no_text[:, None, None], blank, text)
         keep = (~no_image).float()
-        image = ImageConditioning(latents * keep[:, None, None, None, None], embedding * keep[:, None, None])
-        return Conditioning(text, image, torch.full((count,), s.fps, device=self.device))
+        return {
+            "text": text,
+            "image_latents": latents * keep[:, None, None, None, None],
+            "image_embeds": embedding * keep[:, None, None],
+            "fps": torch.full((count,), s.fps, device=self.device),
+        }
 
     def loss(self, batch: EncodedBatch, progress: float | None) -> Tensor:
         """Mean squared error of v (Salimans & Ho 2022, section 4): v = sqrt(a) * noise - sqrt(1 - a) * x."""
@@ -218,9 +223,7 @@ class TeacherTrainer:
         noise = torch.randn(clean.shape, generator=self.random).to(self.device)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        predicted = self.family.predict(
-            self.pipe.unet, noisy, timesteps, self.conditioning(batch, progress is not None)
-        )
+        predicted = self.family.predict(self.pipe.unet, noisy, timesteps, self.cond(batch, progress is not None))
         loss: Tensor = (motion_weight(clean, progress) * (predicted - target) ** 2).mean()
         return loss
 
@@ -258,7 +261,7 @@ class TeacherTrainer:
         Returns:
             Share of clips that move as captioned, and PSNR of the first frame against the picture in dB.
         """
-        from ..evaluate import first_frame_psnr_db, pictures_of  # the evaluation also serves other models
+        from ..judge.evaluate import first_frame_psnr_db, pictures_of  # the evaluation also serves other models
 
         batch = ClipGenerator(self.settings.size, self.settings.frames, seed=20_001, held_out=True).batch(clips)
         self.ema.store(self.modules.parameters())

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ..clips import ClipGenerator
-from ..metrics import psnr_db
+from ..judge.metrics import psnr_db
 from ..writing import write_beside
 from .checkpoint import Checkpoint, Deadline
 from .linear_start import start_linear

@@ -26,7 +26,7 @@ def store(tmp_path_factory):
     home = tmp_path_factory.mktemp("bentoml")
     code = (
         "import torch; from pipeline.quiet import quiet_libraries; quiet_libraries();"
-        "from pipeline.store import describe, save_to_store;"
+        "from pipeline.serve.store import describe, save_to_store;"
         "from pipeline.train.teacher import TeacherSettings, build_pipeline;"
         "from pipeline.train.vae import VaeSettings, build_vae;"
         "settings = TeacherSettings(size=32, frames=4, block_out_channels=(16, 16, 16));"

@@ -21,7 +21,7 @@ OURS = {"pipeline", "serving", "service", "routing", "loadtests", "deploy"}
 
 
 def imports(path):
-    """Modules of ours that a file imports, at whatever depth: `pipeline.engine` as (pipeline, engine)."""
+    """Modules of ours that a file imports, at whatever depth: `pipeline.serve.engine` as (pipeline, engine)."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):

@@ -11,13 +11,13 @@ import yaml
 
 import deploy.container.__main__ as container
 import loadtests.cli
-import pipeline.cli
+import pipeline.commands.cli
 import routing.cli
 
 from .pages import LANGUAGES, NOTES, PAGES, ROOT, anchors, blocks, comments, links, quoted
 
 PARSERS = {
-    "pipeline": pipeline.cli.build_parser,
+    "pipeline": pipeline.commands.cli.build_parser,
     "routing": routing.cli.build_parser,
     "loadtests": loadtests.cli.build_parser,
     "deploy.container": container.build_parser,

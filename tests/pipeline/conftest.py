@@ -28,7 +28,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipeline import ImageAnimationPipeline
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.train.text import build_feature_extractor, build_image_encoder, build_tokenizer
 
 WIDTH = 32  # of text and image embeddings

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from pipeline import ImageAnimationPipeline
 from pipeline.errors import Cancelled
+from pipeline.model.families import Request
 
 PROMPT = "a red circle moves right"
 
@@ -55,19 +54,14 @@ def test_a_step_calls_the_unet_once_with_the_branches_that_count(pipe, picture, 
 def eps_by_hand(pipe, image, latents, timestep, text_scale, image_scale):
     """The three branches as calls of their own, put together by the formula of the literature."""
     frames = latents.shape[2]
-    height, width = (side * pipe.vae_scale_factor for side in latents.shape[-2:])
-    seen = pipe.family.condition_image(pipe, [image], frames, height, width, None, 0)
-    zeros = SimpleNamespace(
-        latents=torch.zeros_like(seen.latents),
-        embedding=None if seen.embedding is None else torch.zeros_like(seen.embedding),
-        mask=None if seen.mask is None else torch.zeros_like(seen.mask),
-    )
-    rate = torch.tensor([8])
+    height, width = (side * pipe.family.size_step(pipe.parts) for side in latents.shape[-2:])
+    controls = {name: control.default for name, control in pipe.family.controls.items()}
+    seen = pipe.family.encode_picture(pipe.parts, Request([image], frames, height, width, 8, controls=controls))
+    zeros = {name: tensor if name == "fps" else torch.zeros_like(tensor) for name, tensor in seen.items()}
 
     def predict(prompt, view):
-        text = pipe.encode_prompt([prompt], None)
-        told = SimpleNamespace(text=text, image=view, fps=rate, guidance=None)
-        return pipe.family.predict(pipe.unet, latents, timestep, told)
+        cond = {"text": pipe.encode_prompt([prompt], None), **view}
+        return pipe.family.predict(pipe.unet, latents, timestep, cond)
 
     uncond, image_only, full = predict("", zeros), predict("", seen), predict(PROMPT, seen)
     # No two of them agree, or a wrong weight would not show.

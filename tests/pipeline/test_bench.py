@@ -7,15 +7,15 @@ import torch
 from PIL import Image
 
 from pipeline.bench import bench, table
+from pipeline.bench.ladder import Ladder, plan, use_solver
 from pipeline.bench.measure import RungResult
 from pipeline.bench.presets import Size, random_i2vgen_xl
 from pipeline.bench.report import markdown, write
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.machine import PeakMemory
 from pipeline.optimise.base import NotApplicable
-from pipeline.optimise.ladder import Ladder, plan, use_solver
 from pipeline.optimise.precision import choose
-from pipeline.sources import open_checkpoint
+from pipeline.serve.sources import open_checkpoint
 
 FAST = ["diffusers", "teacher", "precision", "context", "prepare", "solver", "block cache", "torchscript", "8 x 1"]
 

@@ -12,8 +12,8 @@ from diffusers import CogVideoXDPMScheduler, DPMSolverMultistepScheduler, FlowMa
 from torch import Tensor
 
 from pipeline import ImageAnimationPipeline
-from pipeline.engine import load_pipeline
 from pipeline.errors import ModelError
+from pipeline.serve.engine import load_pipeline
 
 PROMPT, OTHER = "a red circle moves right", "a blue ring grows"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import video
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.distill.student import build_student, teacher_grid
-from pipeline.engine import load_pipeline
+from pipeline.media import video
+from pipeline.serve.engine import load_pipeline
 
 DESIGNED_KEYS = {
     "model",
@@ -35,7 +35,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_comes_without_heavy_imports():
     code = (
-        "import sys; from pipeline.cli import main\n"
+        "import sys; from pipeline.commands.cli import main\n"
         "try: main(['--help'])\n"
         "finally: print(sorted({'torch', 'diffusers', 'bentoml', 'papermill', 'numpy'} & set(sys.modules)))"
     )

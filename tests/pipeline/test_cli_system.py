@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.errors import StillmotionError
 from pipeline.lock import held
-from pipeline.settings import parse_value
+from pipeline.runs.settings import parse_value
 
 
 def test_out_that_is_the_input_picture_is_refused_before_the_computation(animate, tmp_path, picture, capsys):

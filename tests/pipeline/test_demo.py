@@ -5,13 +5,13 @@ import httpx
 import nbformat
 import pytest
 
-from pipeline.cli import main
-from pipeline.demo import post_animate, serving
+from pipeline.commands.cli import main
+from pipeline.commands.demo import post_animate, serving
 from pipeline.errors import StillmotionError
-from pipeline.samples import Sample, read_samples
-from pipeline.sources import EMBEDDED_STUDENT
-from pipeline.store import verify
-from pipeline.video import decode
+from pipeline.media.video import decode
+from pipeline.runs.samples import Sample, read_samples
+from pipeline.serve.sources import EMBEDDED_STUDENT
+from pipeline.serve.store import verify
 
 
 def test_samples_are_pictures_with_captions_of_the_vocabulary():

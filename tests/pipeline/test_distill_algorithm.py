@@ -22,7 +22,7 @@ from pipeline.distill.algorithm import (
     teacher_landing,
     velocity_of,
 )
-from pipeline.optimise.solver import log_snr_solver
+from pipeline.model.solver import log_snr_solver
 from pipeline.train.teacher import build_scheduler
 
 SHAPE = (3, 4, 2, 2, 2)

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from pipeline import ImageAnimationPipeline
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.distill.data import GeneratedSource
 from pipeline.distill.passes import conditions
 from pipeline.distill.student import teacher_grid
 from pipeline.distill.trainer import Distiller, DistillSettings
-from pipeline.store import describe
+from pipeline.serve.store import describe
 
 SETTINGS = DistillSettings(student_steps=2, updates=4, warmup=2, checkpoint_every=2)
 SOURCE = GeneratedSource(32, frames=3, batch=2)
@@ -86,7 +86,7 @@ def test_lora_trains_additions_alone_and_is_merged_at_the_end(request, family, t
 
     distiller.averaged.copy_to(distiller.trained)
     with torch.no_grad():
-        grid = [side // teacher.vae_scale_factor for side in teacher.default_size]
+        grid = [side // teacher.family.size_step(teacher.parts) for side in teacher.default_size]
         _, told = conditions(teacher, SOURCE[0], distiller.guidance, torch.Generator().manual_seed(0))
         z, t = torch.randn(2, 4, 3, *grid, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 500])
         merged, unmerged = (teacher.family.predict(unet, z, t, told) for unet in (student.unet, distiller.student))

@@ -26,7 +26,7 @@ from accelerate.utils.dataclasses import get_module_class_from_name
 from diffusers import I2VGenXLUNet
 
 from pipeline import ImageAnimationPipeline
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.distill.data import Examples, GeneratedSource
 from pipeline.distill.trainer import DistillationError, Distiller, DistillSettings
 from pipeline.errors import StillmotionError

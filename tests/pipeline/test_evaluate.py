@@ -7,17 +7,17 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from pipeline.baseline import branch_clips
+from pipeline.bench.baseline import branch_clips
 from pipeline.clips import ClipGenerator
 from pipeline.distill.student import build_student, teacher_grid
-from pipeline.engine import Animator
 from pipeline.errors import ModelError
-from pipeline.evaluate import Sampling, compare, compare_students, evaluate, wilson_interval
-from pipeline.guidance import Guidance
-from pipeline.judging import Candidate
-from pipeline.perception import Perception
-from pipeline.sources import open_checkpoint
-from pipeline.store import describe
+from pipeline.judge.evaluate import Sampling, compare, compare_students, evaluate, wilson_interval
+from pipeline.judge.judging import Candidate
+from pipeline.judge.perception import Perception
+from pipeline.model.guidance import Guidance
+from pipeline.serve.engine import Animator
+from pipeline.serve.sources import open_checkpoint
+from pipeline.serve.store import describe
 
 SIZE, FRAMES = 32, 8
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pipeline.distill.folders import CaptionedSource, ClipShape, DataError, open_folder
-from pipeline.video import encode
+from pipeline.media.video import encode
 
 FRAMES, SIZE = 4, 16
 GREYS = 20  # between two frames of a video, so that a frame can be told by its brightness

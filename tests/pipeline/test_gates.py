@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import StillmotionError
-from pipeline.evaluate import Comparison, EvaluationResult
-from pipeline.gates import DEFAULT_GATES, GateFailed, Gates, Limits, check, load_gates, require
+from pipeline.judge.evaluate import Comparison, EvaluationResult
+from pipeline.judge.gates import DEFAULT_GATES, GateFailed, Gates, Limits, check, load_gates, require
 
 NAMES = tuple(Limits.model_fields)
 TEACHER_OPERATIONS, TEACHER_BYTES = 96_000, 1_000

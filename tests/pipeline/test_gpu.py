@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import ImageAnimationPipeline
-from pipeline.engine import AnimationRequest, Animator
 from pipeline.optimise import packages
 from pipeline.optimise.attention import attend, attention_shapes, choose_attention, time_backends
 from pipeline.optimise.layout import channels_last
@@ -23,8 +22,9 @@ from pipeline.optimise.precision import set_precision
 from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.runtimes import example_of
 from pipeline.optimise.tune import tune
-from pipeline.package import package
-from pipeline.sources import open_checkpoint
+from pipeline.packaging.package import package
+from pipeline.serve.engine import AnimationRequest, Animator
+from pipeline.serve.sources import open_checkpoint
 
 from ..conftest import test_device
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.guidance import Guidance
+from pipeline.model.guidance import Guidance
 
 scales = st.floats(0, 100, allow_subnormal=False)
 image_scales = st.none() | scales

@@ -18,21 +18,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline import ImageAnimationPipeline
-from pipeline.card import model_card
-from pipeline.command_options import settings_with_parameters
+from pipeline.commands.options import settings_with_parameters
 from pipeline.distill.data import GeneratedSource
 from pipeline.distill.passes import conditions, draw_scales, teacher_pass
 from pipeline.distill.settings import DistillSettings
 from pipeline.distill.trainer import Distiller
-from pipeline.engine import INFO_FILE, AnimationRequest, Animator, ModelInfo
 from pipeline.errors import InputError
-from pipeline.families import guidance_embedding
-from pipeline.families.guided import GUIDANCE_WIDTH, GuidedI2VGenXLUNet, guided_unet
-from pipeline.guidance import ClipGuidance, Guidance
-from pipeline.judging import Sampling
+from pipeline.judge.judging import Sampling
+from pipeline.model.families import guidance_embedding
+from pipeline.model.families.guided import GUIDANCE_WIDTH, GuidedI2VGenXLUNet, guided_unet
+from pipeline.model.guidance import ClipGuidance, Guidance
 from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.runtimes import example_of, install, trace
-from pipeline.store import describe, write_package
+from pipeline.packaging.card import model_card
+from pipeline.serve.engine import INFO_FILE, AnimationRequest, Animator, ModelInfo
+from pipeline.serve.store import describe, write_package
 
 ROOT = Path(__file__).parents[2]
 SOURCE = GeneratedSource(32, frames=3, batch=2)
@@ -99,7 +99,7 @@ def test_a_unet_that_is_told_the_scale_begins_as_the_one_that_is_not(teacher):
     z, t = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 500])
     plain = teacher.family.predict(teacher.unet, z, t, told)
     for scale in (1.0, 3.0):
-        scaled = replace(told, guidance=guidance_embedding(torch.full((2,), scale), GUIDANCE_WIDTH))
+        scaled = {**told, "guidance": guidance_embedding(torch.full((2,), scale), GUIDANCE_WIDTH)}
         assert torch.equal(teacher.family.predict(student, z, t, scaled), plain)
     assert not student.time_embedding.cond_proj.weight.any()
     assert torch.equal(torch.get_rng_state(), before)
@@ -201,7 +201,7 @@ def test_a_student_that_is_told_its_scale_can_be_a_teacher(one_level_i2vgen, tmp
     guidance, scales = second.guidance, torch.tensor([1.5, 3.0])
     told, of_student = conditions(first, SOURCE[0], guidance, torch.Generator().manual_seed(0), scales)
     assert guidance.passes == 1
-    assert torch.equal(told.guidance, of_student.guidance)
+    assert torch.equal(told["guidance"], of_student["guidance"])
     student = second.train()
     assert student.config.guidance_range == [1.5, 3.0]
     assert (student.config.distilled_guidance_scale, student.config.distilled_image_guidance_scale) == (2.0, 1.5)

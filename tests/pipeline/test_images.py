@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.images import PictureLimits, centre_crop, check_header, decode, to_tensor
+from pipeline.media.images import PictureLimits, centre_crop, check_header, decode, to_tensor
 
 FORMATS = ["PNG", "JPEG", "WEBP"]
 

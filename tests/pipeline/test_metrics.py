@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.metrics import diversity, flicker, psnr_db, ssim
+from pipeline.judge.metrics import diversity, flicker, psnr_db, ssim
 
 
 @pytest.mark.parametrize(("error", "expected"), [(0.1, 20.0), (0.01, 40.0), (0.5, 6.0206)])

@@ -9,11 +9,11 @@ import jupytext
 import nbformat
 import pytest
 
-from pipeline.cli import main
-from pipeline.gates import GateFailed
-from pipeline.run import find_run, go_on
-from pipeline.settings import NOTEBOOKS
-from pipeline.store import resolve, verify
+from pipeline.commands.cli import main
+from pipeline.judge.gates import GateFailed
+from pipeline.runs.run import find_run, go_on
+from pipeline.runs.settings import NOTEBOOKS
+from pipeline.serve.store import resolve, verify
 
 # Kernels start slowly on a busy machine.
 pytestmark = pytest.mark.timeout(1800)

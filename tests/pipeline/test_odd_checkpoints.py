@@ -15,12 +15,12 @@ from diffusers.pipelines.deprecated.pia.pipeline_pia import PIAPipeline
 from safetensors.torch import load_file, save_file
 
 from pipeline import ImageAnimationPipeline
-from pipeline.cli import main
-from pipeline.engine import AnimationRequest, load_pipeline
+from pipeline.commands.cli import main
 from pipeline.errors import ModelError, NotFiniteError
-from pipeline.package import package
-from pipeline.prompts import measure
-from pipeline.sources import open_checkpoint
+from pipeline.model.prompts import measure
+from pipeline.packaging.package import package
+from pipeline.serve.engine import AnimationRequest, load_pipeline
+from pipeline.serve.sources import open_checkpoint
 
 from . import odd_checkpoints as odd
 
@@ -138,7 +138,7 @@ def test_the_command_says_when_a_prompt_is_read_in_part(teacher_folder, picture,
 
 
 def test_a_call_of_the_pipeline_logs_that_a_prompt_is_read_in_part(i2vgen, caplog):
-    with caplog.at_level(logging.WARNING, "pipeline.prompts"):
+    with caplog.at_level(logging.WARNING, "pipeline.model.prompts"):
         i2vgen.encode_prompt(["up", LONG], None)
     (record,) = caplog.records
     assert "too long, the model read the first 18 of" in record.getMessage()

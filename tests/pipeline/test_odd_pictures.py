@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images import check_header, decode
+from pipeline.media.images import check_header, decode
 
 from . import odd_pictures as odd
 

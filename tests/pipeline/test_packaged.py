@@ -12,16 +12,16 @@ import torch
 from diffusers.models.attention_processor import SlicedAttnProcessor
 from PIL import Image
 
-from pipeline.engine import AnimationRequest, Animator, load_pipeline
 from pipeline.errors import ModelError
 from pipeline.optimise.context import cross_attentions
 from pipeline.optimise.packaged import speed_up
 from pipeline.optimise.packages import Program, Programs
 from pipeline.optimise.precision import dtypes_of, in_precision, set_precision
 from pipeline.optimise.prepared import PreparedDenoiser
-from pipeline.package import animate_probe, package
-from pipeline.sources import open_checkpoint
-from pipeline.store import describe, resolve, save_to_store, write_package
+from pipeline.packaging.package import animate_probe, package
+from pipeline.serve.engine import AnimationRequest, Animator, load_pipeline
+from pipeline.serve.sources import open_checkpoint
+from pipeline.serve.store import describe, resolve, save_to_store, write_package
 
 FIGURES = {"motion_accuracy": 0.9, "clips": 2, "precision": "float32"}
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from pipeline.cli import main
 from pipeline.clips import ClipGenerator
+from pipeline.commands.cli import main
 from pipeline.errors import ModelError
-from pipeline.perception import I3D, Clip, clip_consistency, clip_score, frechet_distance
+from pipeline.judge.perception import I3D, Clip, clip_consistency, clip_score, frechet_distance
 from pipeline.train.text import build_feature_extractor, build_tokenizer
 
 WIDTH = 32

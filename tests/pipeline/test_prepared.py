@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet3DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import ImageAnimationPipeline
-from pipeline.denoiser import PlainDenoiser
-from pipeline.families import Conditioning
+from pipeline.model.denoiser import PlainDenoiser
+from pipeline.model.families import Cond
 from pipeline.optimise.base import NotApplicable
 from pipeline.optimise.context import ClipAttnProcessor, cross_attentions, fold_context
 from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once
@@ -121,9 +119,9 @@ class Recorder:
     def __init__(self, pipe: ImageAnimationPipeline) -> None:
         self.pipe = pipe
 
-    def start(self, conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
-        self.conditioning = conditioning
-        plain = PlainDenoiser(self.pipe).start(conditioning)
+    def start(self, cond: Cond) -> Callable[[Tensor, Tensor], Tensor]:
+        self.cond = cond
+        plain = PlainDenoiser(self.pipe).start(cond)
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
             self.latents, self.timestep = latents, timestep
@@ -142,9 +140,9 @@ def test_two_requests_whose_steps_take_turns_do_not_mix(pipe):
         told.append(recorder)
     pipe.denoiser = plain
     latents, timestep = told[0].latents, told[0].timestep
-    expected = [plain.start(recorder.conditioning)(latents, timestep) for recorder in told]
+    expected = [plain.start(recorder.cond)(latents, timestep) for recorder in told]
     with prepared(pipe) as denoiser:
-        predicts = [denoiser.start(recorder.conditioning) for recorder in told]
+        predicts = [denoiser.start(recorder.cond) for recorder in told]
         for _ in range(2):
             for predict, wanted in zip(predicts, expected, strict=True):
                 assert difference(predict(latents, timestep), wanted) < 1e-5
@@ -218,7 +216,7 @@ def test_all_that_a_step_takes_is_contiguous(pipe):
     animate(pipe)
     pipe.denoiser = plain
     with prepared(pipe) as denoiser, torch.no_grad():
-        tensors = denoiser.module.prepare(recorder.conditioning)
+        tensors = denoiser.module.prepare(recorder.cond)
         assert len(tensors) > 2 * len(denoiser.module.layers)
         assert all(tensor.is_contiguous() for tensor in tensors)
 
@@ -263,7 +261,7 @@ def test_it_is_refused_where_frames_are_split_over_processes(pipe):
     """It would take the exchange's place, and each process would see its own frames alone."""
     before, plain = traces(pipe), pipe.denoiser
     split = object.__new__(FrameSplit)  # no pass is made, so it needs no ranks
-    spread = pipe.denoiser = SequenceParallelDenoiser(StepModule(pipe.unet), split)
+    spread = pipe.denoiser = SequenceParallelDenoiser(StepModule(pipe.family, pipe.unet), split)
     with pytest.raises(
         NotApplicable, match=r"^prepare: denoiser: SequenceParallelDenoiser is in the plain one's place$"
     ):
@@ -271,12 +269,3 @@ def test_it_is_refused_where_frames_are_split_over_processes(pipe):
     assert pipe.denoiser is spread
     pipe.denoiser = plain
     assert traces(pipe) == before
-
-
-def test_an_unknown_unet_is_refused_by_name():
-    unet = UNet3DConditionModel(
-        down_block_types=("DownBlock3D",), up_block_types=("UpBlock3D",), block_out_channels=(8,), norm_num_groups=4
-    )
-    pipe = SimpleNamespace(unet=unet, denoiser=None)
-    with pytest.raises(NotApplicable, match=r"^prepare: unet: UNet3DConditionModel is not one of the known U-Nets$"):
-        prepare_once(pipe)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report import write_report
-from pipeline.results import Row, StageFolder, read_result
-from pipeline.state import RunState, StageState
-from pipeline.video import decode
+from pipeline.media.video import decode
+from pipeline.runs.report import write_report
+from pipeline.runs.results import Row, StageFolder, read_result
+from pipeline.runs.state import RunState, StageState
 
 CLIP = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
 

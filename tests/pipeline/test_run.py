@@ -11,9 +11,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from pipeline.cli import main
-from pipeline.notebooks import typed
-from pipeline.state import RunState
+from pipeline.commands.cli import main
+from pipeline.runs.notebooks import typed
+from pipeline.runs.state import RunState
 
 from .conftest import files_of_at_most
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import ImageAnimationPipeline
-from pipeline.engine import AnimationRequest, Animator
+from pipeline.model.families.i2vgen_xl import I2VGenXLFamily
 from pipeline.optimise.base import Change, NotApplicable
 from pipeline.optimise.choice import _LONG_S, ways_to_run
 from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once
@@ -35,9 +35,12 @@ from pipeline.optimise.runtimes import (
     trace,
 )
 from pipeline.optimise.threads import threads
-from pipeline.store import describe
+from pipeline.serve.engine import AnimationRequest, Animator
+from pipeline.serve.store import describe
 
 FRAMES = 2  # of the pipelines of one level
+
+FAMILY = I2VGenXLFamily()
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +164,7 @@ def test_a_module_that_cannot_be_traced_is_refused_with_the_reason():
         def forward(self, latents: Tensor, timestep: Tensor, *prepared: Tensor) -> Any:
             raise ValueError("not today\nnor tomorrow")
 
-    module = Unruly(nn.Linear(1, 1)).eval()
+    module = Unruly(FAMILY, nn.Linear(1, 1)).eval()
     pipe = SimpleNamespace(denoiser=PreparedDenoiser(module))
     with pytest.raises(NotApplicable, match=r"^torchscript: unet: cannot be traced: not today$"):
         trace(pipe, Example((torch.ones(1), torch.ones(1))))
@@ -198,7 +201,7 @@ def test_every_shape_of_a_block_is_compiled_and_once():
         nn.Sequential(*[ResnetBlock2D(in_channels=c, temb_channels=None, groups=2) for c in channels]) for _ in range(2)
     ]
     unet = nn.ModuleList(nets)
-    pipe = SimpleNamespace(unet=unet, denoiser=PreparedDenoiser(StepModule(unet)))
+    pipe = SimpleNamespace(network=unet, denoiser=PreparedDenoiser(StepModule(FAMILY, unet)))
     backend = CountingBackend()
     with undone(compile_blocks(pipe, backend=backend)):
         for net in unet:
@@ -208,7 +211,7 @@ def test_every_shape_of_a_block_is_compiled_and_once():
 
 
 def test_a_unet_without_repeated_blocks_is_refused_by_name():
-    pipe = SimpleNamespace(unet=nn.Linear(1, 1), denoiser=PreparedDenoiser(StepModule(nn.Linear(1, 1))))
+    pipe = SimpleNamespace(network=nn.Linear(1, 1), denoiser=PreparedDenoiser(StepModule(FAMILY, nn.Linear(1, 1))))
     with pytest.raises(NotApplicable, match=r"^compile: Linear has no repeated blocks$"):
         compile_blocks(pipe)
 

@@ -22,10 +22,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import ImageAnimationPipeline
-from pipeline.denoiser import PlainDenoiser, Predict
+from pipeline.commands import distributed
 from pipeline.errors import StillmotionError
-from pipeline.families import Conditioning
-from pipeline.optimise import distributed
+from pipeline.model.denoiser import PlainDenoiser, Predict
+from pipeline.model.families import Cond
 from pipeline.optimise.base import NotApplicable
 from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.ranks import Ranks, RanksDiffer, shares
@@ -66,9 +66,9 @@ class Recorder:
     def __init__(self, pipe: ImageAnimationPipeline) -> None:
         self.pipe, self.calls = pipe, []
 
-    def start(self, conditioning: Conditioning) -> Predict:
-        self.conditioning = conditioning
-        plain = PlainDenoiser(self.pipe).start(conditioning)
+    def start(self, cond: Cond) -> Predict:
+        self.cond = cond
+        plain = PlainDenoiser(self.pipe).start(cond)
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
             self.calls.append((latents, timestep, plain(latents, timestep)))
@@ -132,8 +132,8 @@ def study(pipe: ImageAnimationPipeline, world: int) -> dict[str, Any]:
         change = split_frames(pipe)
         spread = animate(pipe, frames, case)
         with torch.no_grad():
-            spread_pass = pipe.denoiser.start(recorder.conditioning)(latents, timestep)
-            alone = PlainDenoiser(pipe).start(recorder.conditioning)(latents, timestep)
+            spread_pass = pipe.denoiser.start(recorder.cond)(latents, timestep)
+            alone = PlainDenoiser(pipe).start(recorder.cond)(latents, timestep)
         same_keys = list(pipe.unet.state_dict()) == keys
         change.undo()
         report["cases"][name] = {

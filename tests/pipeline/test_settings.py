@@ -1,8 +1,8 @@
 import pytest
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.errors import StillmotionError
-from pipeline.settings import load_preset, preset_names
+from pipeline.runs.settings import load_preset, preset_names
 
 
 def test_every_preset_of_the_project_loads_and_its_notebooks_are_there():

@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import ImageAnimationPipeline, LogSNRDPMSolverScheduler
-from pipeline.optimise.solver import (
+from pipeline.model.solver import (
     BETA_SCHEDULES,
     ConvergencePoint,
     compared_samplers,
@@ -259,7 +259,7 @@ def test_it_saves_and_loads_within_a_pipeline(tmp_path, pipe, picture):
         pipe.save_pretrained(tmp_path)
         loaded = ImageAnimationPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    assert loaded.config["scheduler"] == ("pipeline.optimise.solver", "LogSNRDPMSolverScheduler")
+    assert loaded.config["scheduler"] == ("pipeline.model.solver", "LogSNRDPMSolverScheduler")
     clips = [
         latent_sampler(p, [picture()], ["a red ball"], num_frames=4, height=32, width=32)(p.scheduler, 3)
         for p in (pipe, loaded)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from pipeline import ImageAnimationPipeline
-from pipeline.engine import INFO_FILE, AnimationRequest, Animator, ModelInfo
 from pipeline.errors import ModelError
-from pipeline.store import describe, digests, resolve, save_to_store, verify, write_package
+from pipeline.serve.engine import INFO_FILE, AnimationRequest, Animator, ModelInfo
+from pipeline.serve.store import describe, digests, resolve, save_to_store, verify, write_package
 
 METRICS = {"motion_accuracy": 0.98, "seed": 7, "note": None}
 CARD = "# A model\n\nFor tests.\n"

@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from pipeline import ImageAnimationPipeline
-from pipeline.cli import main
 from pipeline.clips import ClipGenerator
+from pipeline.commands.cli import main
 from pipeline.errors import StillmotionError
 from pipeline.train.checkpoint import Checkpoint, Deadline
 from pipeline.train.linear_start import start_linear
@@ -241,10 +241,10 @@ def test_no_condition_is_dropped_while_motion_is_bound(out):
         AutoencoderKL.from_pretrained(out / "vae"),
     )
     batch = first_batch(out)
-    bound, after = trainer.conditioning(batch, dropping=False), trainer.conditioning(batch, dropping=True)
-    assert float(bound.image.latents.abs().min(dim=1).values.max()) > 0
-    assert float(after.image.latents.abs().max()) == 0
-    assert not torch.equal(bound.text, after.text)
+    bound, after = trainer.cond(batch, dropping=False), trainer.cond(batch, dropping=True)
+    assert float(bound["image_latents"].abs().min(dim=1).values.max()) > 0
+    assert float(after["image_latents"].abs().max()) == 0
+    assert not torch.equal(bound["text"], after["text"])
 
 
 def test_the_learning_rate_warms_up_and_decays():

@@ -14,7 +14,7 @@ from pipeline.bench.profiling import kind_of
 from pipeline.bench.timing import device_peak
 from pipeline.bench.unet_pass import bench_pass, choose_variants, difference
 from pipeline.bench.variants import Variant, pass_inputs
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.errors import StillmotionError
 
 SMALL = Size(
@@ -142,7 +142,7 @@ def test_the_same_seed_gives_the_same_inputs_in_every_branch_count(pipe):
     one, other = pass_inputs(pipe, 3), pass_inputs(pipe, 3)
     assert torch.equal(one.latents, other.latents)
     assert one.latents.shape == (3, 4, 3, 8, 8)
-    assert one.to(torch.bfloat16).conditioning.image.embedding.dtype is torch.bfloat16
+    assert one.to(torch.bfloat16).cond["image_embeds"].dtype is torch.bfloat16
     assert pass_inputs(pipe, 1).latents.shape[0] == 1
 
 

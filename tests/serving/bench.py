@@ -8,7 +8,7 @@ import numpy as np
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from pipeline.engine import Animation
+from pipeline.serve.engine import Animation
 from serving.endpoints import animate, animate_stream
 from serving.exchange import SCOPE_KEY
 from serving.host import Host, State

@@ -52,7 +52,7 @@ def random_pipeline(steps):
 @pytest.fixture(scope="session")
 def packaged_model():
     """A tiny model, saved as `animator:latest`."""
-    from pipeline.store import describe, save_to_store
+    from pipeline.serve.store import describe, save_to_store
 
     pipe = random_pipeline(STEPS)
     return save_to_store(pipe, describe(pipe, "random weights", {}), "# Random weights\n")
@@ -61,7 +61,7 @@ def packaged_model():
 @pytest.fixture
 def quick_model(tmp_path):
     """The folder of a tiny model that takes a single step."""
-    from pipeline.store import describe, write_package
+    from pipeline.serve.store import describe, write_package
 
     pipe, folder = random_pipeline(1), tmp_path / "quick"
     write_package(pipe, folder, describe(pipe, "random weights", {}), "# Random weights\n")

@@ -34,15 +34,15 @@ def test_the_model_is_pinned(bento, packaged_model):
 
 def test_training_tests_and_data_stay_out(bento):
     names = {path.relative_to(bento / "src").as_posix() for path in (bento / "src").rglob("*") if path.is_file()}
-    assert {"service.py", "pipeline/engine.py", "serving/ui/index.html", "serving/ui/samples/ball.png"} <= names
+    assert {"service.py", "pipeline/serve/engine.py", "serving/ui/index.html", "serving/ui/samples/ball.png"} <= names
     assert not [name for name in names if name.startswith(("tests", "notebooks", "training", "pipeline/train", "runs"))]
     assert not [name for name in names if name.endswith((".pyc", ".safetensors"))]
 
 
 def test_its_sources_are_enough_to_load_a_model(bento, packaged_model):
     code = (
-        "import pathlib, service, pipeline.engine\n"
-        f"animator = pipeline.engine.Animator.load(pathlib.Path({packaged_model.path!r}), device='cpu')\n"
+        "import pathlib, service, pipeline.serve.engine\n"
+        f"animator = pipeline.serve.engine.Animator.load(pathlib.Path({packaged_model.path!r}), device='cpu')\n"
         "print(pathlib.Path(service.__file__).parent, animator.info.steps)"
     )
     done = subprocess.run(

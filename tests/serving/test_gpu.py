@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.video import decode
+from pipeline.media.video import decode
 
 from ..conftest import test_device
 

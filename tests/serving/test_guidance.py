@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.engine import ModelInfo
+from pipeline.serve.engine import ModelInfo
 from serving.openapi import describe_api
 from serving.page import page
 from serving.settings import Settings

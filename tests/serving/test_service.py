@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.video import decode
+from pipeline.media.video import decode
 
 from .conftest import LIMIT_S, STEPS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import INFO_FILE, ModelInfo
+from pipeline.serve.engine import INFO_FILE, ModelInfo
 
 INFO = ModelInfo(
     teacher="none",

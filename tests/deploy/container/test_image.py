@@ -45,7 +45,7 @@ def models(tmp_path_factory):
     from pipeline.quiet import quiet_libraries
 
     quiet_libraries()
-    from pipeline.store import describe, save_to_store
+    from pipeline.serve.store import describe, save_to_store
     from pipeline.train.teacher import TeacherSettings, build_pipeline
     from pipeline.train.vae import VaeSettings, build_vae
 

@@ -1,0 +1,1 @@
+"""The command line, `python -m pipeline`; one module a command."""

@@ -1,0 +1,90 @@
+"""The command `animate`: a picture and a prompt to a file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..console import counter, tell
+from ..errors import StillmotionError
+from .options import add_model, existing, open_model, positive, utf8_text
+
+_CONTROLS = ("seed", "frames", "fps", "guidance_scale", "motion_scale")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add those of `animate`."""
+    parser.add_argument("--image", type=Path, required=True, help="PNG, JPEG or WebP")
+    parser.add_argument(
+        "--prompt", type=utf8_text, required=True, help="what moves and how, such as 'a red circle moves right'"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="file to write: .mp4, .webm, .webp or .gif")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same clip (default: drawn)")
+    parser.add_argument("--frames", type=positive, metavar="N", help="of the clip (default: the model's own)")
+    parser.add_argument("--fps", type=positive, metavar="N", help="of the file (default: the model's own)")
+    parser.add_argument("--guidance-scale", type=float, metavar="X", help="of the caption, for students told it")
+    parser.add_argument("--motion-scale", type=int, metavar="N", help="amount and kind of motion, for PIA checkpoints")
+    add_model(parser)
+
+
+def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
+    """Write the clip, and say what it was made with.
+
+    Raises:
+        StillmotionError: picture, model or request are not fit, or the file cannot be written.
+    """
+    from ..media import video
+    from ..media.images import decode
+
+    suffix = options.out.suffix.lower().removeprefix(".")
+    if suffix not in video.FORMATS:
+        options.usage_error(f"--out: the suffix {options.out.suffix!r} is not one of .{', .'.join(video.FORMATS)}")
+    picture = decode(existing(options.image))
+    check_out(options.out, options.image)
+    from ..serve.engine import AnimationRequest
+
+    animator = open_model(options.model)
+    request = AnimationRequest(options.prompt, **{name: getattr(options, name) for name in _CONTROLS})
+    animation = animator.animate(picture, request, on_step=counter("step"))
+    if truncated := animation.prompt_length.truncated:
+        tell(f"--prompt is too long: {truncated}")
+    _write(options.out, video.encode(animation.clip, animation.fps, suffix))
+    tell(f"{animator.name}, seed {animation.seed}, {animation.compute_s:.1f} s")
+    about = {key: value for key, value in asdict(animation).items() if key != "clip"}
+    return {"out": str(options.out), "model": animator.name, "frames": len(animation.clip), **about}
+
+
+def check_out(path: Path, picture: Path) -> None:
+    """Refuse, before any work, a file that cannot be written or should not be.
+
+    Raises:
+        StillmotionError: its folder is not there or cannot be written, or it is a folder or the input picture.
+    """
+    if not path.parent.is_dir():
+        raise StillmotionError(f"{path.parent}: no such folder")
+    if path.is_dir():
+        raise StillmotionError(f"{path}: is a folder; --out names a file to write")
+    if path.exists() and path.samefile(picture):
+        raise StillmotionError(f"{path}: is the input picture, which would be lost; --out names another file")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise StillmotionError(f"{path}: is write-protected; --out names another file")
+    _write(path, None)
+
+
+def _write(path: Path, data: bytes | None) -> None:
+    """Write beside the place and rename, so that a full disk leaves no half of a video; None only tries."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(data or b"")
+        if data is None:
+            partial.unlink()
+        else:
+            partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise StillmotionError(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,347 @@
+"""Judges a model on held-out generated clips, by itself or beside its teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..clips import MOTIONS, ClipBatch, ClipGenerator
+from ..errors import ModelError
+from ..model.guidance import Guidance
+from .judging import Candidate, Judged, Sampling, Trial, first_frame_psnr_db, pictures_of, to_size, vae_psnr_db
+from .perception import Perception, frechet_distance
+
+if TYPE_CHECKING:
+    from ..model.animation import ImageAnimationPipeline
+    from ..serve.engine import Animator
+
+__all__ = [
+    "Comparison",
+    "EvaluationResult",
+    "Sampling",
+    "compare",
+    "compare_students",
+    "evaluate",
+    "first_frame_psnr_db",
+    "pictures_of",
+    "vae_psnr_db",
+    "wilson_interval",
+]
+
+# Motion is read from the picture's geometry, so that more pixels than this tell nothing new.
+_MOST_PIXELS_A_SIDE = 128
+
+Progress = Callable[[int, int], None]
+"""Called with (clips done, clips in all) after each batch."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Figures of a model on held-out clips. All but `fvd` are means over clips; PSNR values are in dB.
+
+    Attributes:
+        model: its tag, folder or name; steps and branches too where it is not sampled as it was made for.
+        clips, seed: of the generated clips.
+        motion_accuracy: share of clips that move as captioned.
+        motion_accuracy_interval: 95 % confidence interval of it (Wilson 1927).
+        accuracy_by_motion: the same for the clips of each motion that occurred.
+        unclear: clips in which the sprite was lost.
+        first_frame_psnr_db: first frame against the picture that was sent.
+        vae_psnr_db: that picture after one round through the autoencoder; it bounds the line above.
+        ground_truth_psnr_db: all frames against the clip that the picture was taken from. A caption
+            does not tell the speed, so that a perfect model would not reach the bound either.
+        psnr_to_teacher_db, ssim_to_teacher: all frames against the teacher's from the same noise; None
+            for the teacher.
+        steps: of the solver.
+        passes: U-Net calls of an animation: steps times guidance branches.
+        operations: floating-point operations of those calls for one clip, in plain PyTorch; None unless compared.
+        weights_bytes: of the U-Net's parameters; None unless compared.
+        seconds_per_clip: wall-clock, clips sampled in batches.
+        precision: of the U-Net that was judged.
+        flicker, flicker_of_truth: mean absolute second difference over time, in steps of 255, of the
+            model's clips and of the true ones.
+        diversity: mean RMS distance between clips of a picture and caption from different seeds, in steps
+            of 255; None unless asked for.
+        clip_score, clip_consistency: `pipeline.judge.perception` has the formulae; None without a CLIP model.
+        fvd: Fréchet distance to the true clips, at their size, in the features given; None without any, and
+            for a single clip.
+    """
+
+    model: str
+    clips: int
+    seed: int
+    motion_accuracy: float
+    motion_accuracy_interval: tuple[float, float]
+    accuracy_by_motion: dict[str, float]
+    unclear: int
+    first_frame_psnr_db: float
+    vae_psnr_db: float
+    ground_truth_psnr_db: float
+    psnr_to_teacher_db: float | None
+    steps: int
+    passes: int
+    operations: int | None
+    weights_bytes: int | None
+    seconds_per_clip: float
+    ssim_to_teacher: float | None
+    flicker: float
+    flicker_of_truth: float
+    diversity: float | None
+    clip_score: float | None
+    clip_consistency: float | None
+    fvd: float | None
+    precision: str = "float32"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A student beside its teacher: the same pictures, captions and noise, timed in the same run.
+
+    Attributes:
+        teacher: in full.
+        undistilled_guided: the teacher at the student's steps, with all its guidance branches.
+        undistilled: the teacher with as many passes as the student has, without guidance.
+        student: as it was made for.
+    """
+
+    teacher: EvaluationResult
+    undistilled_guided: EvaluationResult
+    undistilled: EvaluationResult
+    student: EvaluationResult
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return asdict(self)
+
+
+def evaluate(
+    model: Animator,
+    clips: int = 32,
+    seed: int = 0,
+    batch: int = 8,
+    teacher: Animator | None = None,
+    on_progress: Progress | None = None,
+    *,
+    sampling: Sampling | None = None,
+    seeds_per_clip: int = 1,
+    perception: Perception | None = None,
+) -> EvaluationResult:
+    """Animate the first frames of held-out clips by their captions, and compare.
+
+    Models of another size or of oblong clips are judged on square clips of their shorter side.
+
+    Args:
+        model: sampled in full, with the steps and the guidance that it is made for.
+        clips: how many, of combinations of colour, shape and motion that training never saw.
+        seed: of the clips and of the noise. Each clip's noise has a seed of its own, so that the
+            figures do not depend on `batch`.
+        batch: clips sampled at a time.
+        teacher: what a distilled model is compared with; sampled from the same noise.
+        sampling: other steps or guidance of `model`.
+        seeds_per_clip: from 2 on, `diversity` is measured; sampling takes as many times as long.
+        perception: CLIP model and features, for the figures that need them.
+
+    Raises:
+        ValueError: `clips`, `batch` or `seeds_per_clip` is below 1.
+        ModelError: the teacher makes clips of another length.
+    """
+    _check(model, teacher, clips=clips, batch=batch, seeds_per_clip=seeds_per_clip)
+    side = _side(model.pipe)
+    trial = Trial(Candidate(model, sampling), side, seeds_per_clip, perception or Perception())
+    for held_out, seeds in _batches(model, side, clips, seed, batch):
+        target = None
+        if teacher is not None:
+            target = to_size(Candidate(teacher).animate(held_out, seeds, side), held_out.clips.shape[-1])
+        trial.take(held_out, seeds, target)
+        if on_progress is not None:
+            on_progress(len(trial.judged), clips)
+    return _summarise(trial, seed)
+
+
+def compare(
+    student: Animator,
+    teacher: Animator,
+    clips: int = 32,
+    seed: int = 0,
+    batch: int = 8,
+    on_progress: Progress | None = None,
+    *,
+    seeds_per_clip: int = 1,
+    perception: Perception | None = None,
+) -> Comparison:
+    """A student, its teacher, and the teacher with as few steps and passes as the student.
+
+    Arguments and errors as `compare_students` has them.
+    """
+    compared = compare_students(
+        {"student": student},
+        teacher,
+        clips,
+        seed,
+        batch,
+        on_progress,
+        seeds_per_clip=seeds_per_clip,
+        perception=perception,
+    )
+    return compared["student"]
+
+
+def compare_students(
+    students: Mapping[str, Animator],
+    teacher: Animator,
+    clips: int = 32,
+    seed: int = 0,
+    batch: int = 8,
+    on_progress: Progress | None = None,
+    *,
+    seeds_per_clip: int = 1,
+    perception: Perception | None = None,
+) -> dict[str, Comparison]:
+    """Several students of one teacher, each as `compare` has it.
+
+    The teacher's clips are sampled once and are what all others are measured against; so are those of as
+    few steps or passes where students share these. The undistilled ones use the teacher's own solver. Each
+    U-Net takes one batch before anything is timed.
+
+    Args:
+        students: by name; the guidance of each is part of its weights, so that it has one pass a step.
+        on_progress: counts the clips of all.
+
+    Other arguments and errors as `evaluate` has them.
+    """
+    for student in students.values():
+        _check(student, teacher, clips=clips, batch=batch, seeds_per_clip=seeds_per_clip)
+    side = _side(teacher.pipe)
+    candidates = {"teacher": Candidate(teacher)}
+    for name, student in students.items():
+        steps, passes = student.info.steps, student.info.passes
+        candidates[f"guided {steps}"] = Candidate(teacher, Sampling.of(teacher.pipe, steps=steps))
+        candidates[f"undistilled {passes}"] = Candidate(teacher, Sampling(passes, Guidance(1.0, 1.0)))
+        candidates[f"student {name}"] = Candidate(student)
+    trials = {
+        key: Trial(candidate, side, seeds_per_clip, perception or Perception()) for key, candidate in candidates.items()
+    }
+    for number, (held_out, seeds) in enumerate(_batches(teacher, side, clips, seed, batch)):
+        if number == 0:
+            # Memory pools, kernels and threads are set up by the first call; the teacher comes first
+            # and would look slower than it is.
+            for key, candidate in candidates.items():
+                if key.startswith(("guided", "student")):
+                    candidate.animate(held_out, seeds, side)
+        target = None
+        for trial in trials.values():
+            video = trial.take(held_out, seeds, target)
+            target = video if target is None else target
+            if on_progress is not None:
+                on_progress(sum(len(t.judged) for t in trials.values()), clips * len(trials))
+    results = {
+        key: replace(
+            _summarise(trial, seed),
+            operations=trial.candidate.operations(side),
+            weights_bytes=trial.candidate.weights_bytes,
+        )
+        for key, trial in trials.items()
+    }
+    return {
+        name: Comparison(
+            teacher=results["teacher"],
+            undistilled_guided=results[f"guided {student.info.steps}"],
+            undistilled=results[f"undistilled {student.info.passes}"],
+            student=results[f"student {name}"],
+        )
+        for name, student in students.items()
+    }
+
+
+def _batches(model: Animator, side: int, clips: int, seed: int, batch: int) -> Iterator[tuple[ClipBatch, list[int]]]:
+    """Held-out clips, each with the seed of its noise."""
+    generator = ClipGenerator(min(side, _MOST_PIXELS_A_SIDE), model.info.frames, seed=seed, held_out=True)
+    for first in range(0, clips, batch):
+        held_out = generator.batch(min(batch, clips - first))
+        yield held_out, [seed + first + k for k in range(len(held_out.captions))]
+
+
+def _check(model: Animator, teacher: Animator | None, **counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}: {value} is below 1")
+    if teacher is not None and teacher.info.frames != model.info.frames:
+        raise ModelError(
+            f"{teacher.name}: makes clips of {teacher.info.frames} frames, and {model.name} of "
+            f"{model.info.frames}; they cannot be compared frame by frame"
+        )
+
+
+def _side(pipe: ImageAnimationPipeline) -> int:
+    return int(min(pipe.default_size))
+
+
+def _summarise(trial: Trial, seed: int) -> EvaluationResult:
+    judged, candidate = trial.judged, trial.candidate
+    right = sum(j.asked == j.seen for j in judged)
+    by_motion = {}
+    for motion in MOTIONS:
+        of_motion = [j for j in judged if j.asked == motion]
+        if of_motion:
+            by_motion[motion] = round(sum(j.seen == motion for j in of_motion) / len(of_motion), 4)
+    low, high = wilson_interval(right, len(judged))
+    return EvaluationResult(
+        model=candidate.name,
+        clips=len(judged),
+        seed=seed,
+        motion_accuracy=round(right / len(judged), 4),
+        motion_accuracy_interval=(round(low, 4), round(high, 4)),
+        accuracy_by_motion=by_motion,
+        unclear=sum(j.seen == "unclear" for j in judged),
+        first_frame_psnr_db=_mean(j.first_frame_psnr_db for j in judged),
+        vae_psnr_db=_mean(j.vae_psnr_db for j in judged),
+        ground_truth_psnr_db=_mean(j.ground_truth_psnr_db for j in judged),
+        psnr_to_teacher_db=_mean_where_known(judged, "psnr_to_teacher_db"),
+        steps=candidate.steps,
+        passes=candidate.passes,
+        operations=None,
+        weights_bytes=None,
+        seconds_per_clip=round(trial.seconds / len(judged), 4),
+        ssim_to_teacher=_mean_where_known(judged, "ssim_to_teacher", digits=4),
+        flicker=_mean(j.flicker for j in judged),
+        flicker_of_truth=_mean(j.flicker_of_truth for j in judged),
+        diversity=_mean_where_known(judged, "diversity"),
+        clip_score=_mean_where_known(judged, "clip_score"),
+        clip_consistency=_mean_where_known(judged, "clip_consistency"),
+        fvd=_fvd(trial),
+        precision=str(candidate.pipe.network.dtype).removeprefix("torch."),
+    )
+
+
+def _fvd(trial: Trial) -> float | None:
+    if len(trial.judged) < 2 or not trial.features:
+        return None
+    return round(frechet_distance(torch.cat(trial.features), torch.cat(trial.features_of_truth)), 3)
+
+
+def _mean(values: Iterable[float], digits: int = 3) -> float:
+    return round(float(np.mean(list(values))), digits)
+
+
+def _mean_where_known(judged: list[Judged], name: str, digits: int = 3) -> float | None:
+    known = [value for j in judged if (value := getattr(j, name)) is not None]
+    return _mean(known, digits) if known else None
+
+
+def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Confidence interval of a share (Wilson 1927), 95 % with the default z::
+
+    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    """
+    p = right / count
+    centre = p + z**2 / (2 * count)
+    spread = z * math.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

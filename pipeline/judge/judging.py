@@ -1,0 +1,313 @@
+"""Clips of a model on held-out pictures, and the figures of each single clip."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..clips import ClipBatch, classify_motion, measure_motion
+from ..model.denoiser import evaluations
+from ..model.guidance import Guidance, guidance_for
+from .metrics import diversity, flicker, psnr_db, ssim
+from .perception import Perception, clip_consistency, clip_score
+
+if TYPE_CHECKING:
+    from ..model.animation import ImageAnimationPipeline
+    from ..model.denoiser import Denoiser, Predict
+    from ..model.families import Cond
+    from ..serve.engine import Animator
+
+# Further seeds of a clip lie this far apart: no other clip's, for up to a million clips.
+_SEEDS_APART = 1_000_003
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled where it is not as it was made for.
+
+    Attributes:
+        told_scale: of the caption, for a model that is told it; None is the model's own.
+    """
+
+    steps: int
+    guidance: Guidance
+    told_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: {self.steps} is below 1")
+
+    @classmethod
+    def of(
+        cls,
+        pipe: ImageAnimationPipeline,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+    ) -> Sampling:
+        """A model's own sampling, with what is given in its place.
+
+        Raises:
+            ValueError: a value is out of range; the text begins with its name.
+        """
+        config = pipe.config
+        image = config.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
+        return cls(config.num_inference_steps if steps is None else steps, *guidance_for(config, guidance_scale, image))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model, and how it is sampled; None is as it was made for."""
+
+    animator: Animator
+    sampling: Sampling | None = None
+
+    @property
+    def pipe(self) -> ImageAnimationPipeline:
+        return self.animator.pipe
+
+    @property
+    def name(self) -> str:
+        """The model's; with steps and branches where it is sampled otherwise: "embedded teacher, 8 x 1"."""
+        if self.sampling is None:
+            return self.animator.name
+        return f"{self.animator.name}, {self.sampling.steps} x {self.sampling.guidance.passes}"
+
+    @property
+    def steps(self) -> int:
+        return self.animator.info.steps if self.sampling is None else self.sampling.steps
+
+    @property
+    def passes(self) -> int:
+        if self.sampling is None:
+            return self.animator.info.passes
+        return self.evaluations * self.sampling.guidance.passes
+
+    @property
+    def evaluations(self) -> int:
+        """Calls of the network on all branches at once; a solver may take more than one a step."""
+        return evaluations(self.pipe.scheduler, self.steps)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the parameters of all networks."""
+        each = (p for network in self.pipe.networks for p in network.parameters())
+        return sum(p.numel() * p.element_size() for p in each)
+
+    def operations(self, side: int) -> int:
+        """Floating-point operations of the U-Net's passes for one clip, as plain PyTorch computes them.
+
+        Counted in the first call of a request and multiplied by the calls: each computes the same.
+
+        Args:
+            side: of the clip, in pixels.
+        """
+        from ..model.denoiser import PlainDenoiser  # imports diffusers, which a notebook first keeps quiet
+
+        own = self.pipe.denoiser
+        self.pipe.denoiser = _StepCounter(PlainDenoiser(self.pipe))
+        try:
+            picture = Image.new("RGB", (side, side), (127, 127, 127))
+            self.pipe(picture, "", height=side, width=side, **self._options)
+        except _Counted as counted:
+            return counted.operations * self.evaluations
+        finally:
+            self.pipe.denoiser = own
+        raise AssertionError("a request has at least one step")
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        if self.sampling is None:
+            return {}
+        told = self.pipe.config.guidance_range is not None
+        return {
+            "num_inference_steps": self.sampling.steps,
+            "guidance_scale": self.sampling.told_scale if told else self.sampling.guidance.text,
+            "image_guidance_scale": self.sampling.guidance.image,
+        }
+
+    def animate(self, batch: ClipBatch, seeds: Sequence[int], side: int) -> Tensor:
+        """Clips from the batch's pictures, `(batch, 3, frames, side, side)`, float in [0, 1]."""
+        # Published I2VGen-XL checkpoints draw their picture latents from torch's global generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds[0])
+            video = self.pipe(
+                pictures_of(batch),
+                batch.captions,
+                height=side,
+                width=side,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="pt",
+                **self._options,
+            ).frames
+        return cast(Tensor, video.float().cpu().transpose(1, 2))
+
+
+class _Counted(Exception):
+    """Carries the operations of a request's first step out of the denoising loop."""
+
+    def __init__(self, operations: int) -> None:
+        super().__init__()
+        self.operations = operations
+
+
+class _StepCounter:
+    """A denoiser that counts the operations of its first step and stops there."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    def start(self, cond: Cond) -> Predict:
+        predict = self.denoiser.start(cond)
+
+        def count(latents: Tensor, timestep: Tensor) -> Tensor:
+            with FlopCounterMode(display=False) as counter:
+                predict(latents, timestep)
+            raise _Counted(counter.get_total_flops())
+
+        return count
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Figures of one clip; `EvaluationResult` says what they are."""
+
+    asked: str
+    seen: str
+    first_frame_psnr_db: float
+    vae_psnr_db: float
+    ground_truth_psnr_db: float
+    flicker: float
+    flicker_of_truth: float
+    psnr_to_teacher_db: float | None
+    ssim_to_teacher: float | None
+    diversity: float | None
+    clip_score: float | None
+    clip_consistency: float | None
+
+
+@dataclass
+class Trial:
+    """A candidate with what it has shown so far.
+
+    Attributes:
+        side: of the clips that it makes, in pixels. Figures are taken at the size of the true clips.
+        seeds_per_clip: clips of each picture; only the first of them is timed and judged.
+    """
+
+    candidate: Candidate
+    side: int
+    seeds_per_clip: int = 1
+    perception: Perception = field(default_factory=Perception)
+    judged: list[Judged] = field(default_factory=list)
+    seconds: float = 0.0
+    features: list[Tensor] = field(default_factory=list)
+    features_of_truth: list[Tensor] = field(default_factory=list)
+
+    def take(self, batch: ClipBatch, seeds: Sequence[int], target: Tensor | None = None) -> Tensor:
+        """Animate a batch and judge it.
+
+        Args:
+            target: the teacher's clips from the same noise.
+
+        Returns:
+            The clips, `(batch, 3, frames, size, size)`, float in [0, 1], of the true clips' size.
+        """
+        began = time.perf_counter()
+        full = self.candidate.animate(batch, seeds, self.side)
+        self.seconds += time.perf_counter() - began
+        video = to_size(full, batch.clips.shape[-1])
+        self.judged += self._judge(full, video, batch, seeds, target)
+        if self.perception.features is not None:
+            self.features.append(self.perception.features(video))
+            self.features_of_truth.append(self.perception.features(batch.clips))
+        return video
+
+    def _judge(
+        self, full: Tensor, video: Tensor, batch: ClipBatch, seeds: Sequence[int], target: Tensor | None
+    ) -> list[Judged]:
+        clip = self.perception.clip
+        figures: dict[str, Tensor | None] = {
+            "first_frame_psnr_db": first_frame_psnr_db(video, batch),
+            "vae_psnr_db": vae_psnr_db(self.candidate.pipe, batch, self.side),
+            "ground_truth_psnr_db": psnr_db(video, batch.clips),
+            "flicker": flicker(video),
+            "flicker_of_truth": flicker(batch.clips),
+            "psnr_to_teacher_db": None if target is None else psnr_db(video, target),
+            "ssim_to_teacher": None if target is None else ssim(video, target),
+            "diversity": self._diversity(video, batch, seeds),
+            "clip_score": None if clip is None else clip_score(full, batch.captions, clip),
+            "clip_consistency": None if clip is None else clip_consistency(full, clip),
+        }
+        columns: dict[str, Sequence[Any]] = {
+            name: [None] * len(video) if of is None else of.tolist() for name, of in figures.items()
+        }
+        return [
+            Judged(
+                asked=spec.motion,
+                seen=classify_motion(measure_motion(video[k], batch.backgrounds[k], batch.colours[k])),
+                **{name: column[k] for name, column in columns.items()},
+            )
+            for k, spec in enumerate(batch.specs)
+        ]
+
+    def _diversity(self, video: Tensor, batch: ClipBatch, seeds: Sequence[int]) -> Tensor | None:
+        if self.seeds_per_clip == 1:
+            return None
+        others = []
+        for k in range(1, self.seeds_per_clip):
+            other = self.candidate.animate(batch, [seed + k * _SEEDS_APART for seed in seeds], self.side)
+            others.append(to_size(other, video.shape[-1]))
+        return diversity(torch.stack([video, *others], dim=1))  # (batch, seeds, 3, frames, size, size)
+
+
+def pictures_of(batch: ClipBatch) -> list[Image.Image]:
+    """First frames of generated clips, as the pictures that a person would send."""
+    frames = (batch.clips[:, :, 0].permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+    return [Image.fromarray(frame) for frame in frames]
+
+
+def to_size(video: Tensor, size: int) -> Tensor:
+    """Square clips `(batch, 3, frames, side, side)` at another size, by the mean of the area."""
+    if video.shape[-1] == size:
+        return video
+    frames = video.shape[2]
+    flat = F.interpolate(video.transpose(1, 2).flatten(0, 1), size=(size, size), mode="area")
+    return cast(Tensor, flat.unflatten(0, (-1, frames))).transpose(1, 2)
+
+
+def first_frame_psnr_db(video: Tensor, batch: ClipBatch) -> Tensor:
+    """PSNR of each clip's first frame against the picture it was made from, `(batch,)`, in dB.
+
+    Args:
+        video: `(batch, 3, frames, size, size)`, float in [0, 1].
+    """
+    return psnr_db(video[:, :, 0], batch.clips[:, :, 0])
+
+
+@torch.no_grad()
+def vae_psnr_db(pipe: ImageAnimationPipeline, batch: ClipBatch, side: int) -> Tensor:
+    """PSNR of each clip's picture after one round through the autoencoder, `(batch,)`, in dB.
+
+    Args:
+        side: of the pictures that the autoencoder sees, in pixels.
+    """
+    pictures = batch.clips[:, :, 0]  # (batch, 3, size, size)
+    if pictures.shape[-1] != side:
+        enlarged = F.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    else:
+        enlarged = pictures
+    pixels = (enlarged * 2 - 1).to(pipe.device)
+    posterior = pipe.vae.encode(pixels.to(pipe.vae.dtype)).latent_dist
+    latents = (posterior.mode() * pipe.vae.config.scaling_factor)[:, :, None]
+    decoded = (pipe.decode_latents(latents, chunk=1).cpu() + 1) / 2  # (batch, 3, 1, side, side)
+    return psnr_db(to_size(decoded, pictures.shape[-1])[:, :, 0], pictures)

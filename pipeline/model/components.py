@@ -1,0 +1,130 @@
+"""The networks of a checkpoint: loaded one by one, and refused where their weights do not fit.
+
+The libraries fill in random numbers for weights that a file does not hold, and say so in a warning at most. A clip that
+was made with them looks like a clip.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import ModelError, NotFiniteError
+from .diffusers_folder import has_variant
+
+# With these diffusers spreads the components over devices, or changes their weights while it loads them.
+_LOADED_BY_DIFFUSERS = frozenset({"device_map", "quantization_config", "use_flashpack", "custom_pipeline"})
+
+
+_MOVED = {
+    "pipeline.families.guided": "pipeline.model.families.guided",
+    "pipeline.optimise.solver": "pipeline.model.solver",
+}
+"""Modules of this project that checkpoints name as they were called when they were saved."""
+
+
+def with_moved_modules(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `model_index.json` with this project's modules as they are called now."""
+    moved = (isinstance(value, list) and value and value[0] in _MOVED for value in index.values())
+    return {
+        name: [_MOVED[value[0]], *value[1:]] if has_moved else value
+        for (name, value), has_moved in zip(index.items(), moved, strict=True)
+    }
+
+
+def load_components(pipeline: Any, folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Load the networks of a pipeline's folder, each checked, and components of this project's own classes.
+
+    Args:
+        pipeline: its class, with its family.
+        arguments: of `DiffusionPipeline.from_pretrained`. What it gives as an object is not loaded; with
+            `device_map` or a quantisation no network is, since diffusers has to do that itself.
+
+    Returns:
+        By name. What is no network of diffusers or transformers is left out.
+
+    Raises:
+        ModelError: weights are missing, unexpected, of another shape or not finite; names the component and
+            the first key.
+    """
+    by_diffusers = any(arguments.get(name) for name in _LOADED_BY_DIFFUSERS)
+    index = with_moved_modules(pipeline.load_config(folder))
+    found: dict[str, Any] = {}
+    for name in sorted(pipeline.family.components.keys() & index.keys() - arguments.keys()):
+        entry = index[name]
+        if not (isinstance(entry, list) and len(entry) == 2 and entry[0] and (folder / name).is_dir()):
+            continue
+        module, own = entry[0], entry[0] in _MOVED.values()
+        # Only modules that are imported already, or the project's own: a folder does not decide which code is run.
+        kind = getattr(importlib.import_module(module) if own else sys.modules.get(module), str(entry[1]), None)
+        if isinstance(kind, type) and issubclass(kind, (ModelMixin, PreTrainedModel)):
+            if not by_diffusers:
+                found[name] = _load_model(name, kind, folder / name, arguments)
+        elif own and kind is not None:
+            found[name] = kind.from_pretrained(folder / name)
+    return found
+
+
+def _load_model(name: str, kind: Any, folder: Path, arguments: Mapping[str, Any]) -> nn.Module:
+    dtype = arguments.get("dtype", arguments.get("torch_dtype"))
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get(name, dtype.get("default", torch.float32))
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": arguments.get("use_safetensors")}
+    if (variant := arguments.get("variant")) and has_variant(folder, variant):
+        options["variant"] = variant
+    if issubclass(kind, ModelMixin):
+        options["disable_mmap"] = arguments.get("disable_mmap", False)
+    # Without `ignore_mismatched_sizes` the first wrong shape ends in a report of many lines.
+    model, report = kind.from_pretrained(str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    if misfits := _misfits(report):
+        raise ModelError(f"{name}: its weights do not fit its config.json: {'; '.join(misfits)}; save the part again")
+    check_finite(name, model)
+    return cast(nn.Module, model)
+
+
+def _misfits(report: Mapping[str, Any]) -> list[str]:
+    found = []
+    if missing := sorted(report["missing_keys"]):
+        found.append(f"{len(missing)} missing (first {missing[0]})")
+    if unexpected := sorted(report["unexpected_keys"]):
+        found.append(f"{len(unexpected)} unexpected (first {unexpected[0]})")
+    if other := sorted(report["mismatched_keys"]):
+        key, stored, wanted = other[0]
+        found.append(f"{len(other)} of another shape (first {key}: {tuple(stored)} instead of {tuple(wanted)})")
+    return found
+
+
+def check_finite(name: str, model: nn.Module) -> None:
+    """Whether all weights are numbers.
+
+    Raises:
+        ModelError: some are NaN or infinite; names the component and the first key.
+    """
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{name}: {key} holds NaN or infinity; training or a change of precision broke it, so take an earlier "
+                "checkpoint or a wider precision"
+            )
+
+
+def check_output(name: str, output: Tensor) -> None:
+    """Whether what a component computed are numbers.
+
+    Raises:
+        NotFiniteError: some are NaN or infinite.
+    """
+    if not bool(torch.isfinite(output).all()):
+        kind = str(output.dtype).removeprefix("torch.")
+        raise NotFiniteError(
+            f"{name}: computed NaN or infinity in {kind}, so that there is no clip to show; package the model again, "
+            "in a wider precision or from an earlier checkpoint"
+        )

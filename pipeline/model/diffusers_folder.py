@@ -1,0 +1,102 @@
+"""What has to be known to read and write folders in diffusers format wherever they come from and go to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def has_only_variant(source: str | Path, variant: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether a component of a pipeline, in a folder or on the hub, has weights of this variant and no others.
+
+    Args:
+        options: of `from_pretrained`; what they say of the hub counts here too.
+    """
+    named = re.compile(rf"\.{re.escape(variant)}[.-]")  # whole files and parts of sharded ones
+    components: dict[str, list[bool]] = {}
+    for name in files_of(source, options or {}):
+        component, _, file = name.rpartition("/")
+        if "/" not in component and file.endswith((".safetensors", ".bin")) and component:
+            components.setdefault(component, []).append(bool(named.search(file)))
+    return any(all(is_variant) for is_variant in components.values())
+
+
+def has_variant(component: Path, variant: str) -> bool:
+    """Whether a component's folder has weights of this variant, perhaps beside others."""
+    return any(_are_variant(component, variant))
+
+
+def _are_variant(component: Path, variant: str) -> list[bool]:
+    named = re.compile(rf"\.{re.escape(variant)}[.-]")  # whole files and parts of sharded ones
+    files = [*component.glob("*.safetensors"), *component.glob("*.bin")]
+    return [bool(named.search(file.name)) for file in files]
+
+
+def files_of(source: str | Path, options: Mapping[str, Any]) -> list[str]:
+    """Files of a folder, or of a hub id: those that the hub names, or that lie in its cache where it is not reached."""
+    folder = Path(source)
+    if folder.is_dir():
+        return [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+    from huggingface_hub import HfApi, snapshot_download
+
+    known = {name: options[name] for name in ("revision", "token") if name in options}
+    try:
+        return list(HfApi().list_repo_files(str(source), **known))
+    except Exception:  # noqa: BLE001, S110  # no network, no such repository, not an id: each has kinds of its own
+        pass
+    try:
+        cached = snapshot_download(str(source), local_files_only=True, cache_dir=options.get("cache_dir"), **known)
+    except Exception:  # noqa: BLE001  # loading says what is wrong
+        return []
+    return [path.relative_to(cached).as_posix() for path in Path(cached).glob("*/*")]
+
+
+OWN_SETTINGS = (
+    "num_inference_steps",
+    "guidance_scale",
+    "image_guidance_scale",
+    "num_frames",
+    "fps",
+    "height",
+    "width",
+    "distilled_guidance_scale",
+    "distilled_image_guidance_scale",
+    "guidance_range",
+)
+"""What a checkpoint of this project says beside what diffusers' own class of its family knows."""
+
+_OWN_KEY = "_stillmotion"
+"""Where `model_index.json` has them: diffusers passes over names that begin with an underscore, without a warning."""
+
+
+def read_index(reader: Any, source: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return `model_index.json` of a folder or hub id, and of it what diffusers does not know.
+
+    Args:
+        reader: class of the pipeline, for `load_config`.
+        options: of `from_pretrained`; what they say of the hub counts here too.
+    """
+    known = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
+    index = dict(reader.load_config(source, **{name: options[name] for name in known if name in options}))
+    own = index.get(_OWN_KEY) or {}
+    return index, dict(own)
+
+
+def finish_index(index: Path, pipeline_class: str, own: Sequence[str]) -> None:
+    """Rewrite a saved `model_index.json`, so that diffusers' own class of the family reads the folder.
+
+    Args:
+        own: names of what it does not know.
+    """
+    content = json.loads(index.read_text(encoding="utf-8"))
+    content["_class_name"] = pipeline_class
+    content[_OWN_KEY] = {name: content.pop(name) for name in own if name in content}
+    # Without torchvision transformers names its slow image processor, which others cannot load.
+    for name in ("feature_extractor", "image_processor"):
+        entry = content.get(name)
+        if entry and entry[1] == "CLIPImageProcessorPil":
+            content[name] = ["transformers", "CLIPImageProcessor"]
+    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,283 @@
+"""What a family is: all that the checkpoints of one kind do differently.
+
+The denoising loop (`pipeline.model.animation`) is the same for all families. A family says which components a
+checkpoint has, what one guidance branch is given (a `Cond`), how the network is called, and how latents become frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, cast
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from PIL.Image import Image
+from torch import Tensor, nn
+
+Cond = Mapping[str, Tensor]
+"""What the network is given in one guidance branch, by name; dimension 0 of every tensor is the batch."""
+
+Generators = torch.Generator | list[torch.Generator] | None
+"""One generator that draws for all clips, or one for each clip; None is torch's global one."""
+
+
+def stack(branches: Sequence[Cond]) -> Cond:
+    """Return the branches as one, one after the other along the batch."""
+    return {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
+
+
+def select(cond: Cond, rows: Tensor) -> Cond:
+    """Return what belongs to some clips of the batch, by number."""
+    return {name: tensor[rows] for name, tensor in cond.items()}
+
+
+def cast_cond(cond: Cond, dtype: torch.dtype) -> Cond:
+    """Return the same in another precision; whole numbers, such as a frame rate, stay whole."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in cond.items()}
+
+
+@dataclass(frozen=True)
+class Control:
+    """A number that a call may choose, of families that have it.
+
+    Attributes:
+        least, most: limits, both allowed.
+        default: value of a call that does not choose; None: it depends on the other arguments.
+        whole: whether only whole numbers are allowed.
+        about: what it does, for the page and the documentation.
+    """
+
+    least: float
+    most: float
+    default: float | None
+    whole: bool = False
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a call takes where it says nothing; height and width are in pixels."""
+
+    frames: int
+    height: int
+    width: int
+    steps: int
+    guidance_scale: float
+    fps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A checkpoint's components, by name as attributes, and where they compute.
+
+    Attributes:
+        components: by name; those that a checkpoint does not have are None.
+        options: settings of the checkpoint (`Family.options`).
+        device: that the components compute on.
+        dtype: precision of the network.
+    """
+
+    components: Mapping[str, Any]
+    options: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.components[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Pictures to animate, checked.
+
+    Attributes:
+        images: RGB pictures of any size, one for each clip.
+        frames, height, width: of a clip, the last two in pixels.
+        fps: frames per second that the network is told, where it is told them.
+        last_images: pictures that the clips end with, of families that take them.
+        generator: of the random numbers that encoding draws.
+        controls: values of the family's controls.
+    """
+
+    images: Sequence[Image]
+    frames: int
+    height: int
+    width: int
+    fps: int
+    last_images: Sequence[Image] | None = None
+    generator: Generators = None
+    controls: Mapping[str, float] = field(default_factory=dict)
+
+    def repeated(self, times: int) -> Request:
+        """Return the same with each picture several times, one after the other."""
+        images, last = (
+            [one for one in pictures or () for _ in range(times)] for pictures in (self.images, self.last_images)
+        )
+        return replace(self, images=images, last_images=last or None)
+
+
+class Family:
+    """How the checkpoints of one kind are conditioned, called and decoded. Holds no state.
+
+    Attributes:
+        name: in `animator.json` and errors.
+        pipeline_class: diffusers' own class, as `model_index.json` names it.
+        components: names of the classes that each component may be of, by the component's name.
+        optional: components that a checkpoint may leave out.
+        options: settings of diffusers' own class, with their defaults, that are kept in `model_index.json`.
+        own_options: names of options that diffusers' own class does not know.
+        networks: names of the components that predict; one for most, one for each stage of the noise levels else.
+        offload_order: order in which components are used, as diffusers wants it for offloading.
+        defaults: of a call.
+        small: the same for a network of a few million parameters, as tests and tries use it; None: as any other.
+        text_tokens: tokens of a prompt that the network takes; None: as many as tokenizer and text encoder say.
+        negative_prompt: default text of the branches that do not bear the prompt.
+        controls: further numbers that a call may choose.
+        least_blocks: how many times `size_step` a side is at least.
+        takes_prompt: whether there is a text encoder; a prompt is refused otherwise.
+        takes_last_image: whether a clip can be given the picture that it ends with.
+        drops_picture: whether a branch without the picture makes sense, which three-branch guidance needs.
+        stacks_branches: whether the network is called once for all branches, or once for each (less memory).
+        noise_before_image: whether the noise is drawn before the picture is encoded (it decides what a seed gives).
+        flow: whether the network predicts a flow and not noise, v or the sample.
+        clip_skip: layers of the text encoder that published checkpoints leave out.
+        skips_layers_of_negative: whether `clip_skip` holds for the negative prompt too.
+        steps_by_frame: whether the scheduler is given frames as if they were clips (where noise of a step goes).
+        licence: what a person has to know before serving or distilling, where it is more than attribution.
+    """
+
+    name: ClassVar[str]
+    pipeline_class: ClassVar[str]
+    components: ClassVar[Mapping[str, tuple[str, ...]]]
+    optional: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[Mapping[str, Any]] = {}
+    own_options: ClassVar[tuple[str, ...]] = ()
+    networks: ClassVar[tuple[str, ...]] = ("transformer",)
+    offload_order: ClassVar[str] = "text_encoder->image_encoder->transformer->vae"
+    defaults: ClassVar[Defaults]
+    small: ClassVar[Defaults | None] = None
+    text_tokens: ClassVar[int | None] = None
+    negative_prompt: ClassVar[str] = ""
+    controls: ClassVar[Mapping[str, Control]] = {}
+    least_blocks: ClassVar[int] = 1
+    takes_prompt: ClassVar[bool] = True
+    takes_last_image: ClassVar[bool] = False
+    drops_picture: ClassVar[bool] = True
+    stacks_branches: ClassVar[bool] = False
+    noise_before_image: ClassVar[bool] = False
+    flow: ClassVar[bool] = False
+    clip_skip: ClassVar[int | None] = None
+    skips_layers_of_negative: ClassVar[bool] = True
+    steps_by_frame: ClassVar[bool] = False
+    licence: ClassVar[str] = ""
+
+    def assemble(self, components: dict[str, Any]) -> dict[str, Any]:
+        """Return components as the family uses them, from those that a checkpoint has; some are made of two."""
+        return components
+
+    def check(self, components: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint whose components do not go together.
+
+        Raises:
+            ValueError: names the component.
+        """
+
+    def defaults_of(self, parts: Parts) -> Defaults:
+        """Return the defaults of a call to this checkpoint."""
+        if self.small is None:
+            return self.defaults
+        weights = sum(parameter.numel() for parameter in getattr(parts, self.networks[0]).parameters())
+        return self.small if weights < _SMALL_WEIGHTS else self.defaults
+
+    def frame_step(self, parts: Parts) -> int:
+        """Return k where a clip has to have k * n + 1 frames; 1 where every number will do."""
+        return 1
+
+    def size_step(self, parts: Parts) -> int:
+        """Return what height and width have to be multiples of, in pixels."""
+        raise NotImplementedError
+
+    def latent_shape(self, parts: Parts, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return `(channels, frames, height, width)` of the latents of one clip."""
+        raise NotImplementedError
+
+    def draw_noise(self, shape: tuple[int, int, int, int, int], generator: Generators, device: torch.device) -> Tensor:
+        """Return noise of unit variance, `shape`, float32, in the order in which diffusers' own class draws it."""
+        return cast(Tensor, randn_tensor(shape, generator=generator, device=device, dtype=torch.float32))
+
+    def encode_text(self, parts: Parts, texts: Sequence[str], clip_skip: int | None = None) -> Cond:
+        """Return what the network is given of prompts: `text`, `(batch, tokens, width)`, and perhaps more."""
+        raise NotImplementedError
+
+    def text_of(self, embeds: Tensor) -> Cond:
+        """Return what `encode_text` returns, from hidden states that a caller brings, `(batch, tokens, width)`."""
+        return {"text": embeds}
+
+    def encode_picture(self, parts: Parts, request: Request) -> Cond:
+        """Return what the network is given of pictures, frame rate and controls."""
+        raise NotImplementedError
+
+    def drop_picture(self, picture: Cond) -> Cond:
+        """Return what a branch without a picture is given: zeros, but for the frame rate."""
+        return {name: tensor if name in _NOT_PICTURE else torch.zeros_like(tensor) for name, tensor in picture.items()}
+
+    def negative_picture(self, picture: Cond) -> Cond:
+        """Return what the negative branch of classic guidance is given of the picture."""
+        return picture
+
+    def guide(self, scale: float, network: str, request: Request) -> float | Tensor:
+        """Return the scale of the caption at the noise levels of a network, by its name; a tensor that fits latents
+        where it differs between frames.
+        """
+        return scale
+
+    def set_timesteps(self, scheduler: Any, steps: int, shape: tuple[int, ...], device: torch.device) -> None:
+        """Lay the scheduler's grid for latents of `shape`, `(batch, channels, frames, height, width)`."""
+        scheduler.set_timesteps(steps, device=device)
+
+    def initial(self, scheduler: Any, noise: Tensor, cond: Cond) -> Tensor:
+        """Return the state that sampling starts from."""
+        return noise * getattr(scheduler, "init_noise_sigma", 1.0)
+
+    def network_at(self, parts: Parts, t: Tensor) -> str:
+        """Return the name of the component that predicts at timestep `t`."""
+        return self.networks[0]
+
+    def predict(self, network: nn.Module, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Call the network once.
+
+        Args:
+            z: `(batch, channels, frames, height, width)`, latents as `scheduler.scale_model_input` returns them.
+            t: timestep, scalar or `(batch,)`.
+
+        Returns:
+            Of the shape of `z`: noise, v, sample or flow, as the scheduler's `prediction_type` says.
+        """
+        raise NotImplementedError
+
+    def hold(self, z: Tensor, cond: Cond) -> Tensor:
+        """Return latents after a step, with the frames put back that are given and not made."""
+        return z
+
+    def frames_at_once(self, height: int, width: int) -> int | None:
+        """Return how many latent frames of a clip's size are decoded at a time; None: all of them."""
+        return None
+
+    def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
+        """Return clips, `(batch, 3, frames, height, width)`, float32, about [-1, 1].
+
+        Args:
+            chunk: latent frames decoded at a time, of families that decode frame by frame; None: all.
+            request: for its generator and controls, of families whose decoder has some.
+        """
+        raise NotImplementedError
+
+
+_SMALL_WEIGHTS = 50_000_000
+"""A network with fewer parameters was made to be tried: the least published one has 1.3 billion."""
+
+_NOT_PICTURE = frozenset({"fps", "time_ids", "rope_scale"})

@@ -1,0 +1,140 @@
+"""Prompts as the text encoder reads them: whether a tokenizer can be trusted, and how much of a prompt is read.
+
+Where its vocabulary is missing, transformers builds a tokenizer without words, for which all prompts are the same.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Of the vocabulary, looked at to see whether the tokenizer puts words together.
+_PROBED_WORDS = 32
+
+
+@dataclass(frozen=True)
+class PromptLength:
+    """Tokens of a prompt, without those that mark its beginning and end.
+
+    Attributes:
+        tokens: of the whole prompt.
+        read: of these the text encoder reads the first so many.
+    """
+
+    tokens: int
+    read: int
+
+    @property
+    def truncated(self) -> str | None:
+        """What to tell a person whose prompt is read in part; None where all of it is read."""
+        return None if self.read == self.tokens else f"the model read the first {self.read} of {self.tokens} tokens"
+
+
+def prompt_limit(tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, limit: int | None = None) -> int:
+    """Tokens that the text encoder reads, with those that mark beginning and end.
+
+    The lesser of what the tokenizer says and the text encoder has positions for. A tokenizer that says nothing
+    has 1e30 here.
+
+    Args:
+        limit: of a family whose network takes so many, whatever tokenizer and text encoder say.
+    """
+    if limit is not None:
+        return limit
+    positions = getattr(text_encoder.config, "max_position_embeddings", None)
+    said = tokenizer.model_max_length
+    return int(said if positions is None else min(said, positions))
+
+
+def measure(
+    tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, prompt: str, limit: int | None = None
+) -> PromptLength:
+    """How long a prompt is, and how much of it is read."""
+    tokens = len(tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
+    marks = tokenizer.num_special_tokens_to_add()
+    return PromptLength(tokens, min(tokens, prompt_limit(tokenizer, text_encoder, limit) - marks))
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: nn.Module,
+    prompts: Sequence[str],
+    *,
+    warn: bool = True,
+    limit: int | None = None,
+) -> BatchEncoding:
+    """Prompts as token numbers `(batch, tokens)`, padded and cut to what the text encoder reads.
+
+    Args:
+        warn: log a warning for each prompt that is cut.
+        limit: as `prompt_limit` has it.
+    """
+    if warn:
+        for prompt in prompts:
+            if said := measure(tokenizer, text_encoder, prompt, limit).truncated:
+                logger.warning("prompt %.40r...: too long, %s", prompt, said)
+    limit = prompt_limit(tokenizer, text_encoder, limit)
+    return tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+
+
+def clean(prompt: str) -> str:
+    """Return a prompt as the text encoders of Wan and LTX were trained to read it: mended encoding, single spaces."""
+    import ftfy  # of the families that clean alone
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, folder: Path | None = None, limit: int | None = None
+) -> None:
+    """Whether a tokenizer knows words, and no more of them than the text encoder.
+
+    Args:
+        limit: as `prompt_limit` has it.
+        folder: where it was loaded from, for files that it should have.
+
+    Raises:
+        ModelError: its files or its vocabulary are missing, or it does not fit the text encoder.
+    """
+    if folder is not None:
+        _check_tokenizer_files(tokenizer, folder)
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if not words:
+        raise ModelError("tokenizer: has no vocabulary, so that every prompt would be the same; add its files")
+    known = int(getattr(text_encoder.config, "vocab_size", 0))
+    if known and len(tokenizer) > known:
+        raise ModelError(f"tokenizer: has {len(tokenizer)} tokens, and text_encoder knows {known}; they do not fit")
+    # Longest first; a byte-pair tokenizer without its merges knows these words and spells them all the same.
+    whole = sorted((w for w in words if w.endswith("</w>") and w[:-4].isascii() and w[:-4].isalpha()), key=len)
+    longest = [word[:-4] for word in whole[-_PROBED_WORDS:] if len(word) > len("a</w>")]
+    if longest and all(len(tokenizer.tokenize(word)) > 1 for word in longest):
+        raise ModelError("tokenizer: spells every word of its own vocabulary; its merges are missing")
+    try:
+        tokenize(tokenizer, text_encoder, ["a"], limit=limit)
+    except Exception as error:  # of transformers, whose kinds are many
+        raise ModelError(f"tokenizer: cannot read a prompt: {first_line(error)}") from error
+
+
+def _check_tokenizer_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelError(f"tokenizer: {folder} is missing; copy it from the checkpoint's source")
+    names = dict(tokenizer.vocab_files_names)
+    whole = names.pop("tokenizer_file", None)
+    if whole is not None and (folder / whole).is_file():
+        return
+    missing = [name for name in names.values() if not (folder / name).is_file()]
+    if missing and len(names) > 0:
+        instead = f", and {whole} too" if whole else ""
+        raise ModelError(f"tokenizer: {missing[0]} is missing{instead}; copy it from the checkpoint's source")

@@ -1,0 +1,1 @@
+"""From a checkpoint to a packaged model in the store."""

@@ -1,0 +1,189 @@
+"""Puts a checkpoint into the BentoML store, and proves that what is stored animates as the source does."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError
+
+from ..errors import ModelError
+from ..media.video import Clip
+from ..serve.engine import AnimationRequest, Animator, ModelInfo
+from ..serve.sources import EMBEDDED_TEACHER, name_of
+from .card import model_card
+
+if TYPE_CHECKING:
+    from ..optimise.choice import Way
+    from ..optimise.runtimes import Runtime
+
+# Figures of `pipeline evaluate` that describe the model and not the run.
+KEPT_FIGURES = (
+    "clips",
+    "seed",
+    "motion_accuracy",
+    "first_frame_psnr_db",
+    "vae_psnr_db",
+    "ground_truth_psnr_db",
+    "psnr_to_teacher_db",
+)
+
+
+# A GPU adds in another order where the constants of a request are computed once, and a compiled
+# program in another again: a rounding here and there, which nobody sees. On a CPU eager is bit-equal.
+_MOST_DIFFERENCE = 2
+
+# Of a clip in half precision to the one in the source's own. Roundings of each step add up, to 32 dB for the shipped
+# teacher; below this it is another clip.
+_LEAST_PSNR_DB = 20.0
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model in the store.
+
+    Attributes:
+        tag: `animator:<version>`.
+        path: its folder.
+        info: its `animator.json`.
+        max_difference: between frames of source and stored model from the same seed, in steps of 255.
+        animator: the model as a server loads it.
+        ways: to run it that were timed, the best first, where one was to be chosen.
+    """
+
+    tag: str
+    path: Path
+    info: ModelInfo
+    max_difference: int
+    animator: Animator
+    ways: list[Way]
+
+
+def package(
+    source: Animator,
+    metrics: Mapping[str, object],
+    runtime: Runtime | Literal["auto"] = "eager",
+    precision: str = "float32",
+) -> Packaged:
+    """Save a loaded checkpoint into the store, load it from there, and compare the two.
+
+    Args:
+        metrics: of `pipeline evaluate`; they go into `animator.json` and the card.
+        runtime: what a server runs the U-Net on. "torchscript" and "compile" make their program when
+            the server starts; "aot" makes it now, for this kind of machine and the default shape of a
+            clip, so that a server runs compiled code without compiling. "auto" is the faster of eager and
+            torchscript, on all threads or on one, here.
+        precision: of U-Net and encoders, as PyTorch names it. The source is cast to it, and is as it was when
+            this returns. Figures in `metrics` of another precision are left out.
+
+    Raises:
+        ModelError: the store cannot be written, or the model animates differently once it is loaded from
+            there; the store has a new version only after that was looked at.
+        NotApplicable: the U-Net cannot be compiled ahead of time here.
+    """
+    from ..optimise.choice import ways_to_run
+    from ..optimise.precision import dtype_of, set_precision
+    from ..serve.store import save_to_store
+
+    embedded = source.name == name_of(EMBEDDED_TEACHER)
+    before = animate_probe(source)
+    with ExitStack() as stack:
+        stack.callback(set_precision(source.pipe, dtype_of(precision)).undo)
+        threads, ways = None, []
+        if runtime == "auto":
+            ways = ways_to_run(source.pipe)
+            runtime, threads = ways[0].runtime, ways[0].threads
+        kept = _figures_of(metrics, precision)
+        info = replace(source.info, metrics=kept, runtime=runtime, precision=precision, threads=threads)
+        programs = None
+        if runtime == "aot":
+            programs = Path(stack.enter_context(TemporaryDirectory())) / "programs"
+            _compile(source, programs)
+        # Figures of another precision are not this model's.
+        card = model_card(info, metrics if kept else {}, embedded=embedded)
+        loaded: list[tuple[Animator, int]] = []
+
+        def verify(folder: Path, tag: str) -> None:
+            stored = Animator.load(folder, name=tag, device=str(source.pipe.device))
+            loaded.append((stored, _check_same(source, stored, before)))
+
+        try:
+            model = save_to_store(source.pipe, info, card, programs, verify)
+        except (OSError, SafetensorError) as error:
+            place = os.environ.get("BENTOML_HOME", "~/bentoml")
+            raise ModelError(f"the BentoML store ({place}) cannot be written: {error}") from error
+    stored, difference = loaded[0]
+    return Packaged(str(model.tag), Path(model.path), stored.info, difference, stored, ways)
+
+
+def _figures_of(metrics: Mapping[str, object], precision: str) -> dict[str, float | int | str | None]:
+    """The figures that go into `animator.json`: none, where they were taken in another precision."""
+    if metrics.get("precision", "float32") != precision:
+        return {}
+    return {key: value for key in KEPT_FIGURES if isinstance(value := metrics.get(key), (int, float, str))}
+
+
+def _check_same(source: Animator, stored: Animator, before: Clip) -> int:
+    """Largest difference between the source in the stored model's precision and that model, in steps of 255.
+
+    Args:
+        before: what the source made of the probe as it came, before it was cast.
+
+    Raises:
+        ModelError: they animate differently, or the precision shows.
+    """
+    clip = animate_probe(stored)
+    difference = _most(animate_probe(source), clip)
+    if difference > _MOST_DIFFERENCE:
+        raise ModelError(
+            f"{stored.name}: animates differently from {source.name} (by up to {difference} of 255); not kept"
+        )
+    error = float(np.mean((before.astype(np.float64) - clip) ** 2))
+    psnr = math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    if psnr < _LEAST_PSNR_DB:
+        raise ModelError(
+            f"{stored.name}: in {stored.info.precision} it is {psnr:.1f} dB from {source.name} as it came, under the "
+            f"limit of {_LEAST_PSNR_DB:g} dB; not kept. Package it in float32"
+        )
+    return difference
+
+
+def _compile(source: Animator, folder: Path) -> None:
+    from ..optimise import packages
+    from ..optimise.prepared import prepare_once
+    from ..optimise.runtimes import example_of
+    from ..optimise.tune import tune
+
+    changes = [prepare_once(source.pipe)]
+    try:
+        changes += tune(source.pipe, compiled=True)
+        packages.build(source.pipe, example_of(source.pipe), folder)
+    finally:
+        for change in reversed(changes):
+            change.undo()
+
+
+def animate_probe(model: Animator, seed: int = 7) -> Clip:
+    """A clip of a picture with every brightness and a gradient in each direction, so that no weight can hide."""
+    ramp = np.linspace(0, 255, 256, dtype=np.uint8)
+    picture = Image.fromarray(
+        np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.full((256, 256), 90, np.uint8)], -1)
+    ).resize((model.info.width, model.info.height))
+    return model.animate(picture, AnimationRequest("a red circle moves right", seed=seed)).clip
+
+
+def max_difference(one: Animator, other: Animator, seed: int = 7) -> int:
+    """Largest difference between the frames of two models from one seed, in steps of 255."""
+    return _most(animate_probe(one, seed), animate_probe(other, seed))
+
+
+def _most(one: Clip, other: Clip) -> int:
+    return int(np.abs(one.astype(np.int16) - other).max())

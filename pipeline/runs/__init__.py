@@ -1,0 +1,1 @@
+"""The notebooks in order: presets, state, results and the report of a run."""

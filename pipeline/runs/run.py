@@ -1,0 +1,275 @@
+"""Runs a preset: its notebooks in order, in one folder, with progress, a report, and resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ..console import about, tell
+from ..errors import ModelError, StillmotionError, system_error
+from ..lock import held
+from ..serve.sources import check_source
+from ..writing import write_atomically
+from .notebooks import NotebookError, check_parameters, execute, parameters_of, to_page, typed
+from .results import StageResult, read_result
+from .settings import Parameter, Preset, UsageError, load_preset
+from .state import RunState, StageState, artefacts_of, stage_digest
+
+LATEST = "latest"
+
+# The runner gives these itself, to every notebook that has them.
+_OWN_PARAMETERS = ("run_folder", "teacher")
+
+
+class RunError(StillmotionError):
+    """A stage failed. Two lines: what and why; where to look and how to go on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: with notebooks, pictures, clips, `metrics.json` and `report.html`.
+        model: tag of the model that the last stage put into the store, if one did.
+    """
+
+    folder: Path
+    report: Path
+    model: str | None
+    metrics: dict[str, object]
+
+
+def start(
+    preset: str,
+    teacher: str = "",
+    runs: Path = Path("runs"),
+    parameters: Mapping[str, Parameter] | None = None,
+) -> Path:
+    """Make the folder of a new run, after checking all that can be checked before any work.
+
+    Args:
+        teacher: folder or hub id; empty takes the shipped one.
+        parameters: given to each notebook that has them; they win over the preset's. Text is read by the type
+            of the notebook's own value.
+
+    Raises:
+        UsageError: an unknown preset or parameter.
+        StillmotionError: a teacher that is not there, or a folder that cannot be made.
+    """
+    settings = load_preset(preset)
+    given = typed(parameters or {}, [parameters_of(settings.notebook(stage)) for stage in settings.stages])
+    _refuse_unknown(settings, given)
+    check_source(teacher)
+    # Made absolute, since kernels have their own idea of "here"; a hub id stays as it is.
+    teacher = str(Path(teacher).resolve()) if teacher and Path(teacher).is_dir() else teacher
+    now = datetime.now().astimezone()
+    name = f"{now:%Y%m%d-%H%M%S}-{Path(preset).stem}"
+    folder = runs.resolve() / name
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        for attempt in range(2, 100):
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                folder = runs.resolve() / f"{name}-{attempt}"
+    except OSError as error:
+        raise StillmotionError(f"{runs}: cannot hold a run ({error.strerror or error})") from error
+    state = RunState(
+        # A file of one's own is found again from anywhere.
+        preset=str(Path(preset).resolve()) if Path(preset).suffix else preset,
+        teacher=teacher,
+        parameters=given,
+        command=_command_line(),
+        created=now.isoformat(timespec="seconds"),
+        stages=[StageState(name=stage.notebook) for stage in settings.stages],
+    )
+    state.save(folder)
+    _point_latest(folder)
+    return folder
+
+
+def go_on(folder: Path) -> Run:
+    """Run what is not done yet, or whose inputs have changed, and write the report.
+
+    Raises:
+        RunError: a stage failed; what is done stays, and the report tells so far.
+        StillmotionError: another process is at work on this run.
+        KeyboardInterrupt: the run was interrupted and can be resumed; the text says how.
+    """
+    with held(folder, "run"):
+        return _go_on(folder)
+
+
+def _go_on(folder: Path) -> Run:
+    state = RunState.read(folder)
+    settings = load_preset(state.preset)
+    _refuse_unknown(settings, state.parameters)
+    kept = {stage.name: stage for stage in state.stages}
+    state.stages = [kept.get(stage.notebook, StageState(name=stage.notebook)) for stage in settings.stages]
+    tell(f"run {folder}")
+    failed: NotebookError | None = None
+    for k in range(len(settings.stages)):
+        failed = _stage(folder, state, k, settings)
+        if failed is not None:
+            break
+    run = summarise(folder)
+    if failed is not None:
+        # Two lines: what and why; where to look and how to go on.
+        raise RunError(
+            f"{failed.notebook.stem}: {failed.reason}\n"
+            f"see {failed.notebook}; go on with: python -m pipeline run --resume {folder}"
+        )
+    return run
+
+
+def _introduction(state: RunState, k: int, settings: Preset) -> str:
+    """What a stage does and how long it takes: its share of what the preset expects, at the pace of the run so far."""
+    stage = settings.stages[k]
+    done = [
+        (own.seconds, each.expected_s)
+        for own, each in zip(state.stages[:k], settings.stages[:k], strict=True)
+        if own.status == "done" and each.expected_s is not None
+    ]
+    pace = sum(took for took, _ in done) / sum(expected for _, expected in done) if done else 1.0
+    time_it_takes = "" if stage.expected_s is None else f" ({about(stage.expected_s * pace)})"
+    return f"{stage.about or 'started'}{time_it_takes}"
+
+
+def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookError | None:
+    """Run one stage unless it is done; the failure, if it failed."""
+    own, stage = state.stages[k], settings.stages[k]
+    label = f"[{k + 1}/{len(settings.stages)}] {stage.notebook}"
+    notebook = settings.notebook(stage)
+    known = parameters_of(notebook)
+    given = {**stage.parameters, **{name: value for name, value in state.parameters.items() if name in known}}
+    digest = stage_digest(notebook, given, state.teacher, state.stages[:k])
+    if own.status == "done" and own.digest == digest and _intact(folder, own):
+        tell(f"{label}  done before ({own.seconds:.0f} s), kept")
+        return None
+    tell(f"{label}  {_introduction(state, k, settings)}")
+    runner: dict[str, Parameter] = {"run_folder": str(folder), "teacher": state.teacher}
+    began = time.monotonic()
+    own.status, own.digest, own.artefacts, own.error = "running", digest, {}, ""
+    state.save(folder)
+    output = folder / f"{stage.notebook}.ipynb"
+
+    def on_news(line: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - began), 60)
+        tell(f"      {minutes}:{seconds:02d}  {line}")
+
+    try:
+        values = {**given, **{name: value for name, value in runner.items() if name in known}}
+        execute(notebook, output, values, on_news)
+        read_result(folder, stage.notebook)
+        own.status, own.artefacts = "done", artefacts_of(folder, stage.notebook)
+    except NotebookError as error:
+        own.status, own.error = "failed", error.reason
+        return error
+    except StillmotionError as error:
+        own.status, own.error = "failed", str(error)
+        return NotebookError(str(error), output)
+    except OSError as error:
+        own.status, own.error = "failed", system_error(error)
+        return NotebookError(own.error, output)
+    except KeyboardInterrupt:
+        own.status = "interrupted"
+        raise KeyboardInterrupt(f"go on with: python -m pipeline run --resume {folder}") from None
+    finally:
+        own.seconds = round(time.monotonic() - began, 2)
+        state.save(folder)
+        tell(f"{label}  {own.status} after {own.seconds:.0f} s")
+    return None
+
+
+def _intact(folder: Path, stage: StageState) -> bool:
+    """Whether all that a stage made is still there as it made it, its model in the store included."""
+    if artefacts_of(folder, stage.name) != stage.artefacts:
+        return False
+    result = read_result(folder, stage.name)
+    if result.model is None:
+        return True
+    from ..serve.store import resolve, verify
+
+    try:
+        verify(resolve(result.model)[1])
+    except ModelError:
+        return False
+    return True
+
+
+def summarise(folder: Path) -> Run:
+    """Write `metrics.json`, the notebooks' pages and `report.html` from what is done."""
+    from .report import write_report
+
+    state = RunState.read(folder)
+    results: list[StageResult] = []
+    for stage in state.stages:
+        notebook = folder / f"{stage.name}.ipynb"
+        if notebook.is_file():
+            with contextlib.suppress(ValueError):  # a full disk can leave half of a notebook
+                to_page(notebook, notebook.with_suffix(".html"))
+        if stage.status == "done":
+            results.append(read_result(folder, stage.name))
+    metrics: dict[str, object] = {
+        "preset": state.preset,
+        "command": state.command,
+        "created": state.created,
+        "seconds": {stage.name: stage.seconds for stage in state.stages},
+        "stages": {result.stage: result.metrics for result in results},
+    }
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    models = [result.model for result in results if result.model]
+    return Run(folder, write_report(folder), models[-1] if models else None, metrics)
+
+
+def find_run(name_or_folder: str, runs: Path) -> Path:
+    """Folder of an earlier run, by its path or its name below `runs`; "latest" is the newest.
+
+    Raises:
+        StillmotionError: there is none.
+    """
+    for folder in (Path(name_or_folder), runs / name_or_folder):
+        if (folder / "state.json").is_file():
+            return folder.resolve()
+    raise StillmotionError(f"{name_or_folder}: no such run, neither here nor in {runs}")
+
+
+def _refuse_unknown(preset: Preset, given: Mapping[str, Parameter]) -> None:
+    every: dict[str, str] = {}
+    for stage in preset.stages:
+        notebook = preset.notebook(stage)
+        known = parameters_of(notebook)
+        check_parameters(notebook, stage.parameters)
+        check_parameters(notebook, {name: value for name, value in given.items() if name in known})
+        every |= dict.fromkeys(known, stage.notebook)
+    for name in given:
+        if name in _OWN_PARAMETERS:
+            raise UsageError(f"parameter {name}: the run sets it; use --runs and --teacher")
+        if name not in every:
+            choice = ", ".join(sorted(set(every) - set(_OWN_PARAMETERS)))
+            raise UsageError(f"parameter {name}: no notebook of this preset has it; they have {choice}")
+
+
+def _command_line() -> str:
+    """What a person would type to repeat this."""
+    return shlex.join(["python", "-m", "pipeline", *sys.argv[1:]])
+
+
+def _point_latest(folder: Path) -> None:
+    """`runs/latest` leads to the newest run, where the file system has links."""
+    link, partial = folder.parent / LATEST, folder.parent / f".{LATEST}.{os.getpid()}"
+    try:
+        partial.symlink_to(folder.name)
+        partial.replace(link)
+    except OSError:
+        partial.unlink(missing_ok=True)

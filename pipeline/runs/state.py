@@ -1,0 +1,110 @@
+"""What is done in a run, and how it is known that nothing has changed since."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import StillmotionError
+from ..writing import write_atomically
+from .settings import Parameter
+
+STATE_FILE = "state.json"
+
+# Larger files are known by their size and time: hashing a published checkpoint would take longer
+# than some stages do.
+_LARGEST_HASHED = 64 * 2**20
+
+
+class StageState(BaseModel):
+    """One stage of a run.
+
+    Attributes:
+        digest: SHA-256 of what it was made from: notebook, parameters, teacher, results before it.
+        artefacts: SHA-256 of each file that it wrote, by path in the run's folder.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    status: Literal["waiting", "running", "done", "failed", "interrupted"] = "waiting"
+    digest: str = ""
+    seconds: float = 0.0
+    artefacts: dict[str, str] = {}
+    error: str = ""
+
+
+class RunState(BaseModel):
+    """A run, as `state.json` keeps it.
+
+    Attributes:
+        preset, teacher, parameters: as asked for on the command line.
+        command: the line that made the run.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    preset: str
+    teacher: str
+    parameters: dict[str, Parameter]
+    command: str
+    created: str
+    stages: list[StageState]
+
+    def save(self, run: Path) -> None:
+        write_atomically(run / STATE_FILE, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, run: Path) -> RunState:
+        """State of an earlier run.
+
+        Raises:
+            StillmotionError: this is no run's folder, or the file is damaged.
+        """
+        path = run / STATE_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StillmotionError(f"{run}: not the folder of a run (no {STATE_FILE})") from error
+        except ValidationError as error:
+            raise StillmotionError(f"{path}: damaged; start a new run") from error
+
+
+def stage_digest(notebook: Path, parameters: Mapping[str, Parameter], teacher: str, before: list[StageState]) -> str:
+    """Digest of all that decides what a stage makes."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    content = {
+        "source": [["".join(cell["source"]), cell["cell_type"]] for cell in cells],
+        "parameters": dict(parameters),
+        "teacher": folder_digest(Path(teacher)) if teacher and Path(teacher).is_dir() else teacher,
+        "before": [[stage.name, stage.digest, stage.artefacts] for stage in before],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def artefacts_of(run: Path, stage: str) -> dict[str, str]:
+    """Digest of each file that a stage has written, the executed notebook among them."""
+    paths = [run / f"{stage}.ipynb", *sorted((run / stage).rglob("*"))]
+    return {path.relative_to(run).as_posix(): file_digest(path) for path in paths if path.is_file()}
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest of a folder's files and their names."""
+    known = [
+        [path.relative_to(folder).as_posix(), file_digest(path)] for path in sorted(folder.rglob("*")) if path.is_file()
+    ]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, or its size and time where it is large."""
+    about = path.stat()
+    if about.st_size > _LARGEST_HASHED:
+        return f"size {about.st_size} time {about.st_mtime_ns}"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,112 @@
+"""Where models come from: the checkpoint that the project ships, folders, the store, the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ModelError
+
+if TYPE_CHECKING:
+    from .engine import Animator
+
+EMBEDDED_TEACHER = Path(__file__).parent.parent / "embedded" / "teacher"
+"""The small teacher that the project trains itself."""
+
+EMBEDDED_STUDENT = Path(__file__).parent.parent / "embedded" / "student"
+"""A student of it, packaged: what a server serves where the store has no model."""
+
+
+def embedded_teacher() -> Path:
+    """Folder of the shipped teacher.
+
+    Raises:
+        ModelError: this checkout has no weights.
+    """
+    if not (EMBEDDED_TEACHER / "model_index.json").is_file():
+        raise ModelError(
+            f"{EMBEDDED_TEACHER}: no weights there; name a checkpoint, or train one with `python -m pipeline train`"
+        )
+    return EMBEDDED_TEACHER
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether this is an owner and a name; tags of the store have no slash. The hub has names without an owner too."""
+    return _HUB_ID.fullmatch(source) is not None
+
+
+def check_source(source: str) -> None:
+    """Refuse a checkpoint that is plainly not there, without loading anything.
+
+    Raises:
+        ModelError: a path without a pipeline; of a hub id only loading can tell.
+    """
+    if not source:
+        embedded_teacher()
+        return
+    folder = Path(source)
+    # A hub id is one name, or an owner and a name.
+    is_path = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if is_path and not (folder / "model_index.json").is_file():
+        raise ModelError(f"{source}: no model_index.json there; give a folder in diffusers format or a hub id")
+
+
+def open_checkpoint(source: str | Path | None, device: str | None = None) -> Animator:
+    """An animator around a checkpoint as published or trained, not packaged.
+
+    Args:
+        source: folder in diffusers format or hub id; None takes the shipped teacher.
+
+    Raises:
+        ModelError: with what to do, on one line.
+    """
+    from .engine import Animator, default_device, load_pipeline
+    from .store import describe
+
+    source = source or embedded_teacher()
+    pipe = load_pipeline(source).to(device or default_device())
+    pipe.set_progress_bar_config(disable=True)
+    name = name_of(source)
+    return Animator(pipe, describe(pipe, name, {}), name)
+
+
+def open_model(tag_or_folder: str | None, device: str | None = None) -> Animator:
+    """An animator around a packaged model or a checkpoint.
+
+    Args:
+        tag_or_folder: a tag in the store, a folder of a packaged model or of a checkpoint, or a hub id
+            `owner/name`. None takes the newest model of the store, or the shipped teacher where the
+            store has none.
+
+    Raises:
+        ModelError: missing, damaged, or of an unknown family.
+    """
+    from .engine import INFO_FILE, Animator
+    from .store import MODEL_NAME, resolve
+
+    if not tag_or_folder:
+        try:
+            tag_or_folder = f"{MODEL_NAME}:latest"
+            resolve(tag_or_folder)
+        except ModelError:
+            return open_checkpoint(None, device)
+    folder = Path(tag_or_folder)
+    if (folder / "model_index.json").is_file() and not (folder / INFO_FILE).is_file():
+        return open_checkpoint(folder, device)
+    if not folder.exists() and is_hub_id(tag_or_folder):
+        return open_checkpoint(tag_or_folder, device)
+    name, folder = resolve(tag_or_folder)
+    return Animator.load(folder, name=name, device=device)
+
+
+def name_of(source: str | Path) -> str:
+    """What to call a checkpoint: "embedded teacher", a folder's name, or the hub id."""
+    folder = Path(source)
+    if folder.is_dir():
+        folder = folder.resolve()
+        return "embedded teacher" if folder == EMBEDDED_TEACHER.resolve() else folder.name
+    return str(source)

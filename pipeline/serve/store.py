@@ -1,0 +1,175 @@
+"""Packaged models: a diffusers folder with `animator.json`, kept in the BentoML model store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ModelError
+from .engine import INFO_FILE, PROGRAMS_FOLDER, ModelInfo
+
+if TYPE_CHECKING:
+    import bentoml
+
+    from ..model.animation import ImageAnimationPipeline
+
+MODEL_NAME = "animator"
+
+# Of a model's folder these may be shipped; anything else (pickles above all) can run code on load.
+_SUFFIXES = (".json", ".safetensors", ".txt", ".md", ".model")
+# Programs run code by their nature: in their own folder alone, and each against its digest.
+_PROGRAM_SUFFIX = ".pt2"
+
+
+def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, float | int | str | None]) -> ModelInfo:
+    """`animator.json` of a pipeline, without digests."""
+    from ..model.denoiser import evaluations
+    from ..model.guidance import Guidance  # needs PyTorch, which reading a package does not
+
+    config = pipe.config
+    guidance = Guidance(config.guidance_scale, config.image_guidance_scale)
+    height, width = pipe.default_size
+    distilled = config.distilled_guidance_scale is not None
+    count = evaluations(pipe.scheduler, config.num_inference_steps)
+    return ModelInfo(
+        teacher=teacher,
+        family=pipe.family.name,
+        steps=config.num_inference_steps,
+        evaluations=count,
+        passes=count * guidance.passes,
+        guidance_scale=config.distilled_guidance_scale if distilled else config.guidance_scale,
+        image_guidance_scale=config.distilled_image_guidance_scale if distilled else config.image_guidance_scale,
+        guidance_distilled=distilled,
+        runtime="eager",
+        precision=str(pipe.network.dtype).removeprefix("torch."),
+        frames=config.num_frames,
+        least_frames=min(2, config.num_frames),
+        most_frames=config.num_frames,
+        height=height,
+        width=width,
+        fps=config.fps,
+        scheduler=type(pipe.scheduler).__name__,
+        controls=(
+            *pipe.family.controls,
+            *(["guidance_scale"] if config.guidance_range is not None else []),
+        ),
+        guidance_range=None if config.guidance_range is None else tuple(config.guidance_range),
+        metrics=dict(metrics),
+    )
+
+
+def write_package(
+    pipe: ImageAnimationPipeline, folder: Path, info: ModelInfo, card: str, programs: Path | None = None
+) -> ModelInfo:
+    """Write a packaged model: weights, card and `animator.json` with the digest of each file.
+
+    Args:
+        programs: folder of programs compiled ahead of time that go into the package.
+    """
+    pipe.save_pretrained(folder, safe_serialization=True)
+    forget_paths(folder)
+    if programs is not None:
+        shutil.copytree(programs, folder / PROGRAMS_FOLDER)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    info = replace(info, files=digests(folder))
+    (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
+    for path in (folder, *folder.rglob("*")):
+        # safetensors writes files that only their owner can read, and BentoML makes such a folder; a container
+        # runs as another user.
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return info
+
+
+def forget_paths(folder: Path) -> None:
+    """Take out of a saved pipeline's configurations where it was loaded from, which is a path of one machine."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def save_to_store(
+    pipe: ImageAnimationPipeline,
+    info: ModelInfo,
+    card: str,
+    programs: Path | None = None,
+    check: Callable[[Path, str], None] | None = None,
+) -> bentoml.Model:
+    """Put a model into the BentoML store as `animator:<new version>`.
+
+    Args:
+        check: called with the written package's folder and its tag before the store has it; what it raises
+            leaves the store as it was. So nobody who asks for the latest version is given one that is not checked.
+
+    Other arguments as `write_package` has them.
+    """
+    import bentoml
+
+    labels = {"family": info.family, "runtime": info.runtime, "precision": info.precision}
+    with bentoml.models.create(
+        MODEL_NAME, labels=labels, metadata={"steps": info.steps, "passes": info.passes}
+    ) as model:
+        write_package(pipe, Path(model.path), info, card, programs)
+        if check is not None:
+            check(Path(model.path), str(model.tag))
+    # Inside the block `path` is a temporary folder; ask again for the place where it came to rest.
+    return bentoml.models.get(model.tag)
+
+
+def resolve(tag_or_folder: str) -> tuple[str, Path]:
+    """Name and folder of a packaged model, from a folder's path or a tag in the store.
+
+    Raises:
+        ModelError: neither a folder nor in the store.
+    """
+    folder = Path(tag_or_folder)
+    if tag_or_folder and folder.is_dir():  # no text at all would be the folder that we are in
+        return folder.name, folder
+    import bentoml
+    from bentoml.exceptions import BentoMLException
+
+    try:
+        model = bentoml.models.get(tag_or_folder)
+    except (BentoMLException, ValueError) as error:
+        raise ModelError(
+            f"{tag_or_folder}: neither a folder nor a model in the BentoML store; "
+            "`make demo` or `python -m pipeline run --preset tiny` makes one"
+        ) from error
+    return str(model.tag), Path(model.path)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file but `animator.json` itself, by its path in the folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (INFO_FILE, "model.yaml"):  # BentoML adds model.yaml
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def verify(folder: Path) -> ModelInfo:
+    """Check a packaged model against its digests.
+
+    Raises:
+        ModelError: a file is missing, changed, new, or of a kind that could run code.
+    """
+    info = ModelInfo.read(folder)
+    found = digests(folder)
+    for name in sorted(info.files.keys() | found.keys()):
+        if name not in found:
+            raise ModelError(f"{folder}: {name} is missing; package the model again")
+        if name not in info.files:
+            raise ModelError(f"{folder}: {name} is not in {INFO_FILE}; package the model again")
+        if found[name] != info.files[name]:
+            raise ModelError(f"{folder}: {name} has been changed or damaged since it was packaged (SHA-256 differs)")
+        is_program = info.runtime == "aot" and name.startswith(f"{PROGRAMS_FOLDER}/") and name.endswith(_PROGRAM_SUFFIX)
+        if not (name.endswith(_SUFFIXES) or is_program):
+            raise ModelError(f"{folder}: {name} is of a kind that a model may not hold")
+    return info
