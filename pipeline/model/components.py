@@ -40,13 +40,16 @@ def with_moved_modules(index: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def load_components(pipeline: Any, folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def load_components(
+    pipeline: Any, folder: Path, arguments: Mapping[str, Any], device: str | None = None
+) -> dict[str, Any]:
     """Load the networks of a pipeline's folder, each checked, and components of this project's own classes.
 
     Args:
         pipeline: its class, with its family.
         arguments: of `DiffusionPipeline.from_pretrained`. What it gives as an object is not loaded; with
             `device_map` or a quantisation no network is, since diffusers has to do that itself.
+        device: that weights are read to; None: the processor's memory.
 
     Returns:
         By name. What is no network of diffusers or transformers is left out.
@@ -67,19 +70,21 @@ def load_components(pipeline: Any, folder: Path, arguments: Mapping[str, Any]) -
         kind = getattr(importlib.import_module(module) if own else sys.modules.get(module), str(entry[1]), None)
         if isinstance(kind, type) and issubclass(kind, (ModelMixin, PreTrainedModel)):
             if not by_diffusers:
-                found[name] = _load_model(name, kind, folder / name, arguments)
+                found[name] = _load_model(name, kind, folder / name, arguments, device)
         elif own and kind is not None:
             found[name] = kind.from_pretrained(folder / name)
     return found
 
 
-def _load_model(name: str, kind: Any, folder: Path, arguments: Mapping[str, Any]) -> nn.Module:
+def _load_model(name: str, kind: Any, folder: Path, arguments: Mapping[str, Any], device: str | None) -> nn.Module:
     dtype = arguments.get("dtype", arguments.get("torch_dtype"))
     if isinstance(dtype, Mapping):
         dtype = dtype.get(name, dtype.get("default", torch.float32))
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": arguments.get("use_safetensors")}
     if (variant := arguments.get("variant")) and has_variant(folder, variant):
         options["variant"] = variant
+    if device not in {None, "cpu"}:
+        options["device_map"] = {"": device}
     if issubclass(kind, ModelMixin):
         options["disable_mmap"] = arguments.get("disable_mmap", False)
     # Without `ignore_mismatched_sizes` the first wrong shape ends in a report of many lines.

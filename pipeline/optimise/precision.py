@@ -72,6 +72,8 @@ def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: t
         if not isinstance(module, nn.Module):
             continue
         wanted = vae_dtype if name == "vae" else dtype
+        if name in pipe.family.float32_parts:
+            wanted = torch.float32
         # What the libraries keep in float32 whatever the rest is, since it loses too much otherwise.
         kept = [*(getattr(module, "_keep_in_fp32_modules", None) or ())] if wanted is not torch.float32 else []
         named = [*module.named_parameters(), *module.named_buffers()]

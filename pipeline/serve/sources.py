@@ -85,7 +85,8 @@ def open_model(tag_or_folder: str | None, device: str | None = None) -> Animator
     Raises:
         ModelError: missing, damaged, or of an unknown family.
     """
-    from .engine import INFO_FILE, Animator
+    from .engine import Animator
+    from .manifest import INFO_FILE
     from .store import MODEL_NAME, resolve
 
     if not tag_or_folder:
