@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..spans import part
 from . import call_arguments as arguments
-from .components import check_output, load_components, with_moved_modules
+from .components import STORED, check_output, load_components, with_moved_modules
 from .denoiser import Denoiser, PlainDenoiser
 from .diffusers_folder import OWN_SETTINGS, finish_index, has_only_variant, read_index
 from .families import (
@@ -160,7 +160,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
 
         Args:
             kwargs: `device` beside those of diffusers: weights are read straight to it, so that they lie in memory
-                once. Without `dtype` they come in float32.
+                once. Without `dtype` they come in float32; "stored" takes the precision of each component's file.
 
         Raises:
             ModelError: the weights of a component do not fit or are not finite, or the tokenizer knows no words.
@@ -176,6 +176,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             folder = Path(kind.download(source, **kwargs))
         arguments.check_index(kind.family, index, folder, kwargs)
         components = load_components(kind, folder, kwargs, device)
+        if kwargs.get("dtype") == STORED:
+            del kwargs["dtype"]
         # What diffusers' reader of this class finds in the index is the family's; `own` is what it passes over.
         pipe = super(ImageAnimationPipeline, kind).from_pretrained(str(folder), **components, **{**own, **kwargs})
         if kind.family.takes_prompt:
