@@ -81,6 +81,9 @@ def repeat_each(values: Any, times: int) -> Any:
 
 _PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
+KEPT_BETWEEN_STEPS = frozenset({"old_pred_original_sample", "timestep_back"})
+"""What the step of CogVideoX's DPM-Solver wants of the step before; other solvers keep it themselves."""
+
 
 def check_scheduler(scheduler: Any, *, flow: bool) -> None:
     """Refuse a scheduler that does not fit what the network predicts.
@@ -109,7 +112,9 @@ def check_scheduler(scheduler: Any, *, flow: bool) -> None:
     wanted = [
         parameter.name
         for parameter in inspect.signature(scheduler.step).parameters.values()
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.name not in KEPT_BETWEEN_STEPS
     ]
     if len(wanted) > 3:
         raise ValueError(f"scheduler: {name} wants {wanted[3]} at each step, which this pipeline does not have")

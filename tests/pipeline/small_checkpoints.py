@@ -193,6 +193,45 @@ def _ltx(*, timestep: bool = False) -> DiffusionPipeline:
     )
 
 
+def _cogvideox(*, version: str = "1.0", learned: bool = False) -> DiffusionPipeline:
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+        CogVideoXDPMScheduler,
+        CogVideoXImageToVideoPipeline,
+        CogVideoXTransformer3DModel,
+    )
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    newer = version == "1.5"
+    later: dict[str, Any] = {"patch_size_t": 2, "ofs_embed_dim": 4, "patch_bias": False} if newer else {}
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=8, out_channels=4, time_embed_dim=4,
+        text_embed_dim=32, num_layers=2, sample_width=16 if newer else 8, sample_height=16 if newer else 4,
+        sample_frames=9, patch_size=2, use_rotary_positional_embeddings=True,
+        use_learned_positional_embeddings=learned, **later,
+    )  # fmt: skip
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
+        temporal_compression_ratio=4, scaling_factor=0.7, invert_scale_latents=newer,
+    )  # fmt: skip
+    scheduler = (CogVideoXDPMScheduler if newer else CogVideoXDDIMScheduler)(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        rescale_betas_zero_snr=True, snr_shift_scale=1.0 if newer else 3.0, timestep_spacing="trailing",
+        clip_sample=False, set_alpha_to_one=True,
+    )  # fmt: skip
+    return _ready(
+        CogVideoXImageToVideoPipeline,
+        tokenizer=t5_tokenizer(226),
+        text_encoder=T5EncoderModel(t5_config(T5Config, 226)),
+        vae=vae,
+        transformer=transformer,
+        scheduler=scheduler,
+    )
+
+
 SMALL: dict[str, Callable[[], DiffusionPipeline]] = {
     "wan-2.1": lambda: _wan(clip=True),
     "wan-2.1-flf": lambda: _wan(clip=True, last=True),
@@ -200,6 +239,9 @@ SMALL: dict[str, Callable[[], DiffusionPipeline]] = {
     "wan-2.2-ti2v": lambda: _wan(held=True),
     "svd": _svd,
     "ltx": _ltx,
+    "cogvideox": _cogvideox,
+    "cogvideox-learned": lambda: _cogvideox(learned=True),
+    "cogvideox-1.5": lambda: _cogvideox(version="1.5"),
     "ltx-timestep": lambda: _ltx(timestep=True),
 }
 """A random checkpoint by the name of its kind."""

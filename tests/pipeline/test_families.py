@@ -111,7 +111,7 @@ def run_ours(name: str, pipe: ImageAnimationPipeline, case: Case) -> np.ndarray:
         num_frames=case.frames,
         num_inference_steps=3,
         guidance_scale=case.guidance,
-        generator=generators(case),
+        generator=generators(case) if case.batch > 1 else generators(case)[0],
         output_type="np",
         **arguments,
     ).frames
@@ -121,8 +121,10 @@ def run_ours(name: str, pipe: ImageAnimationPipeline, case: Case) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_frames_are_those_of_diffusers_own_class(checkpoint, ours, case):
     name, _, theirs = checkpoint
-    if name.startswith("ltx") and case.frames == 5:
-        case = Case(height=64, width=32, frames=17)  # its frames come in eights
+    if name == "cogvideox-learned" and case.frames == 5:
+        case = Case(frames=17)  # it learned positions of one size
+    elif name.startswith(("ltx", "cogvideox")) and case.frames == 5:
+        case = Case(height=64, width=32, frames=17)  # their frames come in eights
     expected, given = run_theirs(name, theirs, case), run_ours(name, ours, case)
     assert given.shape == expected.shape == (case.batch, case.frames, case.height, case.width, 3)
     assert np.abs(given - expected).max() <= TOLERANCE

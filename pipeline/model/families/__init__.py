@@ -37,6 +37,7 @@ _KNOWN = (
     _Entry("i2vgen_xl", "I2VGenXLFamily", ("I2VGenXLPipeline",), ("I2VGenXLUNet", "GuidedI2VGenXLUNet")),
     # A picture U-Net of Stable Diffusion becomes PIA's with a motion adapter.
     _Entry("pia", "PIAFamily", ("PIAPipeline", "StableDiffusionPipeline"), ("UNetMotionModel", "UNet2DConditionModel")),
+    _Entry("cogvideox", "CogVideoXFamily", ("CogVideoXImageToVideoPipeline",), ("CogVideoXTransformer3DModel",)),
     _Entry(
         "ltx",
         "LTXFamily",
