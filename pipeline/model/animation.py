@@ -427,7 +427,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         family, scheduler, first = self.family, self.scheduler, next(iter(conds.values()))
         # Euler's scheduler of flow matching scales nothing, and does not say so.
         scaled = getattr(scheduler, "scale_model_input", lambda latents, _: latents)
-        predict = self._start(conds)
+        predict = self._start({name: family.with_grid(parts, c, scheduler.timesteps) for name, c in conds.items()})
         z = family.initial(scheduler, noise, first)
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for i, t in enumerate(scheduler.timesteps):

@@ -20,7 +20,7 @@ from pipeline.serve.engine import load_pipeline
 from .small_checkpoints import SMALL
 
 TOLERANCE = 1e-4
-PROMPTS = ["a red circle moves up", "a blue star grows"]
+PROMPTS = ["a red circle moves up", 'a blue star "up" grows']
 NEGATIVE = "a picture"
 
 
@@ -90,6 +90,10 @@ def run_theirs(name: str, pipe: DiffusionPipeline, case: Case) -> np.ndarray:
         }
         if name == "svd":
             arguments["max_guidance_scale"] = case.guidance
+        elif name.startswith("hunyuan"):  # it takes the size from the picture, and the scale from a component
+            arguments |= {"prompt": PROMPTS[k], "negative_prompt": NEGATIVE}
+            del arguments["height"], arguments["width"]
+            pipe.guider = pipe.guider.new(guidance_scale=case.guidance)
         else:
             arguments |= {"prompt": PROMPTS[k], "negative_prompt": NEGATIVE, "guidance_scale": case.guidance}
         if name == "wan-2.1-flf":

@@ -39,6 +39,12 @@ _KNOWN = (
     _Entry("pia", "PIAFamily", ("PIAPipeline", "StableDiffusionPipeline"), ("UNetMotionModel", "UNet2DConditionModel")),
     _Entry("cogvideox", "CogVideoXFamily", ("CogVideoXImageToVideoPipeline",), ("CogVideoXTransformer3DModel",)),
     _Entry(
+        "hunyuanvideo15",
+        "HunyuanVideo15Family",
+        ("HunyuanVideo15ImageToVideoPipeline",),
+        ("HunyuanVideo15Transformer3DModel",),
+    ),
+    _Entry(
         "ltx",
         "LTXFamily",
         ("LTXImageToVideoPipeline", "LTXPipeline", "LTXConditionPipeline"),
@@ -54,6 +60,7 @@ _OWN = ("ImageAnimationPipeline",)
 _REASONS = {
     "WanPipeline": "it makes clips of text alone; take a checkpoint of WanImageToVideoPipeline",
     "CogVideoXPipeline": "it makes clips of text alone; take a checkpoint of CogVideoXImageToVideoPipeline",
+    "HunyuanVideo15Pipeline": "it makes clips of text alone; take a checkpoint of HunyuanVideo15ImageToVideoPipeline",
     "LTX2ImageToVideoPipeline": "it makes sound too; its licence asks companies from $10 million a year on for a paid "
     "one, and counts students as derivatives",
 }

@@ -239,6 +239,10 @@ class Family:
         """Lay the scheduler's grid for latents of `shape`, `(batch, channels, frames, height, width)`."""
         scheduler.set_timesteps(steps, device=device)
 
+    def with_grid(self, parts: Parts, cond: Cond, timesteps: Tensor) -> Cond:
+        """Return what a branch is given, with the grid `(steps,)` where the network is told where a step ends."""
+        return cond
+
     def initial(self, scheduler: Any, noise: Tensor, cond: Cond) -> Tensor:
         """Return the state that sampling starts from."""
         return noise * getattr(scheduler, "init_noise_sigma", 1.0)
