@@ -126,7 +126,7 @@ def _svd() -> DiffusionPipeline:
     torch.manual_seed(0)
     unet = UNetSpatioTemporalConditionModel(
         block_out_channels=(32, 64),
-        layers_per_block=2,
+        layers_per_block=1,
         sample_size=32,
         in_channels=8,
         out_channels=4,
@@ -144,7 +144,7 @@ def _svd() -> DiffusionPipeline:
         steps_offset=1, timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True,
     )  # fmt: skip
     vae = AutoencoderKLTemporalDecoder(
-        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"), latent_channels=4
+        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4
     )
     encoder, processor = clip_image_parts(projected=True, side=224, patch=32)
     return _ready(
