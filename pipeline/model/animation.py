@@ -457,7 +457,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         if isinstance(extra.get("generator"), list):
             return self._stepped(by_frame[0], t, by_frame[1], extra).transpose(1, 2)
         flat = [one.flatten(0, 1) for one in by_frame]  # (batch * frames, channels, h, w)
-        return self._stepped(flat[0], t, flat[1], extra).unflatten(0, (z.shape[0], -1)).transpose(1, 2)
+        stepped = self._stepped(flat[0], t, flat[1], extra)
+        return cast(Tensor, stepped.unflatten(0, (z.shape[0], -1))).transpose(1, 2)
 
     def _stepped(self, predicted: Tensor, t: Tensor, z: Tensor, extra: dict[str, Any]) -> Tensor:
         if not extra.keys() >= KEPT_BETWEEN_STEPS:

@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from .families import Family, Parts
+from .guidance import is_number
 
 Texts = list[str] | Tensor
 """Texts, or what the text encoder makes of them, `(batch, tokens, width)`."""
@@ -184,7 +185,8 @@ def check_controls(family: Family, given: Mapping[str, Any]) -> dict[str, float]
             raise ValueError(f"{name}: the {family.name} family has no such control{known}")
         if value is None:
             continue
-        if not control.least <= value <= control.most or (control.whole and value != int(value)):
+        is_within = is_number(value) and control.least <= value <= control.most
+        if not is_within or (control.whole and value != int(value)):
             whole = "a whole number " if control.whole else ""
             raise ValueError(f"{name}: {value} is not {whole}within {control.least:g} to {control.most:g}")
         chosen[name] = value
@@ -208,9 +210,11 @@ def check_counts(**counts: int) -> None:
     """Numbers of frames, steps and frames per second, by the argument's name, have to be at least 1.
 
     Raises:
-        ValueError: one is below.
+        ValueError: one is below, or no whole number.
     """
     for name, value in counts.items():
+        if not is_number(value) or value != value // 1:
+            raise ValueError(f"{name}: {value} is not a whole number")
         if value < 1:
             raise ValueError(f"{name}: {value} is below 1")
 

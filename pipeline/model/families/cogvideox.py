@@ -132,7 +132,7 @@ class CogVideoXFamily(Family):
             encoder_hidden_states=cond["text"],
             timestep=t.expand(z.shape[0]),
             ofs=offset,
-            image_rotary_emb=_positions(model.config, *z.shape[2:], z.device),
+            image_rotary_emb=_positions(model.config, z),
             return_dict=False,
         )
         return cast(Tensor, output[0]).transpose(1, 2)
@@ -145,10 +145,11 @@ class CogVideoXFamily(Family):
         return cast(Tensor, vae.decode(z, return_dict=False)[0]).float()
 
 
-def _positions(config: Any, frames: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+def _positions(config: Any, z: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return cosines and sines of the rotary embedding of latents, `(tokens, head width)` each, float32."""
     if not config.use_rotary_positional_embeddings:
         return None
+    (frames, height, width), device = z.shape[2:], z.device
     patch, patch_t = config.patch_size, config.patch_size_t
     grid, most = (height // patch, width // patch), (config.sample_height // patch, config.sample_width // patch)
     if patch_t is None:  # positions of the published size, stretched over this one

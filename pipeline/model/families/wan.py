@@ -67,6 +67,9 @@ class WanFamily(Family):
         if (options["boundary_ratio"] is not None) != experts:
             missing = "transformer_2: missing" if not experts else "boundary_ratio: missing in model_index.json"
             raise ValueError(f"{missing}; a Wan checkpoint of two experts has both")
+        ratio = options["boundary_ratio"]
+        if ratio is not None and not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
+            raise ValueError(f"boundary_ratio: {ratio} is not within 0 to 1; it is a share of the noise levels")
         if transformer.config.image_dim is not None:
             for name in ("image_encoder", "image_processor"):
                 if components[name] is None:
