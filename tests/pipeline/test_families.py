@@ -157,6 +157,29 @@ def test_every_part_of_a_clip_depends_on_seed_picture_and_prompt(checkpoint, our
     assert np.abs(one - other).max() > 10 * TOLERANCE
 
 
+def test_hidden_states_in_place_of_a_text_give_the_same_latents(checkpoint, ours):
+    if not ours.family.takes_prompt:
+        return
+    name, case = checkpoint[0], CASES["guided"]
+
+    def latents(**texts: Any) -> torch.Tensor:
+        last = {"last_image": picture(9, case)} if name == "wan-2.1-flf" else {}
+        size = {"height": case.height, "width": case.width, "num_frames": case.frames}
+        generator = torch.Generator().manual_seed(7)
+        return ours(
+            picture(0, case), **size, num_inference_steps=2, guidance_scale=4.0, generator=generator,
+            output_type="latent", **last, **texts,
+        ).frames  # fmt: skip
+
+    given = {
+        f"{which}_embeds": ours.encode_prompt([text])
+        for which, text in (("prompt", PROMPTS[0]), ("negative_prompt", NEGATIVE))
+    }
+    expected = latents(prompt=PROMPTS[0], negative_prompt=NEGATIVE)
+    assert (latents(**given) - expected).abs().max() <= TOLERANCE
+    assert (latents(prompt="down down", negative_prompt=NEGATIVE) - expected).abs().max() > 10 * TOLERANCE
+
+
 def test_a_length_or_size_that_the_family_cannot_make_names_the_near_ones(checkpoint, ours):
     _, _, _ = checkpoint
     prompt = {"prompt": PROMPTS[0]} if ours.family.takes_prompt else {}

@@ -272,6 +272,7 @@ CALLS: dict[str, tuple[str, dict[str, Any], str]] = {
     "guidance in words": ("ltx", {"guidance_scale": "much"}, r"guidance_scale: much is outside 0 to 100"),
     "half a frame": ("svd", {"num_frames": 2.5}, r"num_frames: 2.5 is not a whole number"),
     "steps in words": ("wan-2.1", {"num_inference_steps": "few"}, r"num_inference_steps: few is not a whole number"),
+    "a step for two noise levels": ("ltx", {}, r"num_inference_steps: 1 is below 2"),
     "no steps": ("cogvideox", {"num_inference_steps": 0}, r"num_inference_steps: 0 is below 1"),
     "a control of another family": (
         "wan-2.1",

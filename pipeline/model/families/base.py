@@ -37,6 +37,20 @@ def cast_cond(cond: Cond, dtype: torch.dtype) -> Cond:
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in cond.items()}
 
 
+def without_padding(hidden: Tensor, mask: Tensor) -> Cond:
+    """Return hidden states `(batch, tokens, width)`, zeros where there is padding, and which tokens are none.
+
+    Args:
+        mask: `(batch, tokens)`, 0 where there is padding.
+    """
+    return {"text": hidden * mask[..., None].to(hidden.dtype), "text_mask": mask.bool()}
+
+
+def of_padded(embeds: Tensor) -> Cond:
+    """Return what `without_padding` did, from its hidden states alone."""
+    return {"text": embeds, "text_mask": (embeds != 0).any(dim=-1)}
+
+
 @dataclass(frozen=True)
 class Control:
     """A number that a call may choose, of families that have it.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...media.images import centre_crop, to_tensor
 from ..prompts import warn_of_cut
-from .base import Cond, Defaults, Family, Parts, Request
+from .base import Cond, Defaults, Family, Parts, Request, of_padded, without_padding
 
 _SYSTEM_MESSAGE = (" " * 9).join(
     (
@@ -125,12 +125,8 @@ class HunyuanVideo15Family(Family):
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
         ).hidden_states[-3]
         glyphs, glyph_mask = self._glyphs(parts, texts)
-        return {
-            "text": hidden[:, _SYSTEM_TOKENS:],
-            "text_mask": tokens.attention_mask[:, _SYSTEM_TOKENS:].bool(),
-            "glyphs": glyphs,
-            "glyph_mask": glyph_mask,
-        }
+        text = without_padding(hidden[:, _SYSTEM_TOKENS:], tokens.attention_mask[:, _SYSTEM_TOKENS:])
+        return {**text, "glyphs": glyphs, "glyph_mask": glyph_mask}
 
     def _glyphs(self, parts: Parts, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return what ByT5 makes of words in quotation marks, `(batch, tokens, width)`, zeros without any, and their
@@ -151,7 +147,7 @@ class HunyuanVideo15Family(Family):
         return glyphs, mask
 
     def text_of(self, embeds: Tensor) -> Cond:
-        return {"text": embeds, "text_mask": torch.ones(embeds.shape[:2], dtype=torch.bool)}
+        return of_padded(embeds)
 
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
         vae = parts.vae

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...media.images import centre_crop, to_tensor
 from ..prompts import tokenize
-from .base import Cond, Control, Defaults, Family, Parts, Request
+from .base import Cond, Control, Defaults, Family, Parts, Request, of_padded, without_padding
 
 
 class LTXFamily(Family):
@@ -66,10 +66,10 @@ class LTXFamily(Family):
         encoder = parts.text_encoder
         tokens = tokenize(parts.tokenizer, encoder, texts, limit=self.text_tokens).to(parts.device)
         # As published: the text encoder attends to the padding, and the transformer does not.
-        return {"text": encoder(tokens.input_ids)[0], "text_mask": tokens.attention_mask.bool()}
+        return without_padding(encoder(tokens.input_ids)[0], tokens.attention_mask)
 
     def text_of(self, embeds: Tensor) -> Cond:
-        return {"text": embeds, "text_mask": torch.ones(embeds.shape[:2], dtype=torch.bool)}
+        return of_padded(embeds)
 
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
         vae, count = parts.vae, len(request.images)
@@ -94,6 +94,10 @@ class LTXFamily(Family):
 
     def set_timesteps(self, scheduler: Any, steps: int, shape: tuple[int, ...], device: torch.device) -> None:
         config, sigmas = scheduler.config, np.linspace(1.0, 1 / steps, steps)
+        if steps == 1 and config.get("shift_terminal"):
+            raise ValueError(
+                "num_inference_steps: 1 is below 2; this scheduler's first and last noise level (shift_terminal) differ"
+            )
         if not config.get("use_dynamic_shifting"):
             scheduler.set_timesteps(sigmas=sigmas, device=device)
             return
