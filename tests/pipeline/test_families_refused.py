@@ -19,7 +19,7 @@ from pipeline import ImageAnimationPipeline
 from pipeline.errors import ModelError
 from pipeline.serve.engine import load_pipeline
 
-from .small_checkpoints import SMALL
+from .small_checkpoints import SMALL, t5_config
 
 Spoil = Callable[[Path], None]
 
@@ -251,6 +251,21 @@ def test_weights_that_are_not_finite_are_named_by_component_and_first_key(folder
     message = refused(folder)
     named = [key for key in keys if f"{component}: {key} holds NaN or infinity" in message]
     assert len(named) == 1, message
+
+
+@pytest.mark.parametrize("kind", ["wan-2.1", "ltx", "cogvideox"])
+def test_a_text_encoder_of_another_checkpoint_is_named_with_both_widths(pipelines, kind):
+    parts = pipelines[kind].components
+    other = type(parts["text_encoder"])(t5_config(type(parts["text_encoder"].config), 128, width=16))
+    with pytest.raises(ValueError, match=r"^text_encoder: its tokens have 16 numbers, and the network takes 32"):
+        ImageAnimationPipeline(**{**parts, "text_encoder": other})
+
+
+def test_a_vae_of_another_checkpoint_is_named(pipelines):
+    parts = pipelines["ltx"].components
+    other = type(parts["vae"]).from_config(parts["vae"].config, latent_channels=16)
+    with pytest.raises(ValueError, match=r"^vae: its latents have 16 channels, and the transformer takes 8"):
+        ImageAnimationPipeline(**{**parts, "vae": other})
 
 
 CALLS: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -51,6 +51,22 @@ def of_padded(embeds: Tensor) -> Cond:
     return {"text": embeds, "text_mask": (embeds != 0).any(dim=-1)}
 
 
+def check_widths(components: Mapping[str, Any], wanted: Mapping[str, int]) -> None:
+    """Refuse encoders of another checkpoint, whose tokens the network cannot take.
+
+    Args:
+        wanted: numbers of a token, by the encoder's name.
+
+    Raises:
+        ValueError: names the encoder and both widths.
+    """
+    for name, width in wanted.items():
+        if (found := components[name].config.hidden_size) != width:
+            raise ValueError(
+                f"{name}: its tokens have {found} numbers, and the network takes {width}; they are of two checkpoints"
+            )
+
+
 @dataclass(frozen=True)
 class Control:
     """A number that a call may choose, of families that have it.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...media.images import centre_crop, to_tensor
 from ..prompts import tokenize
-from .base import Cond, Defaults, Family, Generators, Parts, Request
+from .base import Cond, Defaults, Family, Generators, Parts, Request, check_widths
 
 
 class CogVideoXFamily(Family):
@@ -48,6 +48,7 @@ class CogVideoXFamily(Family):
     licence = "CogVideoX licences differ by release: read the one beside the weights before serving or distilling"
 
     def check(self, components: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        check_widths(components, {"text_encoder": components["transformer"].config.text_embed_dim})
         channels, latents = components["transformer"].config.in_channels, components["vae"].config.latent_channels
         if channels != 2 * latents:
             raise ValueError(

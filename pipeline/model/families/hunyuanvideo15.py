@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...media.images import centre_crop, to_tensor
 from ..prompts import warn_of_cut
-from .base import Cond, Defaults, Family, Parts, Request, of_padded, without_padding
+from .base import Cond, Defaults, Family, Parts, Request, check_widths, of_padded, without_padding
 
 _SYSTEM_MESSAGE = (" " * 9).join(
     (
@@ -78,7 +78,16 @@ class HunyuanVideo15Family(Family):
     )
 
     def check(self, components: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        channels, latents = components["transformer"].config.in_channels, components["vae"].config.latent_channels
+        config, latents = components["transformer"].config, components["vae"].config.latent_channels
+        check_widths(
+            components,
+            {
+                "text_encoder": config.text_embed_dim,
+                "text_encoder_2": config.text_embed_2_dim,
+                "image_encoder": config.image_embed_dim,
+            },
+        )
+        channels = config.in_channels
         if channels != 2 * latents + 1:
             raise ValueError(f"transformer: takes {channels} channels where image to video has {2 * latents + 1}")
         for name, plain in _GUIDER.items():

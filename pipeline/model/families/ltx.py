@@ -5,7 +5,7 @@ frame is the picture's, held at timestep 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...media.images import centre_crop, to_tensor
 from ..prompts import tokenize
-from .base import Cond, Control, Defaults, Family, Parts, Request, of_padded, without_padding
+from .base import Cond, Control, Defaults, Family, Parts, Request, check_widths, of_padded, without_padding
 
 
 class LTXFamily(Family):
@@ -49,6 +49,15 @@ class LTXFamily(Family):
     drops_picture = False
     flow = True
     licence = "LTX Video licences differ by release: read the one beside the weights before serving or distilling"
+
+    def check(self, components: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        config, latents = components["transformer"].config, components["vae"].config.latent_channels
+        check_widths(components, {"text_encoder": config.caption_channels})
+        if config.in_channels != latents * config.patch_size**2 * config.patch_size_t:
+            raise ValueError(
+                f"vae: its latents have {latents} channels, and the transformer takes {config.in_channels}; they are "
+                "of two checkpoints"
+            )
 
     def frame_step(self, parts: Parts) -> int:
         return int(parts.vae.temporal_compression_ratio)

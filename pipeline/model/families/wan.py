@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...media.images import centre_crop, to_tensor
 from ..prompts import clean, tokenize
-from .base import Cond, Control, Defaults, Family, Parts, Request
+from .base import Cond, Control, Defaults, Family, Parts, Request, check_widths
 
 
 class WanFamily(Family):
@@ -76,6 +76,9 @@ class WanFamily(Family):
                     raise ValueError(
                         f"{name}: missing; the transformer of this Wan checkpoint attends to CLIP's tokens"
                     )
+        check_widths(components, {"text_encoder": transformer.config.text_dim})
+        if transformer.config.image_dim is not None:
+            check_widths(components, {"image_encoder": transformer.config.image_dim})
         channels, latents = transformer.config.in_channels, components["vae"].config.z_dim
         wanted = (
             latents if options["expand_timesteps"] else latents * 2 + components["vae"].config.scale_factor_temporal
