@@ -294,6 +294,14 @@ class Family:
         """Return latents after a step, with the frames put back that are given and not made."""
         return z
 
+    def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
+        """Return the latents that `decode` takes, `(batch, channels, latent frames, h, w)`, without random numbers.
+
+        Args:
+            clips: `(batch, 3, frames, height, width)` in [-1, 1].
+        """
+        raise NotImplementedError
+
     def frames_at_once(self, height: int, width: int) -> int | None:
         """Return how many latent frames of a clip's size are decoded at a time; None: all of them."""
         return None

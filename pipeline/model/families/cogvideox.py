@@ -138,6 +138,11 @@ class CogVideoXFamily(Family):
         )
         return cast(Tensor, output[0]).transpose(1, 2)
 
+    def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
+        vae = parts.vae
+        latents = vae.encode(clips.to(parts.device, vae.dtype)).latent_dist.mode()
+        return cast(Tensor, latents * vae.config.scaling_factor)
+
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae = parts.vae
         if request is not None:

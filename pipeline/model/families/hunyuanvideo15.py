@@ -207,6 +207,12 @@ class HunyuanVideo15Family(Family):
         )
         return cast(Tensor, output[0])
 
+    def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
+        vae = parts.vae
+        # One clip at a time, as in `decode`.
+        latents = [vae.encode(one.to(parts.device, vae.dtype)).latent_dist.mode() for one in clips.split(1)]
+        return torch.cat(latents) * float(vae.config.scaling_factor)
+
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae = parts.vae
         z = z.to(vae.dtype) / vae.config.scaling_factor

@@ -159,6 +159,12 @@ class LTXFamily(Family):
         picture = cond["picture"]
         return torch.cat([picture.to(z.dtype), z[:, :, picture.shape[2] :]], dim=2)
 
+    def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
+        vae = parts.vae
+        latents = vae.encode(clips.to(parts.device, vae.dtype)).latent_dist.mode().float()
+        mean, std = self._statistics(vae, latents)
+        return cast(Tensor, (latents - mean) * vae.config.scaling_factor / std)
+
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae, controls = parts.vae, request.controls if request is not None else {}
         mean, std = self._statistics(vae, z)

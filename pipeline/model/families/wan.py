@@ -204,6 +204,9 @@ class WanFamily(Family):
             return z
         return torch.cat([picture.to(z.dtype), z[:, :, picture.shape[2] :]], dim=2)
 
+    def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
+        return self._latents(parts, clips)
+
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae = parts.vae
         z = z.to(vae.dtype)
