@@ -142,7 +142,8 @@ def test_a_failed_stage_is_two_lines_and_a_resume_goes_on_from_there(run, tmp_pa
 
 
 def test_a_stage_with_nothing_to_do_is_one_line_and_the_run_is_whole(run, tmp_path, capsys):
-    (tmp_path / "skip").touch()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "skip").touch()
     assert run() == 0
     assert "second  skipped: a checkpoint of another kind" in capsys.readouterr().err
     assert run("--resume", "latest") == 0
