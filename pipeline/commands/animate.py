@@ -12,8 +12,8 @@ from typing import Any
 from ..console import counter, tell
 from ..errors import StillmotionError
 from ..model.controls import KNOWN_CONTROLS
-from ..serve.request import ALL_FIELDS, AnimationRequest, Field
-from .options import add_model, existing, open_model, positive, utf8_text
+from ..serve.request import ALL_FIELDS, AnimationRequest, Field, size_text
+from .options import add_model, existing, open_model, positive, size, utf8_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +32,8 @@ def _option(one: Field) -> dict[str, Any]:
     about = one.about[0].lower() + one.about[1:]
     if one.kind == "file":
         return {"type": Path, "metavar": "FILE", "help": about}
+    if one.name == "size":
+        return {"type": size, "metavar": "WxH", "help": about}
     if one.kind in {"text", "choice"}:
         return {"type": utf8_text, "metavar": "TEXT" if one.kind == "text" else "X", "help": about}
     kind = (positive if (one.least or 0) >= 1 else int) if one.kind == "integer" else float
@@ -53,10 +55,14 @@ def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
     picture = decode(existing(options.image))
     last = None if options.last_image is None else decode(existing(options.last_image))
     check_out(options.out, options.image)
-    animator = open_model(options.model)
+    height, width = options.size or (None, None)
+    animator = open_model(
+        options.model, num_frames=options.frames, height=height, width=width, num_inference_steps=options.steps
+    )
     if options.prompt is None and animator.info.takes_prompt:
         options.usage_error("--prompt: say what should move")
-    own = {name: getattr(options, name) for name in ("seed", "frames", "fps", "negative_prompt", "size", "steps")}
+    own = {name: getattr(options, name) for name in ("seed", "frames", "fps", "negative_prompt", "steps")}
+    own["size"] = None if options.size is None else size_text(options.size)
     controls = {name: getattr(options, name) for name in ("guidance_scale", *KNOWN_CONTROLS)}
     given = {name: value for name, value in controls.items() if value is not None}
     request = AnimationRequest(options.prompt or "", **own, controls=given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,14 +21,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="TAG_OR_FOLDER_OR_ID", help=text)
 
 
-def open_model(tag_or_folder: str | None) -> Any:
-    """Open what `--model` names, and say which one it is."""
+def open_model(tag_or_folder: str | None, **defaults: Any) -> Any:
+    """Open what `--model` names, and say which one it is.
+
+    Args:
+        defaults: of a call to a checkpoint that is not packaged; None is its own.
+
+    Raises:
+        StillmotionError: it cannot be opened, or cannot make what is asked for.
+    """
     from ..quiet import quiet_libraries
 
     quiet_libraries()
     from ..serve import sources
 
-    animator = sources.open_model(tag_or_folder)
+    try:
+        animator = sources.open_model(tag_or_folder, **defaults)
+    except ValueError as error:
+        raise StillmotionError(str(error)) from error
     tell(f"model {animator.name}")
     if animator.fallback is not None:
         tell(animator.fallback)
@@ -43,6 +54,14 @@ def existing(path: Path) -> Path:
     if not path.is_file():
         raise StillmotionError(f"{path}: no such file")
     return path
+
+
+def size(text: str) -> tuple[int, int]:
+    """Height and width in pixels, from a text such as 832x480."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a width and a height such as 832x480")
+    return int(found[2]), int(found[1])
 
 
 def positive(text: str) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import Any
 
 from ..errors import StillmotionError
-from .options import positive
+from .options import positive, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,18 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of network and encoders (default: float32, or that of the files on a GPU)",
     )
-    parser.add_argument("--size", type=_size, metavar="WxH", help="of a clip, in pixels (default: the checkpoint's)")
+    parser.add_argument("--size", type=size, metavar="WxH", help="of a clip, in pixels (default: the checkpoint's)")
     parser.add_argument("--frames", type=positive, metavar="N", help="of a clip (default: the checkpoint's)")
     parser.add_argument("--fps", type=positive, metavar="N", help="of a clip (default: the checkpoint's)")
     parser.add_argument("--steps", type=positive, metavar="N", help="of the solver (default: the checkpoint's)")
     parser.add_argument("--guidance-scale", type=float, metavar="X", help="default: the checkpoint's")
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text.lower())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a width and a height such as 832x480")
-    return int(found[2]), int(found[1])
 
 
 def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:

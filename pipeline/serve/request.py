@@ -93,7 +93,6 @@ def fields_of(info: ModelInfo) -> tuple[Field, ...]:
         "prompt": info.takes_prompt,
         "negative_prompt": info.takes_negative_prompt,
         "last_image": info.takes_last_image,
-        "size": len(sizes) > 1,
         "steps": info.most_steps is not None,
         "guidance_scale": False,  # one of the controls, where there is a choice
     }

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..console import tell
 from ..errors import ModelError
 
 if TYPE_CHECKING:
@@ -80,21 +81,24 @@ def open_checkpoint(
     stored = device != "cpu" if stored is None else stored
     pipe = load_pipeline(source, device, **({"dtype": "stored"} if stored else {}))
     pipe.set_progress_bar_config(disable=True)
+    name = name_of(source)
+    if pipe.family.licence:
+        tell(f"{name}: {pipe.family.licence}")
     if given := {name: value for name, value in defaults.items() if value is not None}:
         pipe.register_to_config(**given)
         check_counts(num_frames=pipe.config.num_frames, num_inference_steps=pipe.config.num_inference_steps)
         check_shape(pipe.family, pipe.parts, pipe.config.num_frames, *pipe.default_size)
-    name = name_of(source)
     return Animator(pipe, describe(pipe, name, {}), name)
 
 
-def open_model(tag_or_folder: str | None, device: str | None = None) -> Animator:
+def open_model(tag_or_folder: str | None, device: str | None = None, **defaults: Any) -> Animator:
     """An animator around a packaged model or a checkpoint.
 
     Args:
         tag_or_folder: a tag in the store, a folder of a packaged model or of a checkpoint, or a hub id
             `owner/name`. None takes the newest model of the store, or the shipped teacher where the
             store has none.
+        defaults: as `open_checkpoint` has them; what is packaged keeps its own.
 
     Raises:
         ModelError: missing, damaged, or of an unknown family.
@@ -108,12 +112,12 @@ def open_model(tag_or_folder: str | None, device: str | None = None) -> Animator
             tag_or_folder = f"{MODEL_NAME}:latest"
             resolve(tag_or_folder)
         except ModelError:
-            return open_checkpoint(None, device)
+            return open_checkpoint(None, device, **defaults)
     folder = Path(tag_or_folder)
     if (folder / "model_index.json").is_file() and not (folder / INFO_FILE).is_file():
-        return open_checkpoint(folder, device)
+        return open_checkpoint(folder, device, **defaults)
     if not folder.exists() and is_hub_id(tag_or_folder):
-        return open_checkpoint(tag_or_folder, device)
+        return open_checkpoint(tag_or_folder, device, **defaults)
     name, folder = resolve(tag_or_folder)
     return Animator.load(folder, name=name, device=device)
 

@@ -292,7 +292,8 @@ async function introduce() {
 
 // What a request may hold beside picture and prompt, as the server says.
 function options() {
-  return about.fields.filter((field) => field.name !== "image" && field.name !== "prompt");
+  const isChosen = ({ name, choices }) => !["image", "prompt"].includes(name) && choices.length !== 1;
+  return about.fields.filter(isChosen);
 }
 
 function optionOf(field) {

@@ -70,7 +70,7 @@ REFUSED = {
     "a thousand frames a second": ({"fps": "1000"}, 400, "out_of_range", "fps"),
     "a control that the model has not": ({"motion_scale": "1"}, 400, "not_supported", "motion_scale"),
     "a guidance scale out of range": ({"guidance_scale": "100"}, 400, "out_of_range", "guidance_scale"),
-    "a size that the model has not": ({"size": "832x480"}, 400, "not_supported", "size"),
+    "a size that the model has not": ({"size": "832x480"}, 400, "out_of_range", "size"),
     "a guidance scale that is NaN": ({"guidance_scale": "NaN"}, 400, "not_a_number", "guidance_scale"),
     "an unknown format": ({"format": "avi"}, 400, "unknown_format", "format"),
     "a misspelled field": ({"sead": "1"}, 400, "unknown_field", "sead"),

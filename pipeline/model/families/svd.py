@@ -110,7 +110,8 @@ class SVDFamily(Family):
         vae, flat = parts.vae, clips.transpose(1, 2).flatten(0, 1)  # (batch * frames, 3, height, width)
         latents = vae.encode(flat.to(device=parts.device, dtype=vae.dtype)).latent_dist.mode()
         scaled: Tensor = latents * vae.config.scaling_factor
-        return scaled.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+        made: Tensor = scaled.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+        return made
 
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae, (batch, _, frames, _, _) = parts.vae, z.shape
