@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..console import tell, without_nan, write_result
 from ..errors import StillmotionError, system_error
 from ..lock import held
+from ..machine import default_device
 from ..runs.settings import UsageError
 from . import animate as animate_command
 from . import distill as distill_command
@@ -127,10 +128,18 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--model", metavar="FOLDER_OR_ID", help="checkpoint (default: the shipped teacher, or random weights)"
     )
-    bench.add_argument("--rungs", metavar="NAMES", help="some of the rungs, separated by commas (default: all)")
-    bench.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed requests a rung (default: 3)")
+    parts = ("request", "pass", "distill")
+    text = "whole requests (default), one pass of the network, or one update of a student"
+    bench.add_argument("--part", choices=parts, default=parts[0], help=text)
+    text = "some of the rungs, separated by commas (default: those that fit the device)"
+    bench.add_argument("--rungs", "--variants", metavar="NAMES", help=text)
+    bench.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed turns of a rung (default: 3)")
     bench.add_argument("--strict", action="store_true", help="stop where an optimisation does not apply")
-    _add_pass(bench)
+    bench.add_argument("--passes", type=positive, default=10, metavar="N", help="passes timed together (default: 10)")
+    bench.add_argument("--branches", type=positive, metavar="N", help="guidance branches of a pass (default: its own)")
+    dtypes = ("float32", "bfloat16", "float16")
+    text = "precision of a pass or of the teacher of an update (default: bfloat16 on a GPU, else float32)"
+    bench.add_argument("--dtype", choices=dtypes, help=text)
     bench.add_argument("--out", type=Path, metavar="DIR", help="write JSON, Markdown and plot or profiles there")
 
     train = add("train", train_embedded, lambda r: [r["out"]], "train the shipped teacher on generated clips")
@@ -157,19 +166,6 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--port", type=int, default=0, help="of the server while it shows itself (default: a free one)")
     add_parameters(demo, "a parameter of the notebooks; may be repeated")
     return parser
-
-
-def _add_pass(parser: argparse.ArgumentParser) -> None:
-    parts = ("request", "pass", "distill")
-    text = "whole requests (default), one U-Net pass, or one update of a student"
-    parser.add_argument("--part", choices=parts, default=parts[0], help=text)
-    parser.add_argument(
-        "--variants", metavar="NAMES", help="of a pass or an update, separated by commas (default: all)"
-    )
-    parser.add_argument("--passes", type=positive, default=10, metavar="N", help="timed passes (default: 10)")
-    parser.add_argument("--branches", type=positive, default=3, metavar="N", help="of a pass (default: 3)")
-    dtypes = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, help="of a pass (default: bfloat16 on a GPU, else float32)")
 
 
 # ------------------------------------------------------------------ commands
@@ -228,46 +224,37 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
     quiet_libraries()
     import tempfile
 
-    rungs, variants = (
-        None if names is None else [name.strip() for name in names.split(",")]
-        for names in (options.rungs, options.variants)
-    )
-    if options.part != "request":
-        from ..bench.distill_step import run_distill
-        from ..bench.pass_run import run_pass
-
-        given = (variants, options.dtype, options.passes, options.branches, options.out)
-        try:
-            if options.part == "distill":
-                return run_distill(options.preset, options.model, variants, options.dtype, options.out, tell)
-            return run_pass(options.preset, options.model, *given, tell=tell).to_dict()
-        except ValueError as error:
-            options.usage_error(f"--{error}")
     from ..bench import bench, open_preset, write
+    from ..optimise.precision import dtype_of
 
-    pipe, name = open_preset(options.preset, options.model)
+    names = None if options.rungs is None else [name.strip() for name in options.rungs.split(",")]
+    pipe, model = open_preset(options.preset, options.model)
     with tempfile.TemporaryDirectory() as folder:
         try:
             result = bench(
-                pipe, name, options.preset, Path(folder), rungs, options.repeats, strict=options.strict, tell=tell
+                pipe,
+                model,
+                options.preset,
+                Path(folder),
+                names,
+                options.repeats,
+                strict=options.strict,
+                tell=tell,
+                part=options.part,
+                dtype=None if options.dtype is None else dtype_of(options.dtype),
+                calls=options.passes,
+                branches=options.branches,
+                profiled=options.out is not None,
+                save=lambda result: None if options.out is None else write(result, options.out),
             )
         except ValueError as error:
             options.usage_error(f"--{error}")
     if options.out is not None:
-        for path in write(result, options.out):
-            tell(f"written: {path}")
+        tell(f"written: {options.out}")
     return result.to_dict()
 
 
 def _bench_lines(result: dict[str, Any]) -> list[str]:
-    if "variants" in result:
-        from ..bench import pass_report
-
-        return pass_report.table(result["variants"])
-    if "updates" in result:
-        from ..bench.distill_step import distill_lines
-
-        return distill_lines(result["updates"])
     from ..bench import table
 
     return table(result["rungs"])
@@ -279,7 +266,6 @@ def train_embedded(options: argparse.Namespace) -> dict[str, Any]:
 
     quiet_libraries()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    from ..serve.engine import default_device
     from ..train.teacher import TeacherSettings
     from ..train.vae import VaeSettings
 

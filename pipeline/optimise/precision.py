@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
-import time
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..machine import dtype_name
+from ..model.families import cast_cond
 from .base import Change
+from .example import first_pass
+from .timing import seconds_of
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -85,7 +89,7 @@ def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: t
         for tensor, data in before:
             tensor.data = data
 
-    detail = f"network and encoders in {_name(dtype)}, autoencoder in {_name(vae_dtype)}"
+    detail = f"network and encoders in {dtype_name(dtype)}, autoencoder in {dtype_name(vae_dtype)}"
     return Change("precision", detail, undo)
 
 
@@ -97,6 +101,32 @@ def in_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype) -> ImageAnima
     cast = copy.deepcopy(pipe)
     set_precision(cast, dtype)
     return cast
+
+
+def difference(output: Tensor, reference: Tensor, peak: float | None = None) -> tuple[float, float]:
+    """Return the relative error of an output, and its PSNR in dB, at most 100.
+
+    Args:
+        peak: largest difference that there can be; None takes the reference's range.
+    """
+    apart, reference = output.double() - reference.double(), reference.double()
+    relative, error = float(apart.norm() / reference.norm()), float((apart**2).mean())
+    peak = float(reference.max() - reference.min()) if peak is None else peak
+    psnr = 100.0 if error == 0 else min(100.0, 10 * math.log10(max(peak**2 / error, 1e-300)))
+    return float(f"{relative:.4g}"), round(psnr, 2)
+
+
+@torch.no_grad()
+def precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
+    """Try one pass of the network and one decoded frame in each precision, from fixed noise."""
+    latents, timestep, cond = first_pass(pipe)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1)).to(pipe.device)
+
+    def one_pass() -> Tensor:
+        dtype = pipe.network.dtype
+        return pipe.denoiser.start(cast_cond(cond, dtype))(latents.to(dtype), timestep)
+
+    return try_precisions(pipe, one_pass, lambda: pipe.decode_latents(noise[:1, :, :1]))
 
 
 @torch.no_grad()
@@ -120,34 +150,16 @@ def try_precisions(
         for dtype in dtypes:
             change = set_precision(pipe, dtype, dtype)
             try:
-                output, seconds = _timed(call, repeats)
+                output = call()
+                seconds = min(seconds_of(call, repeats))  # what other work on the machine adds is not the precision's
             finally:
                 change.undo()
             output = output.float()
             reference = output if reference is None else reference
             finite = bool(output.isfinite().all() and reference.isfinite().all())
-            error = float(((output - reference) ** 2).mean()) if finite else float("inf")
-            peak = float(reference.max() - reference.min())
-            psnr = 100.0 if error == 0 else min(100.0, 10 * float(torch.log10(torch.tensor(peak**2 / error))))
-            trials.append(Trial(component, _name(dtype), round(seconds, 5), round(psnr, 1), finite))
+            psnr = difference(output, reference)[1] if finite else -math.inf
+            trials.append(Trial(component, dtype_name(dtype), round(seconds, 5), round(psnr, 1), finite))
     return trials
-
-
-def _timed(call: Callable[[], Tensor], repeats: int) -> tuple[Tensor, float]:
-    output = call()
-    took = []
-    for _ in range(repeats):
-        _wait_for(output)
-        began = time.perf_counter()
-        output = call()
-        _wait_for(output)
-        took.append(time.perf_counter() - began)
-    return output, min(took)  # what other work on the machine adds is not the precision's
-
-
-def _wait_for(output: Tensor) -> None:
-    if output.is_cuda:
-        torch.cuda.synchronize(output.device)
 
 
 def choose(trials: Sequence[Trial], least_psnr_db: float = LEAST_PSNR_DB) -> dict[str, torch.dtype]:
@@ -166,10 +178,6 @@ def choose(trials: Sequence[Trial], least_psnr_db: float = LEAST_PSNR_DB) -> dic
         else:
             chosen[component] = getattr(torch, fastest.dtype)
     return chosen
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def dtypes_of(folder: Path, name: str) -> dict[str, torch.dtype]:
@@ -193,7 +201,7 @@ def dtype_of(name: str) -> torch.dtype:
     Raises:
         ValueError: it is none of those that models run in.
     """
-    known = {_name(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    known = {dtype_name(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
     if name not in known:
         raise ValueError(f"precision: {name!r} is not one of {', '.join(known)}")
     return known[name]

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError, ModelError
+from ..machine import default_device
 from ..media.video import Clip
 from ..model.prompts import PromptLength
 
@@ -293,13 +294,6 @@ class Animator:
         """Make one animation of a grey picture, so that the first person does not wait for it."""
         grey = Image.new("RGB", (self.info.width, self.info.height), (127, 127, 127))
         return self.animate(grey, AnimationRequest(prompt="", seed=0), on_step)
-
-
-def default_device() -> str:
-    """The accelerator, where there is one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_pipeline(source: str | Path, **kwargs: Any) -> ImageAnimationPipeline:

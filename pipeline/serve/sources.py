@@ -64,7 +64,8 @@ def open_checkpoint(source: str | Path | None, device: str | None = None) -> Ani
     Raises:
         ModelError: with what to do, on one line.
     """
-    from .engine import Animator, default_device, load_pipeline
+    from ..machine import default_device
+    from .engine import Animator, load_pipeline
     from .store import describe
 
     source = source or embedded_teacher()
