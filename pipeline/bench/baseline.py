@@ -1,77 +1,24 @@
-"""What a model takes as it came: by diffusers' own pipeline, and request by request, for notebooks."""
+"""Baseline figures of a model: time, parameters and memory of plain requests."""
 
 from __future__ import annotations
 
-import inspect
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import diffusers
 import numpy as np
 import torch
 from PIL import Image
 
 from ..machine import peak_memory_mb
-from ..optimise.example import PROMPT, example_picture, seeded_request
-from ..optimise.timing import Account, clock
+from ..optimise.example import seeded_request
+from ..optimise.timing import Account
 from ..spans import listen
 
 if TYPE_CHECKING:
     from ..media.video import Clip
-    from ..model.animation import ImageAnimationPipeline
     from ..serve.engine import Animation, AnimationRequest, Animator
-
-
-class _Progress:
-    """Stands for diffusers' progress bar, which is there from the first step to the last."""
-
-    def __init__(self, account: Account) -> None:
-        self.account, self.last = account, 0.0
-
-    def __enter__(self) -> _Progress:
-        self.last = clock()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        pass
-
-    def update(self, _steps: int = 1) -> None:
-        began, self.last = self.last, clock()
-        self.account.add("step", self.last - began)
-
-
-def diffusers_request(pipe: ImageAnimationPipeline, account: Account | None = None) -> np.ndarray:
-    """Return the clip of `seeded_request` by diffusers' own class, with the same weights; it knows two branches alone.
-
-    Args:
-        account: its steps are added to it.
-    """
-    family, (height, width), config = pipe.family, pipe.default_size, pipe.config
-    kind: Any = getattr(diffusers, family.pipeline_class)
-    known = inspect.signature(kind.__init__).parameters
-    options = {name: config[name] for name in family.options if name in known}
-    theirs = kind(**{name: part for name, part in pipe.components.items() if name in known}, **options)
-    theirs.progress_bar = lambda *_arguments, **_options: _Progress(account or Account())
-    given = {
-        "image": example_picture(height, width),
-        "prompt": PROMPT,
-        "negative_prompt": family.negative_prompt,
-        "height": height,
-        "width": width,
-        "num_frames": config.num_frames,
-        "num_inference_steps": config.num_inference_steps,
-        **dict.fromkeys(("fps", "target_fps", "frame_rate"), config.fps),
-        **dict.fromkeys(("guidance_scale", "max_guidance_scale"), config.guidance_scale),
-        "clip_skip": None,  # with transformers 5 what it has by default fails (diffusers #14124)
-        "generator": torch.Generator().manual_seed(0),
-        "output_type": "np",
-    }
-    taken = inspect.signature(kind.__call__).parameters
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return np.asarray(theirs(**{name: value for name, value in given.items() if name in taken}).frames[0])
 
 
 @dataclass(frozen=True)

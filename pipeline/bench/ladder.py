@@ -193,11 +193,15 @@ class Ladder:
             rung(EXACT, "diffusers' network in float32, TF32 off", without_tf32),
             rung("diffusers", "diffusers' network, eager", self.precision),
             rung("diffusers + compile", "torch.compile of diffusers' network", compile_network, *plain, **program),
-            rung("ours eager", "what is constant in a request computed once, context once a clip", prepare_once, *plain),
+            rung(
+                "ours eager", "what is constant in a request computed once, context once a clip", prepare_once, *plain
+            ),
             rung("ours channels-last", "and weights and activations with channels last", _layout, *ours),
             rung("ours attention", "and the fastest attention for each shape", self.attention, *laid_out),
             rung("ours fused qkv", "and queries, keys and values in one product", fused, *laid_out, **if_asked),
-            rung("ours compile", "torch.compile of it all, attention chosen for it", self.compile, *compiled, **program),
+            rung(
+                "ours compile", "torch.compile of it all, attention chosen for it", self.compile, *compiled, **program
+            ),
             rung("ours compile graphs", "the same as CUDA graphs", graphs, *compiled, **program),
             rung("ours max-autotune", "the same, kernels tried out", tuned, *compiled, program=True, **if_asked),
             rung("ours aot", "compiled ahead of time, loaded from a file", self.aot, *compiled, **program),
@@ -212,9 +216,7 @@ class Ladder:
     def precision(self, pipe: ImageAnimationPipeline) -> Change:
         return set_precision(pipe, self.dtype, self.vae_dtype)
 
-    def attention(
-        self, pipe: ImageAnimationPipeline, *, compiled: bool = False, fuse_qkv: bool = False
-    ) -> Change:
+    def attention(self, pipe: ImageAnimationPipeline, *, compiled: bool = False, fuse_qkv: bool = False) -> Change:
         key = compiled, pipe.network.dtype
         if key not in self._backends:
             self._backends[key] = fastest_backends(pipe, compiled=compiled)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import itertools
-import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +21,11 @@ from ..model.families import cast_cond
 from ..optimise.base import Applied
 from ..optimise.example import FirstPass, first_pass, seeded_request
 from ..optimise.precision import Trial, choose, difference, precision_trials
-from ..optimise.timing import Account, clock, seconds_of
+from ..optimise.timing import Account, clock, peak_flops, seconds_of
 from ..spans import listen
-from .baseline import diffusers_request
 from .ladder import EXACT, REFERENCES, Apply, Ladder, Measure, Rung, branches_of, chosen, plan
 from .profile import profile_pass
+from .subjects import diffusers_request, of_branches, updates
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -178,7 +176,9 @@ def bench(
     """
     if repeats < 1:
         raise ValueError(f"repeats: {repeats} is below 1")
-    session = _Session(pipe, part, folder, dtype, calls, branches)
+    # Most processors emulate half precision, which takes its time: there it is tried where it is asked for.
+    trials = part == "request" and (pipe.device.type == "cuda" or rungs is None or "precision" in rungs)
+    session = _Session(pipe, part, folder, dtype, calls, branches, tries_precisions=trials)
     every = session.ladder.rungs(part)
     wanted = [rung.name for rung in chosen(every, rungs)]
     # The rung that the others are held against is always there; in a pass the exact output too, though not timed.
@@ -200,10 +200,13 @@ def bench(
                 session.visit(one, 0 if untimed else times, result if profiled else None, first=turn == 0)
             except Exception as error:  # compilers and libraries raise what they like, and the others are to go on
                 if strict:
-                    raise error if isinstance(error, StillmotionError) else StillmotionError(first_line(error)) from error
+                    raise (
+                        error if isinstance(error, StillmotionError) else StillmotionError(first_line(error))
+                    ) from error
                 one.result.skipped = first_line(error)
-            if one.result.skipped is not None:
-                _free()  # now that the error no longer holds what it came from
+            if torch.cuda.is_available():  # now that no error holds what it came from any more
+                gc.collect()
+                torch.cuda.empty_cache()
             if turn == 0:
                 tell(f"{one.rung.name}: {one.result.skipped or f'ready after {clock() - began:.1f} s'}")
             _summarise(taken, part, result)
@@ -224,6 +227,8 @@ class _Session:
         dtype: torch.dtype | None,
         calls: int,
         branches: int | None,
+        *,
+        tries_precisions: bool,
     ) -> None:
         self.pipe, self.part, self.folder, self.calls = pipe, part, folder, calls
         self.flops: dict[tuple[Apply, ...], int] = {}
@@ -231,24 +236,22 @@ class _Session:
         self.first: FirstPass | None = None
         vae_dtype, keep = None, True
         if part == "request":
-            self.trials = precision_trials(pipe)
+            self.trials = precision_trials(pipe) if tries_precisions else []
             fastest = choose(self.trials)
-            keep = fastest["unet"] is not torch.float32
+            keep = fastest.get("unet", torch.float32) is not torch.float32
             dtype, vae_dtype = (fastest["unet"], fastest["vae"]) if keep else (torch.bfloat16, torch.float32)
         if part == "pass":
-            self.first = _of_branches(first_pass(pipe), branches)
+            self.first = of_branches(first_pass(pipe), branches)
         self.dtype = dtype or (torch.bfloat16 if pipe.device.type == "cuda" else torch.float32)
         self.ladder = Ladder(pipe, self.dtype, vae_dtype, keep, folder / "programs")
 
     def result(self, preset: str, model: str) -> BenchResult:
         """Return what is known before anything is measured."""
         pipe, (height, width) = self.pipe, self.pipe.default_size
+        peaks = {"float32": peak_flops(pipe.device, torch.float32)}
         # A processor that emulates half precision still has float32's units: they are the peak.
-        dtypes = {torch.float32, self.dtype}
-        peaks = {
-            dtype_name(dtype): peak_flops(pipe.device, dtype if pipe.device.type == "cuda" else torch.float32)
-            for dtype in sorted(dtypes, key=str)
-        }
+        half = peak_flops(pipe.device, self.dtype) if pipe.device.type == "cuda" else peaks["float32"]
+        peaks[dtype_name(self.dtype)] = half
         branches = len(self.first.latents) if self.first is not None else branches_of(pipe)
         return BenchResult(
             part=self.part,
@@ -313,8 +316,8 @@ class _Session:
         """Give what is measured while the block runs, with the changes that are in place."""
         pipe = self.pipe
         if self.part == "distill":
-            with _updates(pipe, one, self.folder) as update:
-                yield update
+            with updates(pipe, self.folder, one.rung.settings) as (update, one.result.trained_millions):
+                yield lambda: update() and None  # it has no output
         elif self.part == "pass":
             assert self.first is not None
             latents, timestep, cond = self.first
@@ -328,36 +331,6 @@ class _Session:
                     yield lambda: torch.from_numpy(diffusers_request(pipe, one.account))
                 else:
                     yield lambda: torch.from_numpy(seeded_request(pipe))
-
-
-def _of_branches(first: FirstPass, branches: int | None) -> FirstPass:
-    """Return a pass of so many guidance branches, the first ones again where there are fewer."""
-    rows = torch.arange(branches or len(first.latents), device=first.latents.device) % len(first.latents)
-    return FirstPass(first.latents[rows], first.timestep, {name: t[rows] for name, t in first.cond.items()})
-
-
-@contextmanager
-def _updates(pipe: ImageAnimationPipeline, one: _Taken, folder: Path) -> Iterator[Run]:
-    """Give one update of a student of a batch of one clip; the first has been made, which makes the optimizer's state."""
-    from ..distill.data import GeneratedSource
-    from ..distill.trainer import Distiller, DistillSettings
-
-    source = GeneratedSource(min(*pipe.default_size, 128), 2, 1)
-    examples, numbers = source[0], itertools.count()
-    settings = DistillSettings(
-        student_steps=math.gcd(8, pipe.config.num_inference_steps),
-        mixed_precision={torch.bfloat16: "bf16", torch.float16: "fp16"}.get(pipe.network.dtype, "no"),
-        **one.rung.settings,
-    )
-    distiller = Distiller(pipe, source, settings, folder)
-    one.result.trained_millions = round(sum(p.numel() for p in distiller.trained) / 1e6, 3)
-    try:
-        distiller.update(examples, next(numbers))
-        yield lambda: distiller.update(examples, next(numbers)) and None  # it has no output
-    finally:
-        distiller.close()
-        del distiller
-        _free()
 
 
 def _summarise(taken: list[_Taken], part: Measure, result: BenchResult) -> None:
@@ -411,23 +384,3 @@ def _compare(one: _Taken, previous: _Taken | None, exact: _Taken | None, part: M
 def _ratio(base: _Taken | None, figures: RungResult, name: str) -> float | None:
     before, now = None if base is None else getattr(base.result, name), getattr(figures, name)
     return None if before is None or now is None else round(before / now, 3)
-
-
-@torch.no_grad()
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations a second of a large square matrix product, the best of several.
-
-    Float32 is measured as PyTorch has it by default, without TF32.
-    """
-    side = 8192 if device.type == "cuda" else 1024
-    # Random numbers: products of zeros need less power, and a GPU then keeps a higher clock.
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    product = torch.empty_like(a)
-    return float(f"{2 * side**3 / min(seconds_of(lambda: torch.mm(a, b, out=product), 10, warm_up=2)):.4g}")
-
-
-def _free() -> None:
-    """Give back a GPU's memory; on a CPU there is enough, and no figure depends on it."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

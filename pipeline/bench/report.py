@@ -54,14 +54,18 @@ def table(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = _rows(rungs)
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.rjust(width) if k else cell.ljust(width) for k, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.rjust(width) if k else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return [*(line.rstrip() for line in lines), *_reasons(rungs)]
 
 
 def _reasons(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [f"{rung['name']}: not applied: {rung['skipped']}" for rung in rungs if rung["skipped"] is not None]
+    skipped = [(rung["name"], rung["skipped"]) for rung in rungs if rung["skipped"] is not None]
+    return [f"{name}: not applied: {why.removeprefix(f'{name}: ')}" for name, why in skipped]
 
 
 def markdown(result: BenchResult) -> str:
@@ -78,8 +82,9 @@ def markdown(result: BenchResult) -> str:
         "",
         f"`{result.command}`",
         "",
-        f"{computer['processor']}; accelerator {computer['accelerator']}; {computer['threads']} threads; {software}; "
-        f"a network of {result.parameters / 1e6:.1f} million parameters; matrix products: {peaks}",
+        f"{computer['processor']}; accelerator {computer['accelerator']}; {computer['threads']} threads; {software}",
+        "",
+        f"A network of {result.parameters / 1e6:.1f} million parameters; matrix products: {peaks}",
         "",
         *("| " + " | ".join(row) + " |" for row in (header, ["---", *["--:"] * (len(header) - 1)], *rows)),
         "",

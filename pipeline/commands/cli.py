@@ -23,13 +23,13 @@ from ..lock import held
 from ..machine import default_device
 from ..runs.settings import UsageError
 from . import animate as animate_command
+from . import bench as bench_command
 from . import distill as distill_command
 from . import evaluate as evaluate_command
 from .options import (
     add_parameters,
     existing,
     parameters,
-    positive,
     settings_with_parameters,
     utf8_text,
 )
@@ -123,24 +123,8 @@ def build_parser() -> argparse.ArgumentParser:
         "of eager and torchscript, by measurement (default: eager)",
     )
 
-    bench = add("bench", bench_model, _bench_lines, "measure each optimisation, in one run")
-    bench.add_argument("--preset", choices=("tiny", "i2vgen-xl"), default="tiny", help="default: tiny")
-    bench.add_argument(
-        "--model", metavar="FOLDER_OR_ID", help="checkpoint (default: the shipped teacher, or random weights)"
-    )
-    parts = ("request", "pass", "distill")
-    text = "whole requests (default), one pass of the network, or one update of a student"
-    bench.add_argument("--part", choices=parts, default=parts[0], help=text)
-    text = "some of the rungs, separated by commas (default: those that fit the device)"
-    bench.add_argument("--rungs", "--variants", metavar="NAMES", help=text)
-    bench.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed turns of a rung (default: 3)")
-    bench.add_argument("--strict", action="store_true", help="stop where an optimisation does not apply")
-    bench.add_argument("--passes", type=positive, default=10, metavar="N", help="passes timed together (default: 10)")
-    bench.add_argument("--branches", type=positive, metavar="N", help="guidance branches of a pass (default: its own)")
-    dtypes = ("float32", "bfloat16", "float16")
-    text = "precision of a pass or of the teacher of an update (default: bfloat16 on a GPU, else float32)"
-    bench.add_argument("--dtype", choices=dtypes, help=text)
-    bench.add_argument("--out", type=Path, metavar="DIR", help="write JSON, Markdown and plot or profiles there")
+    text = "measure each optimisation, in one run"
+    bench_command.add_arguments(add("bench", bench_command.bench_model, bench_command.lines, text))
 
     train = add("train", train_embedded, lambda r: [r["out"]], "train the shipped teacher on generated clips")
     train.add_argument(
@@ -209,55 +193,6 @@ def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
         "max_difference": packaged.max_difference,
         "runtime": packaged.animator.runtime,
     }
-
-
-def bench_model(options: argparse.Namespace) -> dict[str, Any]:
-    """`bench`: the ladder of optimisations, rung by rung."""
-    if options.model:
-        from ..serve.sources import check_source
-
-        check_source(options.model)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is said before the work
-    from ..quiet import quiet_libraries
-
-    quiet_libraries()
-    import tempfile
-
-    from ..bench import bench, open_preset, write
-    from ..optimise.precision import dtype_of
-
-    names = None if options.rungs is None else [name.strip() for name in options.rungs.split(",")]
-    pipe, model = open_preset(options.preset, options.model)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            result = bench(
-                pipe,
-                model,
-                options.preset,
-                Path(folder),
-                names,
-                options.repeats,
-                strict=options.strict,
-                tell=tell,
-                part=options.part,
-                dtype=None if options.dtype is None else dtype_of(options.dtype),
-                calls=options.passes,
-                branches=options.branches,
-                profiled=options.out is not None,
-                save=lambda result: None if options.out is None else write(result, options.out),
-            )
-        except ValueError as error:
-            options.usage_error(f"--{error}")
-    if options.out is not None:
-        tell(f"written: {options.out}")
-    return result.to_dict()
-
-
-def _bench_lines(result: dict[str, Any]) -> list[str]:
-    from ..bench import table
-
-    return table(result["rungs"])
 
 
 def train_embedded(options: argparse.Namespace) -> dict[str, Any]:

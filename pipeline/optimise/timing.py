@@ -6,6 +6,7 @@ import timeit
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch.utils.benchmark import timer as clock
 
 
@@ -41,3 +42,16 @@ class Account:
     def add(self, name: str, seconds: float) -> None:
         """Add one part."""
         self.parts.setdefault(name, []).append(seconds)
+
+
+@torch.no_grad()
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations a second of a large square matrix product, the best of several.
+
+    Float32 is measured as PyTorch has it by default, without TF32.
+    """
+    side = 8192 if device.type == "cuda" else 512
+    # Random numbers: products of zeros need less power, and a GPU then keeps a higher clock.
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    return float(f"{2 * side**3 / min(seconds_of(lambda: torch.mm(a, b, out=product), 10, warm_up=2)):.4g}")

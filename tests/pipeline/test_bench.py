@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,18 +48,13 @@ def teacher(teacher_folder) -> ImageAnimationPipeline:
 
 
 @pytest.fixture(scope="module")
-def weights(teacher):
-    return {name: value.clone() for name, value in teacher.unet.state_dict().items()}
-
-
-@pytest.fixture(scope="module")
-def requests(teacher, weights, tmp_path_factory):
+def requests(teacher, tmp_path_factory):
     """The ladder of a random teacher, but the compilers."""
     return bench(teacher, "random", "tiny", tmp_path_factory.mktemp("bench"), FAST, repeats=1)
 
 
 @pytest.fixture(scope="module")
-def passes(teacher, weights, tmp_path_factory):
+def passes(teacher, tmp_path_factory):
     """Single passes, with what was saved after each rung, and the files."""
     folder, saved = tmp_path_factory.mktemp("pass"), []
     save = lambda result: saved.append([rung.name for rung in result.rungs])  # noqa: E731
@@ -135,8 +131,10 @@ def test_a_precision_that_is_slower_here_says_so_and_is_not_kept(requests):
     assert precision.psnr_to_teacher_db > 20
 
 
-def test_the_pipeline_is_left_as_it_was(requests, passes, teacher, weights):
-    assert all(torch.equal(value, weights[name]) for name, value in teacher.unet.state_dict().items())
+@pytest.mark.usefixtures("requests", "passes")
+def test_the_pipeline_is_left_as_it_was(teacher, teacher_folder):
+    as_it_was = open_checkpoint(teacher_folder).pipe.unet.state_dict()
+    assert all(torch.equal(value, as_it_was[name]) for name, value in teacher.unet.state_dict().items())
     assert teacher.config.num_inference_steps == 2
     assert type(teacher.denoiser).__name__ == "PlainDenoiser"
 
@@ -224,12 +222,12 @@ def test_compilers_are_for_gpus_unless_asked_for(i2vgen, tmp_path):
 
 def test_updates_of_a_student_are_measured_each_way(teacher_folder, tmp_path, capsys):
     command = ["bench", "--part", "distill", "--model", str(teacher_folder), "--out", str(tmp_path), "--json"]
-    assert main([*command, "--variants", "all weights,LoRA", "--repeats", "2"]) == 0
+    assert main([*command, "--variants", "all weights,LoRA", "--repeats", "1"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads((tmp_path / "distill-update.json").read_text())
     every, lora = document["rungs"]
     assert every["trained_millions"] > lora["trained_millions"] > 0
-    assert all(len(rung["times_s"]) == 2 and rung["median_s"] > 0 for rung in (every, lora))
+    assert all(len(rung["times_s"]) == 1 and rung["median_s"] > 0 for rung in (every, lora))
     assert every["flops"] > 0
 
 
@@ -255,30 +253,44 @@ def test_kernels_are_known_by_their_names(kernel, kind):
 # ------------------------------------------------------------------ families, and what does not fit
 
 
-@pytest.mark.parametrize("kind", ["wan-2.1", "wan-2.2-a14b", "svd", "ltx"])
-def test_requests_of_every_family_are_measured_beside_diffusers(kind, tmp_path, capsys):
-    SMALL[kind]().save_pretrained(tmp_path)
-    assert main(["bench", "--model", str(tmp_path), "--json", "--repeats", "1", "--rungs", RUNGS]) == 0
+@pytest.fixture(
+    scope="module", params=[("wan-2.1", 5), ("wan-2.2-a14b", 5), ("svd", 3), ("ltx", 9)], ids=lambda p: p[0]
+)
+def of_family(request, tmp_path_factory) -> tuple[str, Path]:
+    """A small checkpoint of another family whose requests are short."""
+    kind, frames = request.param
+    folder = tmp_path_factory.mktemp(kind)
+    SMALL[kind]().save_pretrained(folder)
+    pipe = ImageAnimationPipeline.from_pretrained(folder)
+    pipe.register_to_config(num_frames=frames, height=32, width=32, num_inference_steps=2)
+    pipe.save_pretrained(folder)
+    return kind, folder
+
+
+def test_every_family_is_measured_beside_diffusers(of_family, capsys):
+    kind, folder = of_family
+    names = ["diffusers", "teacher", "context", "prepare", "solver", "8 x 1"]
+    assert main(["bench", "--model", str(folder), "--json", "--repeats", "1", "--rungs", ",".join(names)]) == 0
     rungs = {rung["name"]: rung for rung in json.loads(capsys.readouterr().out)["rungs"]}
-    assert rungs["diffusers"]["median_s"] > 0
-    assert rungs["diffusers"]["passes"] == rungs["teacher"]["passes"] == rungs["teacher"]["steps"] * 2
+    assert list(rungs) == names
+    assert rungs["diffusers"]["passes"] == rungs["teacher"]["passes"] == 2 * 2
     assert rungs["diffusers"]["psnr_to_teacher_db"] > 60
-    for name, rung in rungs.items():
-        assert (rung["median_s"] is None) == bool(rung["skipped"]), name
-        assert "\n" not in (rung["skipped"] or "")
-    assert rungs["prepare"]["skipped"] is None or kind == "wan-2.2-a14b"  # which has two networks
     assert rungs["8 x 1"]["passes"] == 8
+    left_out = {name for name, rung in rungs.items() if rung["skipped"]}
+    expected = {"svd": {"solver"}, "wan-2.2-a14b": {"context", "prepare", "solver"}}
+    assert left_out == expected.get(kind, {"context", "solver"})
+    assert all((rung["median_s"] is None) == (name in left_out) for name, rung in rungs.items())
+    assert not any("\n" in (rung["skipped"] or "") for rung in rungs.values())
 
 
-RUNGS = "diffusers,teacher,context,prepare,layout,solver,8 x 1"
-
-
-@pytest.mark.parametrize("kind", ["wan-2.2-ti2v", "svd", "ltx"])
-def test_passes_of_every_family_are_measured(kind, tmp_path):
-    SMALL[kind]().save_pretrained(tmp_path / "model")
-    pipe = open_checkpoint(tmp_path / "model").pipe
+def test_a_pass_of_every_family_is_measured(of_family, tmp_path):
+    kind, folder = of_family
+    pipe = open_checkpoint(folder).pipe
     result = bench(pipe, kind, "tiny", tmp_path, ["ours eager"], repeats=1, part="pass", calls=1)
     plain, ours = result.rungs
+    if kind == "wan-2.2-a14b":  # it has two networks
+        assert "2 networks" in ours.skipped
+        return
     assert ours.relative_error < 1e-4
     assert 0 < ours.flops <= plain.flops
 
@@ -304,11 +316,12 @@ def test_what_does_not_apply_is_left_out_with_its_reason_or_stops_the_run(one_le
         run(strict=True)
 
 
-def test_a_run_in_which_nothing_applies_fails_with_the_reasons(i2vgen, tmp_path):
-    with pytest.raises(NotApplicable, match="layout: it is in place"):
-        i2vgen_twice = Rung("layout", "", Ladder(i2vgen, torch.float32, None, True, tmp_path)._pass()[4].changes * 2)  # noqa: FBT003
-        with i2vgen_twice.entered(i2vgen):
-            pass
+def test_a_run_in_which_nothing_applies_fails_with_the_reasons(of_family, capsys):
+    kind, folder = of_family
+    if kind != "ltx":
+        pytest.skip("one is enough")
+    assert main(["bench", "--model", str(folder), "--json", "--rungs", "layout"]) == 1
+    assert "nothing was measured: layout: LTXVideoTransformer3DModel has no conv_in" in capsys.readouterr().err
 
 
 def test_a_rung_that_fails_half_way_undoes_its_first_half_and_does_without_a_base_that_does_not_fit(i2vgen):
@@ -362,7 +375,7 @@ def test_the_published_size_is_built_from_widths_and_no_layer_begins_at_zero():
 
 def test_the_published_size_is_i2vgen_xls_and_weights_are_made_on_the_device_and_the_rest_is_not():
     made = random_i2vgen_xl(device="meta")
-    assert sum(parameter.numel() for parameter in made.unet.parameters()) == 1_420_467_108
+    assert sum(parameter.numel() for parameter in made.unet.parameters()) // 10**6 == 1420
     assert made.default_size == (512, 512)
     for part in (made.unet, made.vae, made.text_encoder, made.image_encoder):
         assert all(tensor.is_meta for tensor in part.state_dict().values())
