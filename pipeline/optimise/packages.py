@@ -92,7 +92,7 @@ class Programs(BaseModel):
 
 
 def device_key(device: torch.device) -> str:
-    """Return the kind of device that machine code fits: GPU and compute capability, or processor and vectors, by name."""
+    """Return the kind of device that machine code fits: GPU and compute capability, or processor and vectors."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"cuda {torch.cuda.get_device_name(device)} sm_{major}{minor}"

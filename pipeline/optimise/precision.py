@@ -97,7 +97,7 @@ def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: t
 
 
 def in_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype) -> ImageAnimationPipeline:
-    """Return a pipeline cast as `set_precision` casts it; the original, and what others share with it, stays as it is."""
+    """Return a pipeline cast as `set_precision` casts it; the original and what others share with it stay as they are."""
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     if all(tensor.dtype is dtype for part in parts for tensor in part.parameters() if tensor.is_floating_point()):
         return pipe
@@ -190,7 +190,7 @@ def choose(trials: Sequence[Trial], least_psnr_db: float = LEAST_PSNR_DB) -> dic
 
 
 def dtypes_of(folder: Path, name: str) -> dict[str, torch.dtype]:
-    """Return the precision of each part of a checkpoint's folder as `set_precision` casts it, for loading it so at once.
+    """Return the precision that `set_precision` casts each part of a checkpoint's folder to, for loading it so at once.
 
     Raises:
         ValueError: as `dtype_of`.
