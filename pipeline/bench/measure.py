@@ -317,7 +317,7 @@ class _Session:
         pipe = self.pipe
         if self.part == "distill":
             with updates(pipe, self.folder, one.rung.settings) as (update, one.result.trained_millions):
-                yield lambda: update() and None  # it has no output
+                yield update
         elif self.part == "pass":
             assert self.first is not None
             latents, timestep, cond = self.first

@@ -80,7 +80,7 @@ def of_branches(first: FirstPass, branches: int | None) -> FirstPass:
 @contextmanager
 def updates(
     pipe: ImageAnimationPipeline, folder: Path, settings: Mapping[str, Any]
-) -> Iterator[tuple[Callable[[], object], float]]:
+) -> Iterator[tuple[Callable[[], None], float]]:
     """Give what makes one update of a student, from one clip, and how many million parameters it changes.
 
     The first update has been made when the block begins: it makes the optimizer's state.
@@ -100,8 +100,12 @@ def updates(
     )
     distiller = Distiller(pipe, source, chosen, folder)
     trained = round(sum(parameter.numel() for parameter in distiller.trained) / 1e6, 3)
-    try:
+
+    def update() -> None:
         distiller.update(examples, next(numbers))
-        yield lambda: distiller.update(examples, next(numbers)), trained
+
+    try:
+        update()
+        yield update, trained
     finally:
         distiller.close()

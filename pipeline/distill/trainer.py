@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ..errors import StillmotionError
 from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
 from ..model.guidance import AnyGuidance, ClipGuidance, Guidance
-from ..serve.engine import default_device
+from ..machine import default_device
 from .algorithm import (
     Grid,
     Predict,

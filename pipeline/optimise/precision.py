@@ -97,7 +97,7 @@ def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: t
 
 
 def in_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype) -> ImageAnimationPipeline:
-    """Return a pipeline cast as `set_precision` casts it; the original and what others share with it stay as they are."""
+    """Return a pipeline cast as `set_precision` casts it; the original and what it shares stay as they are."""
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     if all(tensor.dtype is dtype for part in parts for tensor in part.parameters() if tensor.is_floating_point()):
         return pipe

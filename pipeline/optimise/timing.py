@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch.utils.benchmark import timer as clock
+from torch.utils.benchmark import timer
+
+clock = timer
+"""Seconds since some time in the past, once the accelerator has done what it was given."""
 
 
 def seconds_of(run: Callable[[], object], repeats: int = 1, number: int = 1, warm_up: int = 0) -> list[float]:
