@@ -1,14 +1,18 @@
-"""The machine and the versions that a figure was measured with."""
+"""What every stage asks of the machine: its name and versions, its memory, and how things on it are called."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("stillmotion", "torch", "diffusers", "transformers", "bentoml", "papermill", "numpy")
 
@@ -46,6 +50,24 @@ def peak_memory_mb() -> float:
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
+
+
+def default_device() -> str:
+    """Return the accelerator, where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a precision as files and options write it: "bfloat16" of `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _has_affinity() -> bool:

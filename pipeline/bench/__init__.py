@@ -1,30 +1,13 @@
-"""`python -m pipeline bench`: each optimisation measured in one run.
+"""`python -m pipeline bench`: each optimisation measured in one run, beside diffusers' own pipeline.
 
-- `presets`: the models that are measured.
-- `measure`: the rungs of `pipeline.bench.ladder` in turn, and diffusers' own pipeline beside them; `requests`: what
-  each of them computes.
-- `report`: JSON, Markdown and plot of these.
-- `unet_pass`, `variants`: one U-Net pass alone, ours and diffusers', eager and compiled; `pass_report` writes them.
-- `profiling`: the kernels of a pass. `timing`: clocks, and the peak of a device.
+- `ladder`: the rungs, which are changes of a pipeline; of a whole request, of one pass, of one update of a student.
+- `measure`: the rungs in turn. `report`: tables and files. `presets`: the models that are measured.
+- `baseline`: what a model takes as it came, for notebooks.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+from .ladder import Measure, Rung
+from .measure import BenchResult, RungResult, bench
 from .presets import open_preset
+from .report import table, write
 
-if TYPE_CHECKING:
-    from .measure import BenchResult, RungResult, bench
-    from .report import table, write
-
-__all__ = ["BenchResult", "RungResult", "bench", "open_preset", "table", "write"]
-
-
-def __getattr__(name: str) -> Any:
-    # A pass is measured on machines that lack what whole requests need (the encoders of videos).
-    from importlib import import_module
-
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".report" if name in ("table", "write") else ".measure", __name__), name)
+__all__ = ["BenchResult", "Measure", "Rung", "RungResult", "bench", "open_preset", "table", "write"]

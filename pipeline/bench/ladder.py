@@ -2,165 +2,225 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..model.guidance import Guidance
+from ..machine import dtype_name
+from ..model.guidance import guidance_for
 from ..model.solver import log_snr_solver
 from ..optimise import packages
-from ..optimise.base import Change, NotApplicable
+from ..optimise.attention import AttentionShape, Backend, choose_attention, fastest_backends
+from ..optimise.base import Applied, Change, NotApplicable
 from ..optimise.block_cache import Schedule, cache_blocks, measure_changes, schedule_of
 from ..optimise.context import fold_context
+from ..optimise.example import seeded_request
 from ..optimise.layout import channels_last
 from ..optimise.precision import set_precision
-from ..optimise.prepared import PreparedDenoiser, Step, prepare_once
+from ..optimise.prepared import Step, prepare_once
 from ..optimise.runtimes import (
     Example,
     compile_blocks,
     compile_decoder,
+    compile_network,
     compile_whole,
     example_of,
     install,
+    prepared_denoiser,
     trace,
 )
-from ..optimise.tune import attention
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
 
+Measure = Literal["request", "pass", "distill"]
+"""What is timed: picture and prompt to frames, one call of the network, or one update of a student."""
+
 Apply = Callable[["ImageAnimationPipeline"], Change]
 
 STEPS = 15
-"""Of DPM-Solver++ on the log-SNR grid: the article's number."""
+"""Steps of DPM-Solver++ on the log-SNR grid: the article's number."""
 _FEW_STEPS = 2
 
 CACHE_THRESHOLD = 0.1
-"""Of block caching: the largest at which clips of the shipped teacher stay above 30 dB of those without."""
+"""The largest threshold of block caching at which clips of the shipped teacher stay above 30 dB of those without."""
+
+REFERENCES: Mapping[Measure, str] = {"request": "teacher", "pass": "diffusers", "distill": "all weights"}
+"""The rung that speed-ups are against."""
+
+EXACT = "diffusers fp32"
+"""The rung whose output the others' is compared with, where one pass is measured."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """Optimisations applied together.
+    """Optimisations applied together, and what is measured with them in place.
 
     Attributes:
-        name: as in the report.
-        note: what it is, for people.
-        changes: applied in order, undone in reverse.
+        name, note: name as in the report, and what it is, for people.
+        changes: the rung's own, applied in order, undone in reverse.
+        measure: what is timed.
+        base: changes of rungs that it stands on; one that does not fit is left out.
         kept: whether later rungs stand on this one.
-        program: whether the U-Net runs as a program whose operations cannot be counted from outside.
-        speed_only: its output is not meant to be looked at.
-        steps: of the solver while it is measured, where a whole request would take minutes.
+        program: whether the network runs as a program, whose operations cannot be counted from outside.
+        speed_only: whether the output means nothing.
+        steps: steps of the solver while it is measured, where a whole request would take minutes.
+        settings: settings of the training, where an update is measured.
+        by_default: whether it is measured where no names are given.
     """
 
     name: str
     note: str
-    changes: tuple[Apply, ...]
+    changes: tuple[Apply, ...] = ()
+    measure: Measure = "request"
+    base: tuple[Apply, ...] = ()
     kept: bool = True
     program: bool = False
     speed_only: bool = False
     steps: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    by_default: bool = True
 
-    def enter(self, pipe: ImageAnimationPipeline) -> ExitStack:
-        """Apply the changes; closing the stack undoes them.
+    @contextmanager
+    def entered(self, pipe: ImageAnimationPipeline) -> Iterator[Applied]:
+        """Apply the changes while the block runs.
 
         Raises:
-            NotApplicable: one of them does not fit; those before it are undone.
+            NotApplicable: one of the rung's own does not fit; those before it are undone.
         """
-        with ExitStack() as stack:
+        applied = Applied()
+        try:
+            for apply in self.base:
+                applied.fits(partial(apply, pipe))
             for apply in self.changes:
-                stack.callback(apply(pipe).undo)
+                applied.changes.append(apply(pipe))
             if self.steps is not None:
-                stack.callback(plan(pipe, self.steps).undo)
-            return stack.pop_all()
+                applied.changes.append(plan(pipe, self.steps))
+            yield applied
+        finally:
+            applied.undo()
+
+
+def chosen(rungs: Sequence[Rung], names: Sequence[str] | None) -> list[Rung]:
+    """Return the rungs that are asked for; None: those of the default list.
+
+    Raises:
+        ValueError: a name is none of the ladder's.
+    """
+    known = [rung.name for rung in rungs]
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"rungs: {unknown[0]!r} is not one of {', '.join(known)}")
+    return [rung for rung in rungs if (rung.by_default if names is None else rung.name in names)]
 
 
 @dataclass
 class Ladder:
-    """Builds the rungs for one pipeline; programs are built once and kept.
+    """Makes the rungs for one pipeline; programs and the choice of attention are made once and kept.
 
     Args:
-        unet_dtype, vae_dtype: what the precision rung casts to.
-        keep_precision: whether later rungs stand on it (it is faster here, and close enough).
+        dtype, vae_dtype: what the network and the autoencoder are cast to.
+        keep_precision: whether later rungs of a request stand on it (it is faster here, and close enough).
         folder: for ahead-of-time packages.
-        whole: as on a GPU: compile the U-Net as a whole and the decoder too, where otherwise its repeated
-            blocks are compiled, which takes a fraction of the time to build; and let later rungs stand on
-            layout and attention, which gain nothing on a processor.
     """
 
     pipe: ImageAnimationPipeline
-    unet_dtype: torch.dtype
-    vae_dtype: torch.dtype
+    dtype: torch.dtype
+    vae_dtype: torch.dtype | None
     keep_precision: bool
     folder: Path
-    steps: int = STEPS
-    whole: bool = False
-    build_s: dict[str, float] = field(default_factory=dict)
-    _programs: dict[str, tuple[Step, Example]] = field(default_factory=dict)
+    _programs: dict[tuple[str, torch.dtype], tuple[Step, Example]] = field(default_factory=dict)
+    _backends: dict[tuple[bool, torch.dtype], dict[AttentionShape, Backend]] = field(default_factory=dict)
     _schedule: Schedule | None = None
 
-    def rungs(self, names: Sequence[str] | None = None) -> list[Rung]:
-        """The ladder, from the plain teacher upwards.
+    def __post_init__(self) -> None:
+        self.on_gpu = self.pipe.device.type == "cuda"
 
-        Args:
-            names: those to be measured; None: all.
+    def rungs(self, measure: Measure) -> list[Rung]:
+        """Return all rungs of one measure, from the plain model upwards."""
+        return {"request": self._request, "pass": self._pass, "distill": self._distill}[measure]()
 
-        Raises:
-            ValueError: a name is none of the ladder's.
-        """
-        dtype = str(self.unet_dtype).removeprefix("torch.")
+    def _request(self) -> list[Rung]:
         kept: list[Apply] = []
-        made: list[Rung] = []
+        made = [Rung("diffusers", "diffusers' own pipeline, two guidance branches at most", kept=False)]
 
-        def rung(
-            name: str, note: str, *own: Apply, keep: bool = True, program: bool = False, steps: int | None = None
-        ) -> None:
-            made.append(Rung(name, note, (*kept, *own), keep, program, steps=steps))
+        def rung(name: str, note: str, *own: Apply, keep: bool = True, **more: Any) -> None:
+            made.append(Rung(name, note, own, base=tuple(kept), kept=keep, **more))
             if keep:
                 kept.extend(own)
 
         rung("teacher", "as the checkpoint has it, float32, PyTorch eager")
         dropped = f"; no faster in a trial, so not kept, and measured on {_FEW_STEPS} steps"
-        slower = "" if self.keep_precision else dropped
+        note = f"network in {dtype_name(self.dtype)}{'' if self.keep_precision else dropped}"
         few = None if self.keep_precision else _FEW_STEPS
-        rung("precision", f"U-Net in {dtype}{slower}", self.precision, keep=self.keep_precision, steps=few)
-        rung("context", "context projected once a clip, not once a frame", lambda pipe: fold_context(pipe.network))
+        rung("precision", note, self.precision, keep=self.keep_precision, steps=few)
+        rung("context", "context projected once a clip, not once a frame", _context)
         rung("prepare", "keys, values and picture computed once a request, not once a step", prepare_once)
-        gpu = "" if self.whole else "; for GPUs, not kept here"
-        rung("layout", f"convolutions in channels last{gpu}", lambda pipe: channels_last(pipe.network), keep=self.whole)
-        rung("attention", f"the fastest attention for each shape{gpu}", attention, keep=self.whole)
-        rung("solver", f"DPM-Solver++ on log-SNR, {self.steps} steps", self.solver)
+        gpu = "" if self.on_gpu else "; for GPUs, not kept here"
+        rung("layout", f"convolutions in channels last{gpu}", _layout, keep=self.on_gpu)
+        rung("attention", f"the fastest attention for each shape{gpu}", self.attention, keep=self.on_gpu)
+        rung("solver", f"DPM-Solver++ on log-SNR, {STEPS} steps", use_solver)
         rung("block cache", "layers that hardly change are reused between steps", self.block_cache, keep=False)
         rung("torchscript", "traced and frozen", self.torchscript, keep=False, program=True)
-        what = "whole U-Net and decoder" if self.whole else "repeated blocks"
-        rung("compile", f"torch.compile of the {what}", *self.compile(), keep=False, program=True)
-        rung("aot", "U-Net compiled ahead of time, loaded from a file", self.aot, keep=False, program=True)
-        made.append(
-            Rung(
-                "8 x 1",
-                "speed of a student of 8 steps and one branch, with the teacher's weights",
-                (*kept, lambda pipe: plan(pipe, 8, guidance_scale=1.0, image_guidance_scale=1.0)),
-                kept=False,
-                speed_only=True,
-            )
-        )
-        if names is None:
-            return made
-        known = [r.name for r in made]
-        if unknown := sorted(set(names) - set(known)):
-            raise ValueError(f"rungs: {unknown[0]!r} is not one of {', '.join(known)}")
-        return [r for r in made if r.name in names]
+        what = "whole network and decoder" if self.on_gpu else "repeated blocks"
+        compilers = (self.compile, compile_decoder) if self.on_gpu else (compile_blocks,)
+        rung("compile", f"torch.compile of the {what}", *compilers, keep=False, program=True)
+        rung("aot", "network compiled ahead of time, loaded from a file", self.aot, keep=False, program=True)
+        student = partial(plan, steps=8, guidance_scale=1.0, image_guidance_scale=None)
+        text = "speed of a student of 8 steps and one branch, with the teacher's weights"
+        rung("8 x 1", text, student, keep=False, speed_only=True)
+        return made
+
+    def _pass(self) -> list[Rung]:
+        plain = (self.precision,)
+        ours = (*plain, prepare_once)
+        laid_out = (*ours, _layout)
+        compiled = (*laid_out, partial(self.attention, compiled=True))
+        fused = partial(self.attention, fuse_qkv=True)
+        graphs, tuned = (partial(self.compile, mode=m) for m in ("reduce-overhead", "max-autotune-no-cudagraphs"))
+
+        def rung(name: str, note: str, own: Apply, *base: Apply, **more: Any) -> Rung:
+            return Rung(name, note, (own,), "pass", base, **more)
+
+        program = {"kept": False, "program": True, "by_default": self.on_gpu}
+        if_asked = {"kept": False, "by_default": False}
+        return [
+            rung(EXACT, "diffusers' network in float32, TF32 off", without_tf32),
+            rung("diffusers", "diffusers' network, eager", self.precision),
+            rung("diffusers + compile", "torch.compile of diffusers' network", compile_network, *plain, **program),
+            rung(
+                "ours eager", "what is constant in a request computed once, context once a clip", prepare_once, *plain
+            ),
+            rung("ours channels-last", "and weights and activations with channels last", _layout, *ours),
+            rung("ours attention", "and the fastest attention for each shape", self.attention, *laid_out),
+            rung("ours fused qkv", "and queries, keys and values in one product", fused, *laid_out, **if_asked),
+            rung(
+                "ours compile", "torch.compile of it all, attention chosen for it", self.compile, *compiled, **program
+            ),
+            rung("ours compile graphs", "the same as CUDA graphs", graphs, *compiled, **program),
+            rung("ours max-autotune", "the same, kernels tried out", tuned, *compiled, program=True, **if_asked),
+            rung("ours aot", "compiled ahead of time, loaded from a file", self.aot, *compiled, **program),
+        ]
+
+    def _distill(self) -> list[Rung]:
+        return [
+            Rung(name, f"an update of one clip, {note}", (self.precision,), "distill", kept=False, settings=settings)
+            for name, note, settings in TRAININGS
+        ]
 
     def precision(self, pipe: ImageAnimationPipeline) -> Change:
-        return set_precision(pipe, self.unet_dtype, self.vae_dtype)
+        return set_precision(pipe, self.dtype, self.vae_dtype)
 
-    def solver(self, pipe: ImageAnimationPipeline) -> Change:
-        return use_solver(pipe, self.steps)
+    def attention(self, pipe: ImageAnimationPipeline, *, compiled: bool = False, fuse_qkv: bool = False) -> Change:
+        key = compiled, pipe.network.dtype
+        if key not in self._backends:
+            self._backends[key] = fastest_backends(pipe, compiled=compiled)
+        return choose_attention(pipe.network, self._backends[key], fuse_qkv=fuse_qkv)
 
     def block_cache(self, pipe: ImageAnimationPipeline) -> Change:
         if self._schedule is None:
@@ -168,42 +228,83 @@ class Ladder:
         return cache_blocks(pipe, self._schedule)
 
     def torchscript(self, pipe: ImageAnimationPipeline) -> Change:
-        program, example = self._built("torchscript", pipe, lambda example: trace(pipe, example))
-        return install(pipe, program, example, "torchscript", "traced and frozen")
+        return self._program(pipe, "torchscript", partial(trace, pipe))
 
-    def compile(self) -> tuple[Apply, ...]:
-        if not self.whole:
-            return (compile_blocks,)
-        return (lambda pipe: compile_whole(pipe, example_of(pipe)), compile_decoder)
+    def compile(self, pipe: ImageAnimationPipeline, mode: str | None = None) -> Change:
+        def build(example: Example) -> Step:
+            return program_of(pipe, compile_whole(pipe, example, mode=mode))
+
+        return self._program(pipe, f"compile {mode}", build)
 
     def aot(self, pipe: ImageAnimationPipeline) -> Change:
         def build(example: Example) -> Step:
             packages.build(pipe, example, self.folder)
-            change = packages.load(pipe, self.folder)
-            assert isinstance(pipe.denoiser, PreparedDenoiser)
-            program = pipe.denoiser.run
-            change.undo()
-            return program
+            return program_of(pipe, packages.load(pipe, self.folder))
 
-        program, example = self._built("aot", pipe, build)
-        return install(pipe, program, example, "aot", "compiled ahead of time")
+        return self._program(pipe, "aot", build)
 
-    def _built(self, name: str, pipe: ImageAnimationPipeline, build: Callable[[Example], Step]) -> tuple[Step, Example]:
-        if name not in self._programs:
+    def _program(self, pipe: ImageAnimationPipeline, name: str, build: Callable[[Example], Step]) -> Change:
+        key = name, pipe.network.dtype
+        if key not in self._programs:
             example = example_of(pipe)
-            began = time.perf_counter()
-            self._programs[name] = build(example), example
-            self.build_s[name] = round(time.perf_counter() - began, 2)
-        return self._programs[name]
+            self._programs[key] = build(example), example
+        program, example = self._programs[key]
+        return install(pipe, program, example, name, "built for the shapes of a default request")
 
 
-def plan(pipe: ImageAnimationPipeline, steps: int, **scales: float) -> Change:
+TRAININGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("all weights", "all of them trained", {}),
+    ("checkpointed", "activations computed again in the backward pass", {"gradient_checkpointing": True}),
+    ("LoRA", "adapters of rank 16 trained", {"lora_rank": 16}),
+    ("LoRA checkpointed", "the two together", {"lora_rank": 16, "gradient_checkpointing": True}),
+)
+"""What a student's update is measured with: name, note and the settings that each changes."""
+
+
+def _layout(pipe: ImageAnimationPipeline) -> Change:
+    return channels_last(pipe.network)
+
+
+def _context(pipe: ImageAnimationPipeline) -> Change:
+    return fold_context(pipe.network)
+
+
+def program_of(pipe: ImageAnimationPipeline, change: Change) -> Step:
+    """Return the program that a change put in place, and take it out again."""
+    program = prepared_denoiser(pipe).run
+    change.undo()
+    return program
+
+
+def without_tf32(pipe: ImageAnimationPipeline) -> Change:
+    """Compute in float32 all the way: by default cuDNN's convolutions round their inputs to TF32, ten bits of mantissa.
+
+    A pipeline on another device is left as it is.
+    """
+    parts: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn) if pipe.device.type == "cuda" else ()
+    before = [part.allow_tf32 for part in parts]
+
+    def allow(values: list[bool]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a newer way to say it cannot be mixed with this one
+            for part, value in zip(parts, values, strict=True):
+                part.allow_tf32 = value
+
+    allow([False] * len(parts))
+    return Change("tf32", "TF32 off", lambda: allow(before))
+
+
+def plan(pipe: ImageAnimationPipeline, steps: int, **scales: float | None) -> Change:
     """Change the default number of steps and the guidance scales of a pipeline."""
-    names = ("num_inference_steps", *scales)
-    before = {name: pipe.config[name] for name in names}
+    before = {name: pipe.config[name] for name in ("num_inference_steps", *scales)}
     pipe.register_to_config(num_inference_steps=steps, **scales)
-    guidance = Guidance(pipe.config.guidance_scale, pipe.config.image_guidance_scale)
-    return Change("plan", f"{steps} x {guidance.passes} passes", lambda: pipe.register_to_config(**before))
+    detail = f"{steps} x {branches_of(pipe)} passes"
+    return Change("plan", detail, lambda: pipe.register_to_config(**before))
+
+
+def branches_of(pipe: ImageAnimationPipeline) -> int:
+    """Return how many guidance branches a call without arguments has."""
+    return guidance_for(pipe.config, None, pipe.config.image_guidance_scale)[0].passes
 
 
 def use_solver(pipe: ImageAnimationPipeline, steps: int = STEPS) -> Change:
@@ -228,24 +329,13 @@ def use_solver(pipe: ImageAnimationPipeline, steps: int = STEPS) -> Change:
 
 
 def calibrated_schedule(pipe: ImageAnimationPipeline, threshold: float) -> Schedule:
-    """Schedule of block caching from the change measured on two requests of default shape."""
+    """Return a schedule of block caching from the change measured on two requests of default shape."""
     from ..clips import ClipGenerator
     from ..judge.evaluate import pictures_of
 
-    height, width = pipe.default_size
-    batch = ClipGenerator(min(height, width, 128), 2, seed=99).batch(2)
-    pictures = pictures_of(batch)
-
-    def request(k: int) -> Callable[[], object]:
-        return lambda: pipe(
-            pictures[k],
-            batch.captions[k],
-            generator=torch.Generator().manual_seed(k),
-            output_type="latent",
-        )
-
-    changes = measure_changes(pipe, [request(0), request(1)], pipe.config.num_inference_steps)
-    return schedule_of(changes, threshold)
-
-
-__all__ = ["CACHE_THRESHOLD", "STEPS", "Ladder", "Rung", "calibrated_schedule", "plan", "use_solver"]
+    batch = ClipGenerator(min(*pipe.default_size, 128), 2, seed=99).batch(2)
+    requests = [
+        partial(seeded_request, pipe, picture, caption, seed, output_type="latent")
+        for seed, (picture, caption) in enumerate(zip(pictures_of(batch), batch.captions, strict=True))
+    ]
+    return schedule_of(measure_changes(pipe, requests, pipe.config.num_inference_steps), threshold)

@@ -2,63 +2,82 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..machine import PeakMemory, machine, versions
-from ..optimise.base import NotApplicable
-from ..optimise.precision import Trial, choose, try_precisions
-from .ladder import Ladder, Rung, plan
-from .requests import diffusers_request, own_request, picture
-from .timing import device_peak
+from ..errors import StillmotionError, first_line
+from ..machine import PeakMemory, dtype_name, machine, versions
+from ..model.families import cast_cond
+from ..optimise.base import Applied
+from ..optimise.example import FirstPass, first_pass, seeded_request
+from ..optimise.precision import Trial, choose, difference, precision_trials
+from ..optimise.timing import Account, clock, peak_flops, seconds_of
+from ..spans import listen
+from .ladder import EXACT, REFERENCES, Apply, Ladder, Measure, Rung, branches_of, chosen, plan
+from .profile import profile_pass
+from .subjects import diffusers_request, of_branches, updates
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
 
-PRESETS = ("tiny", "i2vgen-xl")
-
 Tell = Callable[[str], None]
+Run = Callable[[], Tensor | None]
+
+MOST_ERROR = 0.1
+"""Relative error of one pass; bfloat16 has 8 bits, and hundreds of layers bring it to one or two hundredths."""
+
+WARM_UP = 3
+"""Calls before passes are timed: CUDA graphs are recorded in the second."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RungResult:
-    """Figures of one rung. A request is picture and prompt to finished frames.
+    """Figures of one rung; those that it does not have are None.
 
     Attributes:
         name, note, kept: as `Rung` says.
-        steps, passes: of the solver, and U-Net calls of a request.
-        median_s, times_s: of a request, warm-up left out.
-        speedup: of a request against the rung "teacher" of the same run; of one pass, where `partial`.
-        partial: measured with fewer steps than the rung would take, and compared with the teacher's frames
-            of as many.
+        details: the changes that are in place, and the reasons of those that do not fit.
+        median_s, times_s: seconds of what is measured; of a pass, each is the mean of several calls.
+        speedup: against the rung of `REFERENCES` of the same run; of one pass, where `partial`.
+        partial: whether fewer steps were measured than the rung would take, and compared with as many of the teacher's.
+        steps, passes: steps of the solver, and calls of the network for one guidance branch, in a request.
+        parts_s: seconds of each part of a request, the mean of the timed ones.
         pass_s: median step over its guidance branches.
-        pass_speedup: against the rung "diffusers"; None where there is none.
-        peak_memory_mb: most memory during a request, of the GPU or of the process; None where it cannot be told.
-        flops: of a request, counted (a multiplication and an addition are two).
+        pass_speedup: against diffusers' own, of the same run.
+        peak_memory_mb: most memory while it ran, of the GPU or of the process; None where it cannot be told.
+        flops: operations, counted (a multiplication and an addition are two).
         share_of_peak: flops a second over those of a large matrix product in the same precision.
-        psnr_to_previous_db, psnr_to_teacher_db: of the frames, from the same noise.
-        build_s: compiling or tracing, once, the first request included.
+        psnr_to_previous_db, psnr_to_teacher_db: of the output, from the same noise, against the rung that this one
+            stands on and against the plain model.
+        relative_error: of a pass against float32, norm of the difference over norm of the reference.
+        wrong: whether that error is beyond what rounding explains (`MOST_ERROR`): its times are then worth nothing.
+        trained_millions: parameters that an update changes.
+        kernel_ms: of one profiled pass, all kernels added up.
+        build_s: seconds until a program has run once, compiling included.
         skipped: why there are no figures.
     """
 
     name: str
     note: str
     kept: bool
-    steps: int | None = None
-    passes: int | None = None
+    details: list[str] = field(default_factory=list)
     median_s: float | None = None
     times_s: list[float] = field(default_factory=list)
     speedup: float | None = None
+    partial: bool = False
+    steps: int | None = None
+    passes: int | None = None
+    parts_s: dict[str, float] = field(default_factory=dict)
     pass_s: float | None = None
     pass_speedup: float | None = None
     peak_memory_mb: float | None = None
@@ -66,50 +85,58 @@ class RungResult:
     share_of_peak: float | None = None
     psnr_to_previous_db: float | None = None
     psnr_to_teacher_db: float | None = None
+    relative_error: float | None = None
+    wrong: bool = False
+    trained_millions: float | None = None
+    kernel_ms: float | None = None
     build_s: float | None = None
-    partial: bool = False
     skipped: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class BenchResult:
-    """Content of `bench.json`.
+    """Content of `bench.json`, `pass.json` or `distill-update.json`.
 
     Attributes:
+        part: what was measured.
+        shape: branches of a pass, and frames, height and width of a clip in pixels.
+        parameters: of the network.
         peak_flops: of a large matrix product on this machine, by precision, a second.
-        trials: of U-Net and decoder in each precision.
+        trials: network and decoder in each precision, where requests were measured.
+        profiles: Markdown, by name of the rung; each is written to a file of its own.
     """
 
+    part: Measure
     preset: str
     model: str
     command: str
     machine: dict[str, str]
     versions: dict[str, str]
     shape: dict[str, int]
+    parameters: int
     peak_flops: dict[str, float]
     trials: list[Trial]
-    rungs: list[RungResult]
+    rungs: list[RungResult] = field(default_factory=list)
+    profiles: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return all but the profiles."""
+        return {name: value for name, value in asdict(self).items() if name != "profiles"}
 
 
 @dataclass
 class _Taken:
-    """What is gathered of a rung over the rounds."""
+    """What is gathered of a rung over the turns."""
 
     rung: Rung
-    times: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
-    frames: np.ndarray | None = None
-    teacher_frames: np.ndarray | None = None
-    memory: float | None = None
-    flops: int | None = None
-    build_s: float | None = None
-    skipped: str | None = None
-    solver_steps: int = 0
-    passes: int = 0
+    result: RungResult
+    account: Account = field(default_factory=Account)
+    output: Tensor | None = None
+    reference: Tensor | None = None
     dtype: torch.dtype = torch.float32
+    steps: int = 0
+    branches: int = 1
+    requests: int = 0
 
 
 def bench(
@@ -121,197 +148,239 @@ def bench(
     repeats: int = 3,
     strict: bool = False,
     tell: Tell = lambda _text: None,
+    *,
+    part: Measure = "request",
+    dtype: torch.dtype | None = None,
+    calls: int = 10,
+    branches: int | None = None,
+    profiled: bool = False,
+    save: Callable[[BenchResult], object] = lambda _result: None,
 ) -> BenchResult:
     """Measure the ladder: all rungs in turn, `repeats` times over, so that a drift of the machine hits all alike.
 
     Args:
-        pipe: as the checkpoint has it, in float32.
+        pipe: as the checkpoint has it, in float32; it is left as it was.
         folder: for what is built.
-        rungs: names of those to measure; None: all.
+        rungs: names of those to measure; None: all that are measured by default.
         strict: raise where an optimisation does not fit, instead of going on without it.
+        dtype: precision of a pass or of a teacher's pass in an update; None: bfloat16 on a GPU, else float32.
+        calls: calls of the network whose mean is one time, where a pass is measured.
+        branches: guidance branches of a pass; None: those of a default request.
+        profiled: whether the kernels of each pass are looked at.
+        save: called with what there is after each rung, so that a run that is cut short is not lost.
 
     Raises:
         ValueError: an unknown rung, or `repeats` below 1.
         NotApplicable: with `strict`.
+        StillmotionError: no rung could be measured.
     """
     if repeats < 1:
         raise ValueError(f"repeats: {repeats} is below 1")
-    trials = precision_trials(pipe)
-    chosen = choose(trials)
-    keep = chosen["unet"] is not torch.float32
-    on_gpu = pipe.device.type == "cuda"
-    ladder = Ladder(
-        pipe,
-        chosen["unet"] if keep else torch.bfloat16,
-        chosen["vae"] if keep else torch.float32,
-        keep_precision=keep,
-        folder=folder / "programs",
-        whole=on_gpu,
-    )
-    taken = [_Taken(rung) for rung in ladder.rungs(None if rungs is None else [r for r in rungs if r != "diffusers"])]
-    if rungs is None or "diffusers" in rungs:
-        taken.insert(0, _Taken(Rung("diffusers", "diffusers' own pipeline, two guidance branches", (), kept=False)))
-    for turn in range(repeats + 1):  # the first warms up, and is where output, memory and operations are looked at
+    # Most processors emulate half precision, which takes its time: there it is tried where it is asked for.
+    trials = part == "request" and (pipe.device.type == "cuda" or rungs is None or "precision" in rungs)
+    session = _Session(pipe, part, folder, dtype, calls, branches, tries_precisions=trials)
+    every = session.ladder.rungs(part)
+    wanted = [rung.name for rung in chosen(every, rungs)]
+    # The rung that the others are held against is always there; in a pass the exact output too, though not timed.
+    always = (EXACT, REFERENCES[part]) if part == "pass" else ()
+    taken = [
+        _Taken(rung, RungResult(rung.name, rung.note, rung.kept, partial=rung.steps is not None))
+        for rung in every
+        if rung.name in (*wanted, *always)
+    ]
+    result = session.result(preset, model)
+    turns, times = (1, repeats) if part == "distill" else (repeats, 1)
+    for turn in range(turns):
         for one in taken:
-            if one.skipped is not None:
+            untimed = one.rung.name == EXACT and EXACT not in wanted
+            if one.result.skipped is not None or (turn and untimed):
                 continue
-            began = time.perf_counter()
-            why_not = _take(pipe, one, first=turn == 0, strict=strict)
+            began = clock()
+            try:
+                session.visit(one, 0 if untimed else times, result if profiled else None, first=turn == 0)
+            except Exception as error:  # compilers and libraries raise what they like, and the others are to go on
+                if strict:
+                    raise (
+                        error if isinstance(error, StillmotionError) else StillmotionError(first_line(error))
+                    ) from error
+                one.result.skipped = first_line(error)
+            if torch.cuda.is_available():  # now that no error holds what it came from any more
+                gc.collect()
+                torch.cuda.empty_cache()
             if turn == 0:
-                tell(f"{one.rung.name}: {why_not or f'ready after {time.perf_counter() - began:.1f} s'}")
-    height, width = pipe.default_size
-    dtypes = {one.dtype for one in taken if one.skipped is None}
-    # A processor that emulates half precision still has float32's units: they are the peak.
-    peaks = {
-        str(dtype).removeprefix("torch."): 1e12
-        * device_peak(pipe.device, dtype if on_gpu else torch.float32).tflops_per_s
-        for dtype in dtypes
-    }
-    return BenchResult(
-        preset=preset,
-        model=model,
-        command="python -m pipeline " + " ".join(sys.argv[1:]),
-        machine=machine(),
-        versions=versions(),
-        shape={"frames": pipe.config.num_frames, "height": height, "width": width},
-        peak_flops=peaks,
-        trials=trials,
-        rungs=_summarise(taken, ladder, peaks),
-    )
+                tell(f"{one.rung.name}: {one.result.skipped or f'ready after {clock() - began:.1f} s'}")
+            _summarise(taken, part, result)
+            save(result)
+    if not any(rung.times_s for rung in result.rungs):
+        raise StillmotionError(f"nothing was measured: {'; '.join(rung.skipped or '' for rung in result.rungs)}")
+    return result
 
 
-def _take(pipe: ImageAnimationPipeline, one: _Taken, *, first: bool, strict: bool) -> str | None:
-    """Run one request of a rung and note its figures; why there are none, where it does not apply."""
-    request = diffusers_request if one.rung.name == "diffusers" else own_request
-    with ExitStack() as stack:
-        if first and one.rung.steps is not None:
-            few = plan(pipe, one.rung.steps)
-            one.teacher_frames = request(pipe)
+class _Session:
+    """What the measurements of one run share."""
+
+    def __init__(
+        self,
+        pipe: ImageAnimationPipeline,
+        part: Measure,
+        folder: Path,
+        dtype: torch.dtype | None,
+        calls: int,
+        branches: int | None,
+        *,
+        tries_precisions: bool,
+    ) -> None:
+        self.pipe, self.part, self.folder, self.calls = pipe, part, folder, calls
+        self.flops: dict[tuple[Apply, ...], int] = {}
+        self.trials: list[Trial] = []
+        self.first: FirstPass | None = None
+        vae_dtype, keep = None, True
+        if part == "request":
+            self.trials = precision_trials(pipe) if tries_precisions else []
+            fastest = choose(self.trials)
+            keep = fastest.get("unet", torch.float32) is not torch.float32
+            dtype, vae_dtype = (fastest["unet"], fastest["vae"]) if keep else (torch.bfloat16, torch.float32)
+        if part == "pass":
+            self.first = of_branches(first_pass(pipe), branches)
+        self.dtype = dtype or (torch.bfloat16 if pipe.device.type == "cuda" else torch.float32)
+        self.ladder = Ladder(pipe, self.dtype, vae_dtype, keep, folder / "programs")
+
+    def result(self, preset: str, model: str) -> BenchResult:
+        """Return what is known before anything is measured."""
+        pipe, (height, width) = self.pipe, self.pipe.default_size
+        peaks = {"float32": peak_flops(pipe.device, torch.float32)}
+        # A processor that emulates half precision still has float32's units: they are the peak.
+        half = peak_flops(pipe.device, self.dtype) if pipe.device.type == "cuda" else peaks["float32"]
+        peaks[dtype_name(self.dtype)] = half
+        branches = len(self.first.latents) if self.first is not None else branches_of(pipe)
+        return BenchResult(
+            part=self.part,
+            preset=preset,
+            model=model,
+            command="python -m pipeline " + " ".join(sys.argv[1:]),
+            machine=machine(),
+            versions=versions(),
+            shape={"branches": branches, "frames": pipe.config.num_frames, "height": height, "width": width},
+            parameters=sum(parameter.numel() for parameter in pipe.network.parameters()),
+            peak_flops=peaks,
+            trials=self.trials,
+        )
+
+    def visit(self, one: _Taken, times: int, profiles: BenchResult | None, *, first: bool) -> None:
+        """Enter a rung, look at what it computes where it is the first time, and time it."""
+        rung, pipe = one.rung, self.pipe
+        if first and rung.steps is not None:
+            few = plan(pipe, rung.steps)
+            one.reference = torch.from_numpy(seeded_request(pipe))
             few.undo()
-        began = time.perf_counter()
-        try:
-            stack.enter_context(one.rung.enter(pipe))
+        if self.part == "pass" and rung.program and rung.base not in self.flops:
+            with replace(rung, changes=()).entered(pipe), self._running(one) as run:
+                self._count(rung.base, run)
+        began = clock()
+        with rung.entered(pipe) as applied, self._running(one) as run:
             if first:
-                # Operations cannot be counted in a program; the rung below it computes the same.
-                counting = nullcontext() if one.rung.program else FlopCounterMode(display=False)
-                with PeakMemory() as memory, counting:
-                    one.frames = request(pipe)
-                one.build_s = time.perf_counter() - began
-                one.dtype, one.memory = pipe.network.dtype, memory.peak_mb
-                if isinstance(counting, FlopCounterMode):
-                    one.flops = counting.get_total_flops()
-                return None
-        except NotApplicable as error:
-            if strict:
-                raise
-            one.skipped = str(error)
-            return one.skipped
-        ends = [time.perf_counter()]
-        request(pipe, lambda: ends.append(time.perf_counter()))
-        one.times.append(time.perf_counter() - ends[0])
-        branches = 2 if one.rung.name == "diffusers" else _branches(pipe)
-        one.solver_steps = pipe.config.num_inference_steps
-        one.passes = (len(ends) - 1) * branches
-        one.steps += [float(s) / branches for s in np.diff(ends[1:])] or [one.times[-1] / branches]
-        return None
+                self._look(one, run, applied)
+                one.result.build_s = round(clock() - began, 2) if rung.program else None
+            # A program that is entered again may look at its surroundings anew.
+            warm_up = {"request": int(rung.program and not first), "pass": WARM_UP, "distill": 0}[self.part]
+            number = self.calls if self.part == "pass" else 1
+            if times:
+                one.requests += times + warm_up
+                one.result.times_s += [round(s, 6) for s in seconds_of(run, times, number, warm_up)]
+            if first and times and profiles is not None and self.part == "pass":
+                one.result.kernel_ms, text = profile_pass(run, pipe.device, f"{rung.name}: {profiles.model}")
+                profiles.profiles[rung.name] = text
+            one.steps, one.branches = pipe.config.num_inference_steps, branches_of(pipe)
+            if self.part == "request" and rung.name == "diffusers":
+                one.branches = min(2, one.branches)
+
+    def _look(self, one: _Taken, run: Run, applied: Applied) -> None:
+        counts = not one.rung.program
+        one.result.details = [*(change.detail for change in applied.changes), *applied.skipped]
+        with PeakMemory() as memory:
+            output = self._count((*one.rung.base, *one.rung.changes), run) if counts else run()
+        one.account.parts.clear()
+        one.output = None if output is None else output.float().clone()  # a CUDA graph writes the next pass over it
+        one.dtype = self.pipe.network.dtype
+        one.result.peak_memory_mb = None if memory.peak_mb is None else round(memory.peak_mb, 1)
+        one.result.flops = self.flops.get((*one.rung.base, *(one.rung.changes if counts else ())))
+
+    def _count(self, changes: tuple[Apply, ...], run: Run) -> Tensor | None:
+        with FlopCounterMode(display=False) as counter:
+            output = run()
+        self.flops[changes] = counter.get_total_flops()
+        return output
+
+    @contextmanager
+    def _running(self, one: _Taken) -> Iterator[Run]:
+        """Give what is measured while the block runs, with the changes that are in place."""
+        pipe = self.pipe
+        if self.part == "distill":
+            with updates(pipe, self.folder, one.rung.settings) as (update, one.result.trained_millions):
+                yield update
+        elif self.part == "pass":
+            assert self.first is not None
+            latents, timestep, cond = self.first
+            dtype = pipe.network.dtype
+            with torch.no_grad():
+                predict = pipe.denoiser.start(cast_cond(cond, dtype))
+                yield lambda: predict(latents.to(dtype), timestep)
+        else:
+            with listen(one.account):
+                if one.rung.name == "diffusers":
+                    yield lambda: torch.from_numpy(diffusers_request(pipe, one.account))
+                else:
+                    yield lambda: torch.from_numpy(seeded_request(pipe))
 
 
-def _branches(pipe: ImageAnimationPipeline) -> int:
-    from ..model.guidance import Guidance
-
-    return Guidance(pipe.config.guidance_scale, pipe.config.image_guidance_scale).passes
-
-
-def _summarise(taken: list[_Taken], ladder: Ladder, peaks: dict[str, float]) -> list[RungResult]:
+def _summarise(taken: list[_Taken], part: Measure, result: BenchResult) -> None:
+    """Put the figures together that there are so far."""
     by_name = {one.rung.name: one for one in taken}
-    teacher, diffusers = by_name.get("teacher"), by_name.get("diffusers")
-    results = []
+    reference, diffusers_own = by_name.get(REFERENCES[part]), by_name.get("diffusers")
+    exact = by_name.get(EXACT if part == "pass" else REFERENCES[part])
     previous: _Taken | None = None  # the rung that this one stands on
     for one in taken:
-        rung = one.rung
-        if one.skipped is not None:
-            results.append(RungResult(rung.name, rung.note, rung.kept, skipped=one.skipped))
+        rung, figures = one.rung, one.result
+        if figures.times_s and figures.skipped is None:
+            figures.median_s = statistics.median(figures.times_s)
+        if figures.median_s is None:
             continue
-        median, pass_s = statistics.median(one.times), statistics.median(one.steps)
-        # A program computes what the rung below it computes; its own operations are not seen from outside.
-        flops = previous.flops if rung.program and previous is not None else one.flops
-        peak = peaks[str(one.dtype).removeprefix("torch.")]
-        shown = rung.name != "diffusers" and not rung.speed_only
-        results.append(
-            RungResult(
-                name=rung.name,
-                note=rung.note,
-                kept=rung.kept,
-                steps=one.solver_steps,
-                passes=one.passes,
-                median_s=round(median, 4),
-                times_s=[round(t, 4) for t in one.times],
-                speedup=_ratio(teacher, lambda t: statistics.median(t.times), median)
-                if rung.steps is None
-                else _ratio(teacher, lambda t: statistics.median(t.steps), pass_s),
-                pass_s=round(pass_s, 5),
-                pass_speedup=_ratio(diffusers, lambda t: statistics.median(t.steps), pass_s),
-                peak_memory_mb=None if one.memory is None else round(one.memory, 1),
-                flops=flops,
-                share_of_peak=None if flops is None else round(flops / median / peak, 4),
-                psnr_to_previous_db=_psnr(one, previous) if shown else None,
-                psnr_to_teacher_db=_psnr(one, teacher) if shown else None,
-                partial=rung.steps is not None,
-                build_s=round(ladder.build_s.get(rung.name, 0.0) or one.build_s or 0.0, 2) if rung.program else None,
-            )
-        )
+        parts, requests = one.account.parts, one.requests
+        if part == "request":
+            figures.parts_s = {name: round(sum(seconds) / requests, 5) for name, seconds in parts.items()}
+            figures.steps = one.steps
+            figures.passes = len(parts["step"]) // requests * one.branches
+            figures.pass_s = round(statistics.median(parts["step"]) / one.branches, 6)
+            figures.pass_speedup = _ratio(diffusers_own, figures, "pass_s")
+        if rung.program and figures.flops is None and previous is not None:
+            figures.flops = previous.result.flops  # it computes what the rung below it computes
+        if figures.flops is not None:
+            peak = result.peak_flops[dtype_name(one.dtype)]
+            figures.share_of_peak = round(figures.flops / figures.median_s / peak, 4)
+        figures.speedup = _ratio(reference, figures, "pass_s" if rung.steps is not None else "median_s")
+        alike = exact is not None and one.branches == exact.branches
+        if not rung.speed_only and (alike or rung.name != "diffusers"):
+            _compare(one, previous, exact, part)
         if rung.kept:
             previous = one
-    return results
+    result.rungs = [one.result for one in taken if one.result.times_s or one.result.skipped is not None]
 
 
-def _ratio(base: _Taken | None, figure: Callable[[_Taken], float], value: float) -> float | None:
-    return None if base is None or base.skipped is not None or not base.times else round(figure(base) / value, 3)
+def _compare(one: _Taken, previous: _Taken | None, exact: _Taken | None, part: Measure) -> None:
+    figures, peak = one.result, None if part == "pass" else 1.0
+
+    def to(other: _Taken | None) -> tuple[float | None, float | None]:
+        if other is None or other is one or other.output is None or one.output is None:
+            return None, None
+        return difference(one.output, other.output if one.reference is None else one.reference, peak)
+
+    figures.psnr_to_previous_db = to(previous)[1]
+    error, figures.psnr_to_teacher_db = to(exact)
+    if part == "pass":
+        figures.relative_error = error
+        figures.wrong = error is not None and not error <= MOST_ERROR  # neither is NaN
 
 
-def _psnr(one: _Taken, other: _Taken | None) -> float | None:
-    from ..judge.metrics import psnr_db
-
-    if other is None or other is one:
-        return None
-    reference = other.frames if one.teacher_frames is None else one.teacher_frames
-    if reference is None or one.frames is None:
-        return None
-    return round(float(psnr_db(torch.from_numpy(one.frames)[None], torch.from_numpy(reference)[None])), 2)
-
-
-@torch.no_grad()
-def precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
-    """One U-Net pass and one decoded frame in each precision, from fixed noise."""
-    from ..model.call_arguments import check_controls
-    from ..model.denoiser import Predict
-    from ..model.families import Request, stack
-    from ..model.guidance import Guidance
-
-    (height, width), frames, family = pipe.default_size, pipe.config.num_frames, pipe.family
-    guidance = Guidance(pipe.config.guidance_scale, pipe.config.image_guidance_scale)
-    shape = family.latent_shape(pipe.parts, frames, height, width)
-    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1)).to(pipe.device)
-    skip = pipe.default_clip_skip  # as a call without arguments has it
-
-    def predict() -> Predict:
-        generator = torch.Generator().manual_seed(1)
-        controls = check_controls(family, pipe.parts, {})
-        request = Request(
-            [picture((height, width))], frames, height, width, pipe.config.fps, generator=generator, controls=controls
-        )
-        seen = family.encode_picture(pipe.parts, request)
-        conds = pipe.conditions(["a red circle moves right"], [""], seen, guidance.branches, skip)
-        return pipe.denoiser.start(stack(list(conds.values())))
-
-    timestep = torch.tensor(pipe.scheduler.config.num_train_timesteps // 2, device=pipe.device)
-
-    def one_pass() -> torch.Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            return predict()(torch.cat([noise] * guidance.passes).to(pipe.network.dtype), timestep)
-
-    def decode() -> torch.Tensor:
-        return pipe.decode_latents(noise[:, :, :1])
-
-    return try_precisions(pipe, one_pass, decode)
+def _ratio(base: _Taken | None, figures: RungResult, name: str) -> float | None:
+    before, now = None if base is None else getattr(base.result, name), getattr(figures, name)
+    return None if before is None or now is None else round(before / now, 3)

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..machine import default_device
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
 
+PRESETS = ("tiny", "i2vgen-xl")
 
-@dataclass(frozen=True)
-class Size:
-    """Widths of an I2VGen-XL model; the defaults are those of the published one.
+_FRAMES, _SIDE = 16, 512
 
-    Attributes:
-        unet, vae: channels of each level.
-        context: width of text and picture tokens.
-        text_layers, vision_layers: of the two encoders (OpenCLIP ViT-H).
-        vision: width of the vision encoder.
-        frames, side: of a clip, the side in pixels.
-    """
-
-    unet: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers: int = 2
-    head_dim: int = 64
-    groups: int = 32
-    vae: tuple[int, ...] = (128, 256, 512, 512)
-    context: int = 1024
-    text_layers: int = 24
-    vision_layers: int = 32
-    vision: int = 1280
-    frames: int = 16
-    side: int = 512
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "unet": {  # the widths are the class's own, and the blocks of the way up are not
+        "cross_attention_dim": 1024,
+        "sample_size": _SIDE // 8,
+        "up_block_types": ("UpBlock3D", *("CrossAttnUpBlock3D",) * 3),
+    },
+    "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": _SIDE},
+    "text": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "vision": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16},
+}
+"""Configurations of I2VGen-XL's networks as they were published; the encoders are OpenCLIP's ViT-H."""
 
 
 def open_preset(preset: str, model: str | None) -> tuple[ImageAnimationPipeline, str]:
-    """Pipeline and name of a preset's model, on the accelerator where there is one.
+    """Return the pipeline of a preset's model, on the accelerator where there is one, and its name.
 
     Args:
         model: folder or hub id; None: the shipped teacher ("tiny") or random weights ("i2vgen-xl").
@@ -43,33 +35,28 @@ def open_preset(preset: str, model: str | None) -> tuple[ImageAnimationPipeline,
     Raises:
         ModelError: the checkpoint is missing or cannot be loaded.
     """
-    import torch
+    from ..serve.sources import open_checkpoint
 
-    from ..serve.sources import name_of, open_checkpoint
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if preset == "tiny" or model is not None:
-        animator = open_checkpoint(model, device)
-        pipe, name = animator.pipe, animator.name
-    else:
-        pipe, name = random_i2vgen_xl(Size(), device=device), "random weights of I2VGen-XL's size"
+    if preset == "i2vgen-xl" and model is None:
+        return random_i2vgen_xl(device=default_device()), "random weights of I2VGen-XL's size"
+    animator = open_checkpoint(model)
     if preset == "i2vgen-xl":
-        size = Size()
-        factor = pipe.family.size_step(pipe.parts)
-        pipe.unet.register_to_config(sample_size=(size.side // factor, size.side // factor))
-        pipe.register_to_config(
-            num_frames=size.frames, num_inference_steps=32, guidance_scale=9.0, image_guidance_scale=1.5
+        scales = {"guidance_scale": 9.0, "image_guidance_scale": 1.5 if animator.pipe.family.drops_picture else None}
+        animator.pipe.register_to_config(
+            num_frames=_FRAMES, height=_SIDE, width=_SIDE, num_inference_steps=32, **scales
         )
-        name = f"{name_of(model)}" if model else name
-    return pipe.to(device), name
+    return animator.pipe, animator.name
 
 
-def random_i2vgen_xl(size: Size, seed: int = 0, device: str = "cpu") -> ImageAnimationPipeline:
-    """An I2VGen-XL pipeline with random weights: its speed and memory are those of the published one.
+def random_i2vgen_xl(
+    sizes: dict[str, dict[str, Any]] = PUBLISHED, frames: int = _FRAMES, device: str = "cpu"
+) -> ImageAnimationPipeline:
+    """Return an I2VGen-XL pipeline with random weights: its speed and memory are those of the published one.
 
     Args:
+        sizes: configurations as in `PUBLISHED`.
         device: where the weights are drawn and stay; a GPU draws three billion numbers in a blink. Other
-            devices draw other numbers for the same seed.
+            devices draw other numbers.
     """
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
@@ -79,64 +66,27 @@ def random_i2vgen_xl(size: Size, seed: int = 0, device: str = "cpu") -> ImageAni
     from ..model.animation import ImageAnimationPipeline
     from ..train.text import build_feature_extractor, build_tokenizer
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     tokenizer = build_tokenizer(max_length=77)
-    levels = len(size.unet)
-    cross = ("CrossAttnDownBlock3D",) * (levels - 1), ("CrossAttnUpBlock3D",) * (levels - 1)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=77, **ids, **sizes["text"])
+    context, levels = sizes["unet"]["cross_attention_dim"], len(sizes["vae"]["block_out_channels"])
+    vision = CLIPVisionConfig(image_size=224, patch_size=14, projection_dim=context, **sizes["vision"])
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
     with torch.device(device):
-        unet = I2VGenXLUNet(
-            sample_size=size.side // 2 ** (len(size.vae) - 1),
-            down_block_types=(*cross[0], "DownBlock3D"),
-            up_block_types=("UpBlock3D", *cross[1]),
-            block_out_channels=size.unet,
-            layers_per_block=size.layers,
-            norm_num_groups=size.groups,
-            cross_attention_dim=size.context,
-            attention_head_dim=size.head_dim,
-        )
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * len(size.vae),
-            up_block_types=("UpDecoderBlock2D",) * len(size.vae),
-            block_out_channels=size.vae,
-            layers_per_block=2,
-            norm_num_groups=size.groups,
-            latent_channels=4,
-            sample_size=size.side,
-            scaling_factor=0.18215,
-        )
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=size.context,
-                intermediate_size=4 * size.context,
-                num_hidden_layers=size.text_layers,
-                num_attention_heads=max(1, size.context // 64),
-                max_position_embeddings=77,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-        vision = CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                image_size=224,
-                patch_size=14,
-                hidden_size=size.vision,
-                intermediate_size=4 * size.vision,
-                num_hidden_layers=size.vision_layers,
-                num_attention_heads=max(1, size.vision // 80),
-                projection_dim=size.context,
-            )
-        )
-    for layer in unet.modules():
+        parts = {
+            "unet": I2VGenXLUNet(**sizes["unet"]),
+            "vae": AutoencoderKL(scaling_factor=0.18215, **kinds, **sizes["vae"]),
+            "text_encoder": CLIPTextModel(text),
+            "image_encoder": CLIPVisionModelWithProjection(vision),
+        }
+    for layer in parts["unet"].modules():
         if isinstance(layer, TemporalConvLayer):
             # They begin at zero: what goes wrong before them would not show.
             torch.nn.init.normal_(layer.conv4[-1].weight, std=0.02)
     pipe = ImageAnimationPipeline(
-        vae=vae.eval(),
-        text_encoder=text.eval(),
+        **{name: part.eval() for name, part in parts.items()},
         tokenizer=tokenizer,
-        unet=unet.eval(),
         scheduler=DDIMScheduler(
             beta_schedule="squaredcos_cap_v2",
             prediction_type="v_prediction",
@@ -144,9 +94,11 @@ def random_i2vgen_xl(size: Size, seed: int = 0, device: str = "cpu") -> ImageAni
             rescale_betas_zero_snr=True,
             timestep_spacing="trailing",
         ),
-        image_encoder=vision.eval(),
         feature_extractor=build_feature_extractor(224),
-        num_frames=size.frames,
+        num_frames=frames,
+        num_inference_steps=32,
+        guidance_scale=9.0,
+        image_guidance_scale=1.5,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -1,104 +1,116 @@
-"""What people read of a benchmark: a table for the terminal, a page, a plot."""
+"""What people read of a benchmark: a table for the terminal, a page, a plot, profiles."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import StillmotionError
-from ..writing import write_atomically
+from ..writing import write_atomically, write_beside
 from .measure import BenchResult
 
-_COLUMNS = (
-    "rung",
-    "passes",
-    "request",
-    "speed-up",
-    "one pass",
-    "against diffusers",
-    "GFLOP",
-    "of peak",
-    "memory",
-    "PSNR to the rung before",
-    "to the teacher",
-    "build",
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f} s" if value >= 0.5 else f"{1000 * value:.2f} ms"
+
+
+_COLUMNS: tuple[tuple[str, str, Any], ...] = (
+    ("rung", "name", str),
+    ("passes", "passes", str),
+    ("time", "median_s", _seconds),
+    ("speed-up", "speedup", "{:.2f}x".format),
+    ("one pass", "pass_s", _seconds),
+    ("against diffusers", "pass_speedup", "{:.2f}x".format),
+    ("GFLOP", "flops", lambda flops: f"{flops / 1e9:.1f}"),
+    ("of peak", "share_of_peak", "{:.1%}".format),
+    ("kernels", "kernel_ms", "{:.2f} ms".format),
+    ("memory", "peak_memory_mb", "{:.0f} MB".format),
+    ("PSNR to the rung before", "psnr_to_previous_db", "{:.1f} dB".format),
+    ("to the plain model", "psnr_to_teacher_db", "{:.1f} dB".format),
+    ("relative error", "relative_error", "{:.1e}".format),
+    ("trained", "trained_millions", "{:.1f} million".format),
+    ("build", "build_s", "{:.1f} s".format),
 )
+"""Header, key of a rung, and how its value is written; a column without values is left out."""
+
+_STEMS = {"request": "bench", "pass": "pass", "distill": "distill-update"}
 
 
-def table(rungs: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines for a terminal, one a rung."""
+def _rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return header and cells of the rungs that have figures."""
+    measured = [rung for rung in rungs if rung["skipped"] is None]
+    columns = [column for column in _COLUMNS if any(rung[column[1]] is not None for rung in measured)]
+    rows = [[header for header, _, _ in columns]]
+    for rung in measured:
+        cells = ["–" if rung[key] is None else form(rung[key]) for _, key, form in columns]
+        rows.append([*cells[:-1], f"{cells[-1]} WRONG OUTPUT"] if rung["wrong"] else cells)
+    return rows
+
+
+def table(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return lines for a terminal, one a rung, then one for each that does not apply."""
+    rows = _rows(rungs)
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
-        f"{'rung':12} {'passes':>6} {'request':>10} {'speed-up':>9} {'one pass':>10} {'memory':>9}  PSNR to teacher"
-    ]
-    for r in rungs:
-        if r["skipped"] is not None:
-            lines.append(f"{r['name']:12} not applied: {r['skipped']}")
-            continue
-        pass_ms = None if r["pass_s"] is None else r["pass_s"] * 1000
-        lines.append(
-            f"{r['name']:12} {r['passes']:>6} {r['median_s']:>8.3f} s {_cell(r['speedup'], '{:.2f}x'):>9} "
-            f"{_cell(pass_ms, '{:.1f} ms'):>10} {_cell(r['peak_memory_mb'], '{:.0f} MB'):>9}  "
-            f"{_cell(r['psnr_to_teacher_db'], '{:.1f} dB')}"
+        "  ".join(
+            cell.rjust(width) if k else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-    return lines
+        for row in rows
+    ]
+    return [*(line.rstrip() for line in lines), *_reasons(rungs)]
+
+
+def _reasons(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
+    skipped = [(rung["name"], rung["skipped"]) for rung in rungs if rung["skipped"] is not None]
+    return [f"{name}: not applied: {why.removeprefix(f'{name}: ')}" for name, why in skipped]
 
 
 def markdown(result: BenchResult) -> str:
-    """A table of the rungs, with the command and the machine."""
-    shape, computer = result.shape, result.machine
+    """Return a table of the rungs, with the command and the machine."""
+    shape, computer, rungs = result.shape, result.machine, result.to_dict()["rungs"]
+    header, *rows = _rows(rungs)
+    what = {"request": "Ladder", "pass": "One pass", "distill": "One update of a student"}[result.part]
     software = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    size = f"{shape['branches']} guidance branches, {shape['frames']} frames of {shape['width']} x {shape['height']}"
+    peaks = ", ".join(f"{name} {flops / 1e12:.4g} TFLOP/s" for name, flops in result.peak_flops.items())
+    notes = [f"- {r['name']}: {r['note']}{' (' + '; '.join(r['details']) + ')' if r['details'] else ''}" for r in rungs]
     lines = [
-        f"# Ladder: {result.model}, {shape['frames']} frames of {shape['width']} x {shape['height']}",
+        f"# {what}: {result.model}, {size}",
         "",
         f"`{result.command}`",
         "",
         f"{computer['processor']}; accelerator {computer['accelerator']}; {computer['threads']} threads; {software}",
         "",
-        "| " + " | ".join(_COLUMNS) + " |",
-        "|---" + "|--:" * (len(_COLUMNS) - 1) + "|",
+        f"A network of {result.parameters / 1e6:.1f} million parameters; matrix products: {peaks}",
+        "",
+        *("| " + " | ".join(row) + " |" for row in (header, ["---", *["--:"] * (len(header) - 1)], *rows)),
+        "",
+        *notes,
+        *(f"- {reason}" for reason in _reasons(rungs)),
+        "",
     ]
-    for r in result.rungs:
-        if r.skipped is not None:
-            lines.append(f"| {r.name} | not applied: {r.skipped} |" + " |" * (len(_COLUMNS) - 2))
-            continue
-        cells = [
-            r.name,
-            str(r.passes),
-            f"{r.median_s:.3f} s",
-            _cell(r.speedup, "{:.2f}x"),
-            _cell(None if r.pass_s is None else r.pass_s * 1000, "{:.1f} ms"),
-            _cell(r.pass_speedup, "{:.2f}x"),
-            _cell(None if r.flops is None else r.flops / 1e9, "{:.1f}"),
-            _cell(None if r.share_of_peak is None else 100 * r.share_of_peak, "{:.0f} %"),
-            _cell(r.peak_memory_mb, "{:.0f} MB"),
-            _cell(r.psnr_to_previous_db, "{:.1f} dB"),
-            _cell(r.psnr_to_teacher_db, "{:.1f} dB"),
-            _cell(r.build_s, "{:.1f} s"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *[f"- {r.name}: {r.note}" for r in result.rungs], ""])
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
+    return "\n".join(lines)
 
 
 def write(result: BenchResult, folder: Path) -> list[Path]:
-    """Write `bench.json`, `bench.md` and `bench.png`.
+    """Write JSON and Markdown, the plot of whole requests, and a profile for each pass, over what was there.
 
     Raises:
         StillmotionError: the folder cannot be written.
     """
     from ..runs.plots import plot_ladder
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"bench.{suffix}" for suffix in ("json", "md", "png")]
-        write_atomically(paths[0], json.dumps(result.to_dict(), indent=2) + "\n")
-        write_atomically(paths[1], markdown(result))
-        plot_ladder(result.rungs).save(paths[2])
-    except OSError as error:
-        raise StillmotionError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    stem = _STEMS[result.part]
+    texts = {f"{stem}.json": json.dumps(result.to_dict(), indent=2) + "\n", f"{stem}.md": markdown(result)}
+    for name, text in result.profiles.items():
+        texts["profile-" + re.sub(r"[^a-z0-9]+", "-", name.lower()) + ".md"] = text
+    for name, text in texts.items():
+        write_atomically(folder / name, text)  # a run on a rented machine may be cut short: never half a file
+    paths = [folder / name for name in texts]
+    if result.part == "request":
+        paths.append(folder / f"{stem}.png")
+        write_beside(paths[-1], lambda partial: plot_ladder(result.rungs).save(partial, format="png"))
     return paths

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 from ..console import tell, without_nan, write_result
 from ..errors import StillmotionError, system_error
 from ..lock import held
+from ..machine import default_device
 from ..runs.settings import UsageError
 from . import animate as animate_command
+from . import bench as bench_command
 from . import distill as distill_command
 from . import evaluate as evaluate_command
 from . import package as package_command
@@ -29,7 +31,6 @@ from .options import (
     add_parameters,
     existing,
     parameters,
-    positive,
     settings_with_parameters,
     utf8_text,
 )
@@ -121,16 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     package_command.add_arguments(package)
 
-    bench = add("bench", bench_model, _bench_lines, "measure each optimisation, in one run")
-    bench.add_argument("--preset", choices=("tiny", "i2vgen-xl"), default="tiny", help="default: tiny")
-    bench.add_argument(
-        "--model", metavar="FOLDER_OR_ID", help="checkpoint (default: the shipped teacher, or random weights)"
-    )
-    bench.add_argument("--rungs", metavar="NAMES", help="some of the rungs, separated by commas (default: all)")
-    bench.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed requests a rung (default: 3)")
-    bench.add_argument("--strict", action="store_true", help="stop where an optimisation does not apply")
-    _add_pass(bench)
-    bench.add_argument("--out", type=Path, metavar="DIR", help="write JSON, Markdown and plot or profiles there")
+    text = "measure each optimisation, in one run"
+    bench_command.add_arguments(add("bench", bench_command.bench_model, bench_command.lines, text))
 
     train = add("train", train_embedded, lambda r: [r["out"]], "train the shipped teacher on generated clips")
     train.add_argument(
@@ -158,19 +151,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_pass(parser: argparse.ArgumentParser) -> None:
-    parts = ("request", "pass", "distill")
-    text = "whole requests (default), one U-Net pass, or one update of a student"
-    parser.add_argument("--part", choices=parts, default=parts[0], help=text)
-    parser.add_argument(
-        "--variants", metavar="NAMES", help="of a pass or an update, separated by commas (default: all)"
-    )
-    parser.add_argument("--passes", type=positive, default=10, metavar="N", help="timed passes (default: 10)")
-    parser.add_argument("--branches", type=positive, default=3, metavar="N", help="of a pass (default: 3)")
-    dtypes = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, help="of a pass (default: bfloat16 on a GPU, else float32)")
-
-
 # ------------------------------------------------------------------ commands
 
 
@@ -195,71 +175,12 @@ def _run_lines(result: dict[str, Any]) -> list[str]:
     return [*lines, f"model   {result['model']}"] if result["model"] else lines
 
 
-def bench_model(options: argparse.Namespace) -> dict[str, Any]:
-    """`bench`: the ladder of optimisations, rung by rung."""
-    if options.model:
-        from ..serve.sources import check_source
-
-        check_source(options.model)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is said before the work
-    from ..quiet import quiet_libraries
-
-    quiet_libraries()
-    import tempfile
-
-    rungs, variants = (
-        None if names is None else [name.strip() for name in names.split(",")]
-        for names in (options.rungs, options.variants)
-    )
-    if options.part != "request":
-        from ..bench.distill_step import run_distill
-        from ..bench.pass_run import run_pass
-
-        given = (variants, options.dtype, options.passes, options.branches, options.out)
-        try:
-            if options.part == "distill":
-                return run_distill(options.preset, options.model, variants, options.dtype, options.out, tell)
-            return run_pass(options.preset, options.model, *given, tell=tell).to_dict()
-        except ValueError as error:
-            options.usage_error(f"--{error}")
-    from ..bench import bench, open_preset, write
-
-    pipe, name = open_preset(options.preset, options.model)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            result = bench(
-                pipe, name, options.preset, Path(folder), rungs, options.repeats, strict=options.strict, tell=tell
-            )
-        except ValueError as error:
-            options.usage_error(f"--{error}")
-    if options.out is not None:
-        for path in write(result, options.out):
-            tell(f"written: {path}")
-    return result.to_dict()
-
-
-def _bench_lines(result: dict[str, Any]) -> list[str]:
-    if "variants" in result:
-        from ..bench import pass_report
-
-        return pass_report.table(result["variants"])
-    if "updates" in result:
-        from ..bench.distill_step import distill_lines
-
-        return distill_lines(result["updates"])
-    from ..bench import table
-
-    return table(result["rungs"])
-
-
 def train_embedded(options: argparse.Namespace) -> dict[str, Any]:
     """`train`: the shipped weights, from nothing but a seed."""
     from ..quiet import quiet_libraries
 
     quiet_libraries()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    from ..serve.engine import default_device
     from ..train.teacher import TeacherSettings
     from ..train.vae import VaeSettings
 

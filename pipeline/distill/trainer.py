@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import StillmotionError
+from ..machine import default_device
 from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
 from ..model.guidance import AnyGuidance, ClipGuidance, Guidance
-from ..serve.engine import default_device
 from .algorithm import (
     Grid,
     Predict,

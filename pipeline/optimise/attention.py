@@ -1,8 +1,8 @@
 """Attention by the back end that is fastest for each shape, found by measurement.
 
 PyTorch chooses one back end of `scaled_dot_product_attention` for all shapes, by a fixed order. A
-video U-Net has very unlike ones: thousands of places that look at each other, the same places that
-look at a hundred tokens of context, and tens of thousands of rows of sixteen frames each.
+video U-Net has very unlike ones: thousands of positions that attend to each other, the same positions that
+attend to a hundred tokens of context, and tens of thousands of rows of sixteen frames each.
 
 The back ends are called by their own operations. `torch.nn.attention.sdpa_kernel` would do when
 PyTorch runs eagerly, but `torch.export` and `torch.jit.trace` record the plain
@@ -12,10 +12,9 @@ PyTorch runs eagerly, but `torch.export` and `torch.jit.trace` record the plain
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +23,14 @@ from torch import Tensor, nn
 
 from .base import Change, NotApplicable
 from .context import Attend, ClipAttnProcessor, check_plain
+from .runtimes import example_of, prepared_denoiser
+from .timing import seconds_of
+
+if TYPE_CHECKING:
+    from ..model.animation import ImageAnimationPipeline
 
 Backend = Literal["cudnn", "flash", "efficient", "math", "tiny"]
-"""Of scaled dot-product attention: PyTorch's four, and our own for short rows (`tiny`)."""
+"""Back ends of scaled dot-product attention: PyTorch's four, and our own for short rows (`tiny`)."""
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
@@ -54,7 +58,7 @@ class AttentionShape:
 
 
 def tiny(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of short rows as products and sums that a compiler fuses, without a matrix multiplication.
+    """Compute attention of short rows as products and sums that a compiler fuses, without a matrix multiplication.
 
     Every product is spelt out, `queries * keys * head_dim` of them a head, so eager PyTorch needs
     as much memory: for compiled programs only.
@@ -64,7 +68,7 @@ def tiny(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         key, value: `(batch, heads, keys, head_dim)`.
 
     Returns:
-        Of the query's shape and type; sums are in float32.
+        The query's shape and type; sums are in float32.
     """
     scaled = query.float() * query.shape[-1] ** -0.5
     scores = (scaled[:, :, :, None] * key.float()[:, :, None]).sum(-1)  # (batch, heads, queries, keys)
@@ -74,7 +78,7 @@ def tiny(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, backend: Backend | None) -> Tensor:
-    """Attention by one back end; None: by the one PyTorch chooses.
+    """Compute attention by one back end; None: by the one PyTorch chooses.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
@@ -111,7 +115,7 @@ class ChosenAttnProcessor:
     def __call__(
         self,
         attn: Attention,
-        hidden_states: Tensor,  # (rows, places, channels)
+        hidden_states: Tensor,  # (rows, tokens, channels)
         encoder_hidden_states: Tensor | None = None,  # (rows, tokens, width)
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
@@ -131,7 +135,7 @@ class ChosenAttnProcessor:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
             key = attn.norm_k(key)
-        hidden = self.attend(query, key, value).transpose(1, 2).flatten(2)  # (rows, places, channels)
+        hidden = self.attend(query, key, value).transpose(1, 2).flatten(2)  # (rows, tokens, channels)
         hidden = attn.to_out[1](attn.to_out[0](hidden))
         if attn.residual_connection:
             hidden = hidden + hidden_states
@@ -164,11 +168,12 @@ def choose_attention(
         return attend(query, key, value, chosen.get(AttentionShape.of(query, key).lengths))
 
     undo, count = _install(unet, by_shape, fuse_qkv=fuse_qkv)
-    return Change("attention", f"{count} layers, {len(chosen)} shapes with a back end of their own", undo)
+    by = "; ".join(f"{queries} x {keys} x {dim} by {one}" for (queries, keys, dim), one in chosen.items())
+    return Change("attention", f"{count} layers: {by or 'as PyTorch chooses'}", undo)
 
 
 def attention_shapes(unet: nn.Module, call: Callable[[], object]) -> list[AttentionShape]:
-    """Shapes of attention in a call of the U-Net, each once, in the order they come in.
+    """Return the shapes of attention in a call of the network, each once, in the order they come in.
 
     Args:
         call: runs the U-Net on real inputs.
@@ -198,7 +203,7 @@ def measure_attention(
     compiled: bool = False,
     repeats: int = 5,
 ) -> dict[AttentionShape, Backend]:
-    """The fastest back end of each shape; a shape that all refuse is left out.
+    """Return the fastest back end of each shape; a shape that all refuse is left out.
 
     Shapes of the same lengths get the same back end, the one that is fastest for all of them together.
 
@@ -216,6 +221,26 @@ def measure_attention(
     return chosen
 
 
+def fastest_attention(pipe: ImageAnimationPipeline, *, compiled: bool = False) -> Change:
+    """Let every attention layer compute by the back end that is fastest here for its shape in a default request.
+
+    Args:
+        compiled: for programs that are compiled, as `measure_attention` has it.
+
+    Raises:
+        NotApplicable: `prepare_once` is not in place, or attention works in another way than diffusers' plain one.
+    """
+    return choose_attention(pipe.network, fastest_backends(pipe, compiled=compiled))
+
+
+@torch.no_grad()
+def fastest_backends(pipe: ImageAnimationPipeline, *, compiled: bool = False) -> dict[AttentionShape, Backend]:
+    """Return the fastest back end of each shape in a default request; as `fastest_attention`."""
+    example, step = example_of(pipe), prepared_denoiser(pipe).module
+    shapes = attention_shapes(pipe.network, lambda: step(*example.inputs))
+    return measure_attention(shapes, pipe.device, pipe.network.dtype, compiled=compiled)
+
+
 @torch.no_grad()
 def time_backends(
     shape: AttentionShape,
@@ -225,7 +250,7 @@ def time_backends(
     compiled: bool = False,
     repeats: int = 5,
 ) -> dict[Backend, float]:
-    """Seconds of each back end that takes the shape, the median of several calls."""
+    """Return the seconds of each back end that takes the shape, the median of several calls."""
     device = torch.device(device)
 
     def made(length: int, seed: int) -> Tensor:  # as a projection gives it, heads side by side
@@ -242,10 +267,11 @@ def time_backends(
         # The others are single kernels, which a compiler calls as eager PyTorch does.
         building = compiled and backend == "tiny"
         run: Callable[..., Tensor] = torch.compile(attend, dynamic=False) if building else attend
-        try:
-            for _ in range(2):  # the first call builds, the second finds its memory
-                run(*inputs, backend)
-            took[backend] = statistics.median(_seconds(lambda: run(*inputs, backend), device) for _ in range(repeats))  # noqa: B023  # called here
+        # Kernels are short on a GPU: what it takes to start one is not to be seen.
+        number = 10 if device.type == "cuda" else 1
+        try:  # the first call builds, the second finds its memory
+            seconds = seconds_of(lambda: run(*inputs, backend), repeats, number, warm_up=2)  # noqa: B023  # called here
+            took[backend] = statistics.median(seconds)
         except RuntimeError:  # "No available kernel", "not implemented", or out of memory
             continue
         finally:
@@ -257,21 +283,8 @@ def time_backends(
 _TINY_PAIRS = 64 * 64
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        began.record()
-        call()
-        ended.record()
-        ended.synchronize()
-        return float(began.elapsed_time(ended)) / 1000
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def _install(unet: nn.Module, attend: Attend, *, fuse_qkv: bool = False) -> tuple[Callable[[], None], int]:
-    """Let all attention layers compute by `attend`; gives what takes it back, and how many they are."""
+    """Let all attention layers compute by `attend`; return what takes it back, and how many they are."""
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, Attention)}
     if not layers:
         raise NotApplicable(f"attention: {type(unet).__name__} has no attention")
@@ -299,7 +312,7 @@ def _install(unet: nn.Module, attend: Attend, *, fuse_qkv: bool = False) -> tupl
 
 @torch.no_grad()
 def _joined(attn: Attention) -> tuple[Tensor, Tensor | None]:
-    """Weight `(3 * channels, channels)` and bias of queries, keys and values in one."""
+    """Return weight `(3 * channels, channels)` and bias of queries, keys and values in one."""
     layers = attn.to_q, attn.to_k, attn.to_v
     bias = None if attn.to_q.bias is None else torch.cat([layer.bias for layer in layers])
     return torch.cat([layer.weight for layer in layers]), bias

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import StillmotionError
 
@@ -20,7 +20,7 @@ class Change:
     """An optimisation that is in place.
 
     Attributes:
-        name: of the optimisation, as in the report.
+        name: name of the optimisation, as in the report.
         detail: what was changed, for people.
         undo: puts back what was there before. Undo several in reverse order.
     """
@@ -28,3 +28,29 @@ class Change:
     name: str
     detail: str
     undo: Callable[[], None]
+
+
+@dataclass
+class Applied:
+    """Optimisations that are in place together, and the reasons of those that do not fit."""
+
+    changes: list[Change] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def fits(self, apply: Callable[[], Change]) -> bool:
+        """Apply one where it fits, and keep the reason where it does not."""
+        try:
+            self.changes.append(apply())
+        except NotApplicable as error:
+            self.skipped.append(str(error))
+            return False
+        return True
+
+    def has(self, name: str) -> bool:
+        """Return whether an optimisation of this name is in place."""
+        return any(change.name == name for change in self.changes)
+
+    def undo(self) -> None:
+        """Put back what was there before all of them."""
+        while self.changes:
+            self.changes.pop().undo()

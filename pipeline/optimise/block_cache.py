@@ -90,6 +90,8 @@ class _Tapped:
         self.step = -1
         self.on_layer = on_layer
         self.layers = {name: module for name, module in unet.named_modules() if isinstance(module, LAYERS)}
+        if not self.layers:
+            raise NotApplicable(f"block cache: {type(unet).__name__} has no layers that it knows")
         # A layer inside another is a part of it.
         self.layers = {
             name: module
@@ -132,7 +134,7 @@ class _Tapped:
 
 
 class _Stepping:
-    """A denoiser that tells the tap at which step it is."""
+    """A denoiser that keeps count of the steps for the tap."""
 
     def __init__(self, inner: Denoiser, tap: _Tapped, on_start: Callable[[], None]) -> None:
         self.inner, self.tap, self.on_start = inner, tap, on_start
@@ -226,5 +228,5 @@ def _refuse_programs(pipe: ImageAnimationPipeline) -> None:
     if isinstance(denoiser, PreparedDenoiser) and denoiser.run is not denoiser.module:
         raise NotApplicable("block cache: the U-Net runs as a traced or compiled program, which has no layers to skip")
     for name, module in pipe.network.named_modules():
-        if isinstance(module, LAYERS) and module._compiled_call_impl is not None:  # noqa: SLF001  # it is told nowhere else
+        if isinstance(module, LAYERS) and module._compiled_call_impl is not None:  # noqa: SLF001  # nothing else says so
             raise NotApplicable(f"block cache: {name} runs as a compiled program, which does not know the step")

@@ -3,9 +3,9 @@
 diffusers' video U-Nets repeat the context (text and image tokens) for every frame before
 cross-attention projects it to keys and values, so that the same projection is computed as many times
 as there are frames. The article's remedy is to repeat after the projection. Here nothing is repeated
-at all: the places of all frames of a clip become one long row of queries against one context::
+at all: the positions of all frames of a clip become one long row of queries against one context::
 
-    (batch * frames, places, channels)  ->  (batch, frames * places, channels)
+    (batch * frames, positions, channels)  ->  (batch, frames * positions, channels)
 
 which gives the same numbers, since each query attends alone. A context of one token (Stable Video
 Diffusion) has nothing to weigh: attention over it is its value.
@@ -69,7 +69,7 @@ class ClipAttnProcessor:
     def __call__(
         self,
         attn: Attention,
-        hidden_states: Tensor,  # (batch * frames, places, channels), or frames and places the other way round
+        hidden_states: Tensor,  # (batch * frames, positions, channels), or frames and positions the other way round
         encoder_hidden_states: Tensor | None = None,  # (batch * frames, tokens, width) or (batch, tokens, width)
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
@@ -83,17 +83,17 @@ class ClipAttnProcessor:
             repeats = encoder_hidden_states.shape[0] // self.count.clips
             keys, values = self.project(attn, encoder_hidden_states[::repeats])
         batch, heads, tokens, _ = keys.shape
-        rows, places, _ = hidden_states.shape
+        rows, positions, _ = hidden_states.shape
         if tokens == 1:
             attended = values.transpose(1, 2).flatten(2)  # (batch, 1, channels)
             out = attn.to_out[1](attn.to_out[0](attended))
-            hidden = out.repeat_interleave(rows // batch, dim=0).expand(-1, places, -1)
+            hidden = out.repeat_interleave(rows // batch, dim=0).expand(-1, positions, -1)
         else:
-            query = attn.to_q(hidden_states).view(batch, rows // batch * places, heads, -1).transpose(1, 2)
+            query = attn.to_q(hidden_states).view(batch, rows // batch * positions, heads, -1).transpose(1, 2)
             if attn.norm_q is not None:
                 query = attn.norm_q(query)
-            attended = self.attend(query, keys, values)  # (batch, heads, frames * places, head_dim)
-            attended = attended.transpose(1, 2).reshape(rows, places, -1)
+            attended = self.attend(query, keys, values)  # (batch, heads, frames * positions, head_dim)
+            attended = attended.transpose(1, 2).reshape(rows, positions, -1)
             hidden = attn.to_out[1](attn.to_out[0](attended))
         if attn.residual_connection:
             hidden = hidden + hidden_states

@@ -4,8 +4,8 @@ Convolutions of half precision on tensor cores read `(rows, height, width, chann
 PyTorch's default layout is copied there and back around each of them. Kept in channels last, the
 memory of `(batch * frames, channels, height, width)` is, without a copy, also
 
-- the tokens of attention over places, `(batch * frames, height * width, channels)`;
-- a clip with its places in one row, `(batch, channels, frames, height * width)`, channels last
+- the tokens of attention over positions, `(batch * frames, height * width, channels)`;
+- a clip with its positions in one row, `(batch, channels, frames, height * width)`, channels last
   again, on which a convolution over time is one of two dimensions.
 
 What goes back to the default layout on the way is given another `forward` of the same result, by
@@ -53,7 +53,7 @@ def group_norm(images: Tensor, groups: int, weight: Tensor | None, bias: Tensor 
     rows, channels, height, width = images.shape
     tokens = tokens_of(images).reshape(rows, height * width, channels)
     if images.dtype in {torch.bfloat16, torch.float16}:
-        # These two read half precision and add up in float32 without a cast of all places beforehand.
+        # These two read half precision and add up in float32 without a cast of all positions beforehand.
         # What cancels in the difference is less than what rounding took from the images.
         mean = tokens.mean(1, dtype=torch.float32)  # (rows, channels)
         square = torch.linalg.vector_norm(tokens, dim=1, dtype=torch.float32).square() / (height * width)
@@ -117,11 +117,11 @@ class _TransformerTemporalModel(TransformerTemporalModel):  # type: ignore[misc]
         return_dict: bool = True,
     ) -> Any:
         rows, channels, height, width = hidden_states.shape
-        batch, places = rows // num_frames, height * width
-        clip = tokens_of(hidden_states).reshape(batch, num_frames, places, channels)
-        hidden = tokens_of(self.norm(images_of(clip)))  # (batch, frames, places, channels)
-        # The one copy: attention over time needs the frames of a place beside each other.
-        hidden = self.proj_in(hidden.transpose(1, 2).reshape(batch * places, num_frames, channels))
+        batch, positions = rows // num_frames, height * width
+        clip = tokens_of(hidden_states).reshape(batch, num_frames, positions, channels)
+        hidden = tokens_of(self.norm(images_of(clip)))  # (batch, frames, positions, channels)
+        # The one copy: attention over time needs the frames of a position beside each other.
+        hidden = self.proj_in(hidden.transpose(1, 2).reshape(batch * positions, num_frames, channels))
         for block in self.transformer_blocks:
             hidden = block(
                 hidden,
@@ -130,7 +130,7 @@ class _TransformerTemporalModel(TransformerTemporalModel):  # type: ignore[misc]
                 cross_attention_kwargs=cross_attention_kwargs,
                 class_labels=class_labels,
             )
-        hidden = self.proj_out(hidden).view(batch, places, num_frames, channels)
+        hidden = self.proj_out(hidden).view(batch, positions, num_frames, channels)
         # The way back is part of the addition, which writes as its first term lies.
         clip = clip + hidden.transpose(1, 2)
         output = images_of(clip.reshape(rows, height, width, channels))
@@ -206,7 +206,7 @@ _OWN: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _is_plain(upsample: Any) -> bool:
-    """Whether it doubles the sides and convolves, as the U-Nets' own do."""
+    """Return whether it doubles the sides and convolves, as the U-Nets' own do."""
     plain = upsample.interpolate and upsample.use_conv and upsample.name == "conv"
     return bool(plain and upsample.norm is None and not upsample.use_conv_transpose)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import packages
-from .base import NotApplicable
+from .attention import fastest_attention
+from .base import Applied, NotApplicable
 from .layout import channels_last
 from .prepared import prepare_once
-from .runtimes import ShapedProgram, compile_whole, example_of, find_compiler, install, prepared_denoiser, trace
-from .tune import attention
+from .runtimes import ShapedProgram, compile_whole, example_of, find_compiler, prepared_denoiser, run_traced
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -25,12 +24,28 @@ class Faster:
     """What a loaded model runs on.
 
     Attributes:
-        program: that computes the U-Net; None is PyTorch as it is.
+        program: computes the U-Net; None is PyTorch as it is.
         skipped: reasons of the parts that do not fit this model or machine.
     """
 
     program: ShapedProgram | None
     skipped: tuple[str, ...]
+
+
+def tune(pipe: ImageAnimationPipeline, *, attention: bool = True, compiled: bool = False) -> Applied:
+    """Apply what every runtime stands on: the constants of a request, and on a GPU its layout and attention.
+
+    Args:
+        attention: whether attention is chosen by shape; not for a program that brings its own.
+        compiled: whether attention is chosen for a program that is compiled.
+    """
+    applied = Applied()
+    applied.fits(lambda: prepare_once(pipe))
+    if pipe.device.type == "cuda":
+        applied.fits(lambda: channels_last(pipe.network))  # before a program is loaded, which was compiled for it
+        if attention:
+            applied.fits(lambda: fastest_attention(pipe, compiled=compiled))
+    return applied
 
 
 def speed_up(pipe: ImageAnimationPipeline, runtime: str, programs: Path) -> Faster:
@@ -45,47 +60,26 @@ def speed_up(pipe: ImageAnimationPipeline, runtime: str, programs: Path) -> Fast
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime: {runtime!r} is not one of {', '.join(RUNTIMES)}")
-    skipped: list[str] = []
-
-    def fits(part: Callable[[], object]) -> bool:
-        try:
-            part()
-        except NotApplicable as error:
-            skipped.append(str(error))
-            return False
-        return True
-
-    prepared = fits(lambda: prepare_once(pipe))
-    if pipe.device.type == "cuda":
-        fits(lambda: channels_last(pipe.network))  # before a program is loaded, which was compiled for it
-    # All else stands on what is prepared.
-    ready = prepared and _install(pipe, runtime, programs, fits)
-    program = prepared_denoiser(pipe).run if ready else None
-    assert program is None or isinstance(program, ShapedProgram)
-    return Faster(program, tuple(skipped))
-
-
-def _install(
-    pipe: ImageAnimationPipeline, runtime: str, programs: Path, fits: Callable[[Callable[[], object]], bool]
-) -> bool:
-    """Put the runtime's program in place, and choose attention where it brings none of its own."""
-
-    def tune_attention(*, compiled: bool = False) -> None:
-        if pipe.device.type == "cuda":
-            fits(lambda: attention(pipe, compiled=compiled))
-
-    def traced() -> None:
-        example = example_of(pipe)
-        install(pipe, trace(pipe, example), example, "torchscript", "traced when loaded")
-
-    if runtime == "aot":
-        loaded = fits(lambda: packages.load(pipe, programs))
-        if not loaded:
-            tune_attention()
-        return loaded
+    without_compiler = ""
     if runtime == "compile":
-        has_compiler = fits(find_compiler)
-        tune_attention(compiled=has_compiler)
-        return has_compiler and fits(lambda: compile_whole(pipe, example_of(pipe)))  # built in the warm-up
-    tune_attention()
-    return runtime == "torchscript" and fits(traced)
+        try:
+            find_compiler()
+        except NotApplicable as error:
+            runtime, without_compiler = "eager", str(error)
+    applied = tune(pipe, attention=runtime != "aot", compiled=runtime == "compile")
+    if without_compiler:
+        applied.skipped.append(without_compiler)
+    installed = applied.has("prepare") and runtime != "eager"
+    if installed:  # all programs stand on what is prepared
+        installed = applied.fits(
+            {
+                "torchscript": lambda: run_traced(pipe),
+                "compile": lambda: compile_whole(pipe, example_of(pipe)),  # built in the warm-up
+                "aot": lambda: packages.load(pipe, programs),
+            }[runtime]
+        )
+        if runtime == "aot" and not installed and pipe.device.type == "cuda":
+            applied.fits(lambda: fastest_attention(pipe))
+    program = prepared_denoiser(pipe).run if installed else None
+    assert program is None or isinstance(program, ShapedProgram)
+    return Faster(program, tuple(applied.skipped))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor
 
 from ..errors import ModelError, first_line
-from ..machine import processor
+from ..machine import dtype_name, processor, sha256_of
 from ..writing import write_atomically
 from .base import Change, NotApplicable
 from .prepared import Step
@@ -91,7 +92,7 @@ class Programs(BaseModel):
 
 
 def device_key(device: torch.device) -> str:
-    """The kind of device that machine code fits: GPU and compute capability, or processor and vectors, by name."""
+    """Return the kind of device that machine code fits: GPU and compute capability, or processor and vectors."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"cuda {torch.cuda.get_device_name(device)} sm_{major}{minor}"
@@ -117,8 +118,6 @@ def build(pipe: ImageAnimationPipeline, example: Example, folder: Path) -> Progr
     Raises:
         NotApplicable: it cannot be exported or compiled here (AOTInductor needs a C++ compiler).
     """
-    import time
-
     module = prepared_denoiser(pipe).module
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step{SUFFIX}"
@@ -139,11 +138,11 @@ def build(pipe: ImageAnimationPipeline, example: Example, folder: Path) -> Progr
             raise NotApplicable(f"aot: unet: cannot be compiled ahead of time: {first_line(error)}") from error
     program = Program(
         file=path.name,
-        sha256=_sha256(path),
+        sha256=sha256_of(path),
         component="step",
         device=device_key(example.inputs[0].device),
         torch=torch.__version__,
-        dtype=str(example.inputs[0].dtype).removeprefix("torch."),
+        dtype=dtype_name(example.inputs[0].dtype),
         shapes=example.shapes,
         weights=weights_key(module.state_dict()),
         build_s=round(time.perf_counter() - began, 2),
@@ -167,7 +166,7 @@ def load(pipe: ImageAnimationPipeline, folder: Path) -> Change:
     for what, made_for, here in (
         ("device", program.device, device_key(weight.device)),
         ("PyTorch", program.torch, torch.__version__),
-        ("precision", program.dtype, str(weight.dtype).removeprefix("torch.")),
+        ("precision", program.dtype, dtype_name(weight.dtype)),
     ):
         if made_for != here:
             raise NotApplicable(f"aot: {program.file} was compiled for {what} {made_for}, and this is {here}")
@@ -176,7 +175,7 @@ def load(pipe: ImageAnimationPipeline, folder: Path) -> Change:
         raise ModelError(f"{path}: was compiled for a model with other weights than this; package the model again")
     if not path.is_file():
         raise ModelError(f"{path}: missing; package the model again")
-    if _sha256(path) != program.sha256:
+    if sha256_of(path) != program.sha256:
         raise ModelError(f"{path}: has been changed or damaged since it was packaged (SHA-256 differs)")
     run = _open(path, module.state_dict())
     example = Example(tuple(torch.empty(shape, dtype=weight.dtype, device="meta") for shape in program.shapes))
@@ -219,8 +218,3 @@ class _Opened:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return cast(Tensor, self._program(*inputs))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

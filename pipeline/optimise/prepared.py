@@ -50,7 +50,7 @@ class StepModule(nn.Module):
 
     @property
     def network(self) -> Any:
-        """The network of the pipeline."""
+        """Return the network of the pipeline."""
         return getattr(self, self.family.networks[0])
 
     def prepare(self, cond: Cond) -> Prepared:
@@ -103,7 +103,7 @@ class ContextStep(StepModule):
                 processor.keys_values = None
 
     def _prepare(self, cond: Cond) -> tuple[Tensor, Prepared]:
-        """The context `(batch, tokens, width)`, and the U-Net's own tensors."""
+        """Return the context `(batch, tokens, width)`, and the U-Net's own tensors."""
         raise NotImplementedError
 
     def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ class ContextStep(StepModule):
 
 
 class I2VGenXLStep(ContextStep):
-    """Of `I2VGenXLUNet`; its own tensors are the encoded image latents and the embedding of the frame rate.
+    """Computes `I2VGenXLUNet`; its own tensors are the encoded image latents and the embedding of the frame rate.
 
-    Of a U-Net that is told the guidance scale there is a third: what it adds to the embedding of the timestep.
+    A U-Net conditioned on the guidance scale has a third: what it adds to the embedding of the timestep.
     """
 
     def _prepare(self, cond: Cond) -> tuple[Tensor, Prepared]:
@@ -157,9 +157,9 @@ class I2VGenXLStep(ContextStep):
 
 
 class MotionStep(ContextStep):
-    """Of `UNetMotionModel` with image channels (PIA); its own tensor is mask and image latents, side by side.
+    """Computes `UNetMotionModel` with image channels (PIA); its own tensor is mask and image latents, side by side.
 
-    Of a U-Net that is told the guidance scale there is a second: the embedding of the scale.
+    A U-Net conditioned on the guidance scale has a second: the embedding of the scale.
     """
 
     def _prepare(self, cond: Cond) -> tuple[Tensor, Prepared]:
@@ -193,7 +193,7 @@ class PreparedDenoiser:
 
 
 def as_input(timestep: Tensor, latents: Tensor) -> Tensor:
-    """A scalar timestep as the step module takes it: `(1,)`, float32, on the latents' device."""
+    """Return a scalar timestep as the step module takes it: `(1,)`, float32, on the latents' device."""
     return timestep.reshape(1).to(device=latents.device, dtype=torch.float32)
 
 

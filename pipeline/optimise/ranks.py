@@ -19,7 +19,7 @@ class RanksDiffer(StillmotionError):
 
 
 def shares(total: int, ranks: int) -> list[int]:
-    """How many of `total` frames or places each rank has: as even as can be, the first ranks one more."""
+    """How many of `total` frames or positions each rank has: as even as can be, the first ranks one more."""
     each, more = divmod(total, ranks)
     return [each + (rank < more) for rank in range(ranks)]
 
@@ -42,7 +42,7 @@ class Ranks:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
-        """The tensors of all ranks, which are of one shape, by rank."""
+        """Return the tensors of all ranks, which are of one shape, by rank."""
         gathered = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
         dist.all_gather(gathered, x.contiguous(), group=self.group)
         return gathered
@@ -78,7 +78,7 @@ class Ranks:
         return torch.split(x, frames, dim=2)[self.rank].contiguous()
 
     def join_frames(self, x: Tensor, frames: list[int]) -> Tensor:
-        """The whole of `(batch, channels, frames, height, width)` from each rank's slice of the frames."""
+        """Return the whole of `(batch, channels, frames, height, width)` from each rank's slice of the frames."""
         # Not every backend gathers unequal shapes; a frame of padding is cheap.
         padded = nn.functional.pad(x, (0, 0, 0, 0, 0, max(frames) - x.shape[2]))
         parts = zip(self.all_gather(padded), frames, strict=True)
@@ -133,7 +133,7 @@ def _fingerprint(x: Tensor | None, device: torch.device) -> Tensor:
     if x is not None and x.numel():
         values = x.detach().to(device, torch.float32).flatten()
         rows = nn.functional.pad(values, (0, -values.numel() % _PERIOD)).view(-1, _PERIOD)
-        # Each row counts in its own way, or two rows that have changed places would look the same.
+        # Each row counts in its own way, or two rows in each other's stead would look the same.
         turns = torch.arange(rows.shape[0], device=device).cos()
         norm = torch.linalg.vector_norm(values)
         found[1] = norm / math.sqrt(values.numel())
@@ -142,5 +142,5 @@ def _fingerprint(x: Tensor | None, device: torch.device) -> Tensor:
 
 
 def _tolerance(x: Tensor | None) -> float:
-    """A few roundings of the type, and no less than what kernels of float32 differ by."""
+    """Return a few roundings of the type, and no less than what kernels of float32 differ by."""
     return max(1e-4, 8 * torch.finfo(x.dtype).eps) if x is not None and x.is_floating_point() else 1e-4

@@ -25,9 +25,8 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from torch import Tensor, nn
 
 from ..errors import first_line
-from ..model.denoiser import Predict
-from ..model.families import Cond
 from .base import Change, NotApplicable
+from .example import first_pass
 from .prepared import PreparedDenoiser, Step, StepModule, as_input
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Example:
-    """Inputs of the step module, of the shapes of a default request of one clip."""
+    """Inputs of the step module, with the shapes of a default request of one clip."""
 
     inputs: tuple[Tensor, ...]
 
@@ -53,7 +52,7 @@ class Example:
 
 
 def shapes_of(inputs: tuple[Tensor, ...]) -> Shapes:
-    """Shapes of a program's inputs, in order."""
+    """Return the shapes of a program's inputs, in order."""
     return tuple(tuple(tensor.shape) for tensor in inputs)
 
 
@@ -85,46 +84,21 @@ class ShapedProgram:
         return cast(Tensor, self.plain(*inputs))
 
 
-class _Caught(Exception):
-    """Carries the inputs of the first step out of the denoising loop."""
-
-    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
-        super().__init__()
-        self.inputs = inputs
-
-
 def example_of(pipe: ImageAnimationPipeline) -> Example:
-    """Inputs of the step module as a default request gives them, caught from a real one.
+    """Return inputs of the step module as a default request gives them.
 
     Raises:
         NotApplicable: the pipeline has no step module (`prepare_once` makes one).
     """
-    from PIL import Image
-
-    denoiser = prepared_denoiser(pipe)
-
-    class Catcher:
-        def start(self, cond: Cond) -> Predict:
-            prepared = denoiser.module.prepare(cond)
-
-            def catch(latents: Tensor, timestep: Tensor) -> Tensor:
-                raise _Caught((latents, as_input(timestep, latents), *prepared))
-
-            return catch
-
-    height, width = pipe.default_size
-    pipe.denoiser = Catcher()
-    try:
-        pipe(Image.new("RGB", (width, height), (127, 127, 127)), "a red circle moves right")
-    except _Caught as caught:
-        return Example(tuple(tensor.contiguous() for tensor in caught.inputs))
-    finally:
-        pipe.denoiser = denoiser
-    raise AssertionError("a request makes at least one step")
+    module = prepared_denoiser(pipe).module
+    latents, timestep, cond = first_pass(pipe)
+    with torch.no_grad():
+        inputs = (latents, as_input(timestep, latents), *module.prepare(cond))
+    return Example(tuple(tensor.contiguous() for tensor in inputs))
 
 
 def prepared_denoiser(pipe: ImageAnimationPipeline) -> PreparedDenoiser:
-    """The pipeline's denoiser, which must be the one of `prepare_once`.
+    """Return the pipeline's denoiser, which must be the one of `prepare_once`.
 
     Raises:
         NotApplicable: it is another one.
@@ -148,7 +122,7 @@ def install(pipe: ImageAnimationPipeline, program: Step, example: Example, name:
 
 @torch.no_grad()
 def trace(pipe: ImageAnimationPipeline, example: Example) -> Step:
-    """TorchScript: traced with the example's inputs and frozen, its weights now constants.
+    """Return the step module traced with the example's inputs and frozen, its weights now constants.
 
     Raises:
         NotApplicable: the module cannot be traced.
@@ -165,16 +139,27 @@ def trace(pipe: ImageAnimationPipeline, example: Example) -> Step:
             raise NotApplicable(f"torchscript: unet: cannot be traced: {first_line(error)}") from error
 
 
-def compile_blocks(pipe: ImageAnimationPipeline, **options: Any) -> Change:
-    """`torch.compile` of the repeated blocks of the U-Net: blocks of one kind and shape share a program.
-
-    Compilation happens at the first call.
+def run_traced(pipe: ImageAnimationPipeline) -> Change:
+    """Let TorchScript run the steps of a default request.
 
     Raises:
-        NotApplicable: the U-Net has no such blocks.
+        NotApplicable: the module cannot be traced.
+    """
+    example = example_of(pipe)
+    return install(pipe, trace(pipe, example), example, "torchscript", "traced and frozen")
+
+
+def compile_blocks(pipe: ImageAnimationPipeline, **options: Any) -> Change:
+    """Compile the repeated blocks of the network with `torch.compile`: those of one kind and shape share a program.
+
+    Transformers name their blocks themselves (diffusers' `_repeated_blocks`). Compilation happens at the first call.
+
+    Raises:
+        NotApplicable: the network has no such blocks.
     """
     prepared_denoiser(pipe)
-    blocks = [module for module in pipe.network.modules() if isinstance(module, REPEATED)]
+    named = getattr(pipe.network, "_repeated_blocks", None) or ()
+    blocks = [m for m in pipe.network.modules() if isinstance(m, REPEATED) or type(m).__name__ in named]
     if not blocks:
         raise NotApplicable(f"compile: {type(pipe.network).__name__} has no repeated blocks")
     # All blocks of a kind are one function to the compiler, which gives up on a function after eight
@@ -185,7 +170,7 @@ def compile_blocks(pipe: ImageAnimationPipeline, **options: Any) -> Change:
 
 
 def find_compiler() -> None:
-    """See to it that what `torch.compile` writes can be compiled here, which it finds out at the first call only.
+    """Check that what `torch.compile` writes can be compiled here, which it finds out at the first call only.
 
     Its kernels are C++ on a CPU; on a GPU Triton compiles their launchers.
 
@@ -202,19 +187,25 @@ def find_compiler() -> None:
 
 
 def compile_whole(pipe: ImageAnimationPipeline, example: Example, **options: Any) -> Change:
-    """`torch.compile` of the whole step module; slower to build, and free to fuse across blocks."""
+    """Compile the whole step module: slower to build, and free to fuse across blocks."""
     module = prepared_denoiser(pipe).module
     return install(pipe, torch.compile(module, dynamic=False, **options), example, "compile", "whole U-Net compiled")
 
 
+def compile_network(pipe: ImageAnimationPipeline, **options: Any) -> Change:
+    """Compile the network as diffusers has it."""
+    undo = _compile([pipe.network], **options)
+    return Change("compile network", f"{type(pipe.network).__name__} compiled", undo)
+
+
 def compile_decoder(pipe: ImageAnimationPipeline, **options: Any) -> Change:
-    """`torch.compile` of the autoencoder's decoder."""
+    """Compile the autoencoder's decoder."""
     undo = _compile([pipe.vae.decoder], **options)
     return Change("compile decoder", "decoder of the autoencoder compiled", undo)
 
 
 def _compile(modules: list[nn.Module], **options: Any) -> Callable[[], None]:
-    """Compile each of the modules; gives what takes it back."""
+    """Compile each of the modules; return what takes it back."""
     # nn.Module.compile has no way back of its own.
     before = [module._compiled_call_impl for module in modules]  # noqa: SLF001
     for module in modules:

@@ -2,13 +2,13 @@
 
 DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv 2309.14509) applied to the frames of a clip. Layers that
 look at single frames (convolutions, ResNets, spatial transformers) work on each rank's slice of the
-frames, with nothing to exchange. Layers that look along time need all frames of a place, but a few
-places are enough: an all-to-all trades "some frames, all places" for "all frames, some places" before
+frames, with nothing to exchange. Layers that look along time need all frames of a position, but a few
+positions are enough: an all-to-all trades "some frames, all positions" for "all frames, some positions" before
 each of them, and back afterwards::
 
-    (batch * local frames, channels, height, width)  <->  (batch * frames, channels, local places, 1)
+    (batch * local frames, channels, height, width)  <->  (batch * frames, channels, local positions, 1)
 
-Shares need not be equal. The group norms of such a layer normalise over all frames and places of a
+Shares need not be equal. The group norms of such a layer normalise over all frames and positions of a
 clip; their statistics are combined over the ranks.
 
 Every rank is given the whole request, and every rank's prediction is the whole clip's, so that the
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
 
 TEMPORAL_LAYERS = (TemporalConvLayer, TransformerTemporalModel, AnimateDiffTransformer3D)
-"""diffusers' layers that look along time. They treat each place alone but for their group norms, which
-is what lets them work on a share of the places."""
+"""diffusers' layers that look along time. They treat each position alone but for their group norms, which
+is what lets them work on a share of the positions."""
 
 
 class FrameSplit:
@@ -50,56 +50,60 @@ class FrameSplit:
 
     Attributes:
         frames: each rank's number of frames; None outside a pass, where the U-Net works as ever.
-        places: each rank's number of places while a temporal layer works, else None.
+        positions: each rank's number of positions while a temporal layer works, else None.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.frames: list[int] | None = None
-        self.places: list[int] | None = None
+        self.positions: list[int] | None = None
         self._side = 0
 
     @contextmanager
     def over(self, frames: list[int]) -> Iterator[None]:
-        """A pass in which each rank has this many frames."""
+        """Run a pass in which each rank has this many frames."""
         self.frames = frames
         try:
             yield
         finally:
-            self.frames = self.places = None
+            self.frames = self.positions = None
 
     def enter(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Before a temporal layer: from some frames of all places to all frames of some places."""
+        """Before a temporal layer: from some frames of all positions to all frames of some positions."""
         if self.frames is None:
             return None
         call = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
         hidden = call["hidden_states"].unflatten(0, (-1, self.frames[self.ranks.rank])).flatten(3)
         self._side = call["hidden_states"].shape[-1]
-        self.places = shares(hidden.shape[3], self.ranks.size)
-        hidden = self.ranks.all_to_all(hidden, 3, self.places, 1, self.frames)  # (batch, frames, channels, places)
+        self.positions = shares(hidden.shape[3], self.ranks.size)
+        hidden = self.ranks.all_to_all(
+            hidden, 3, self.positions, 1, self.frames
+        )  # (batch, frames, channels, positions)
         if not hidden.shape[3]:
-            # Fewer places than ranks. Convolutions refuse an empty side: work on a place that counts for nothing.
+            # Fewer positions than ranks. Convolutions refuse an empty side: work on a position that counts for nothing.
             hidden = hidden.new_zeros(*hidden.shape[:3], 1)
-        call["hidden_states"] = hidden.flatten(0, 1).unsqueeze(-1)  # (batch * frames, channels, places, 1)
+        call["hidden_states"] = hidden.flatten(0, 1).unsqueeze(-1)  # (batch * frames, channels, positions, 1)
         call["num_frames"] = sum(self.frames)
         return (), call
 
     def leave(self, _layer: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        """After a temporal layer: back to some frames of all places."""
-        if self.frames is None or self.places is None:
+        """After a temporal layer: back to some frames of all positions."""
+        if self.frames is None or self.positions is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        hidden = hidden.squeeze(-1).unflatten(0, (-1, sum(self.frames)))[..., : self.places[self.ranks.rank]]
-        hidden = self.ranks.all_to_all(hidden, 1, self.frames, 3, self.places)  # (batch, frames, channels, places)
-        self.places = None
+        hidden = hidden.squeeze(-1).unflatten(0, (-1, sum(self.frames)))[..., : self.positions[self.ranks.rank]]
+        hidden = self.ranks.all_to_all(
+            hidden, 1, self.frames, 3, self.positions
+        )  # (batch, frames, channels, positions)
+        self.positions = None
         hidden = hidden.flatten(0, 1).unflatten(-1, (-1, self._side))  # (batch * local frames, channels, h, w)
         return (hidden,) if isinstance(output, tuple) else hidden
 
 
 class SynchronisedGroupNorm(nn.GroupNorm):
-    """A temporal layer's group norm over the places of all ranks; outside a split pass, the plain one.
+    """A temporal layer's group norm over the positions of all ranks; outside a split pass, the plain one.
 
     Shares its weights with the layer that it stands for, under the same names.
     """
@@ -111,13 +115,13 @@ class SynchronisedGroupNorm(nn.GroupNorm):
         self._split = split
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `(batch, channels, frames, local places, 1)`."""
-        places = self._split.places
-        if places is None:
+        """Normalise `(batch, channels, frames, local positions, 1)`."""
+        positions = self._split.positions
+        if positions is None:
             return super().forward(x)
         values = x.float().reshape(x.shape[0], self.num_groups, -1)  # (batch, groups, elements)
         variance, mean = torch.var_mean(values, dim=-1, correction=0)
-        variance, mean = self._combine(self._split.ranks.all_gather(torch.stack([variance, mean])), places)
+        variance, mean = self._combine(self._split.ranks.all_gather(torch.stack([variance, mean])), positions)
         values = (values - mean.unsqueeze(-1)) * torch.rsqrt(variance + self.eps).unsqueeze(-1)
         if self.affine:
             values = values.reshape(*x.shape[:2], -1)
@@ -125,7 +129,7 @@ class SynchronisedGroupNorm(nn.GroupNorm):
         return values.reshape(x.shape).to(x.dtype)
 
     @staticmethod
-    def _combine(moments: list[Tensor], places: list[int]) -> tuple[Tensor, Tensor]:
+    def _combine(moments: list[Tensor], positions: list[int]) -> tuple[Tensor, Tensor]:
         """Variance and mean of the whole from those of its parts (Chan et al. 1983).
 
         The variances about the parts' own means are summed, rather than squares, whose difference
@@ -133,10 +137,10 @@ class SynchronisedGroupNorm(nn.GroupNorm):
         """
         variances, means = torch.stack(moments, dim=1).unbind()  # (ranks, batch, groups) each
         mean, variance = torch.zeros_like(means[0]), torch.zeros_like(means[0])
-        for count, own in zip(places, means, strict=True):
-            mean += count / sum(places) * own
-        for count, own, about_own in zip(places, means, variances, strict=True):
-            variance += count / sum(places) * (about_own + (own - mean) ** 2)
+        for count, own in zip(positions, means, strict=True):
+            mean += count / sum(positions) * own
+        for count, own, about_own in zip(positions, means, variances, strict=True):
+            variance += count / sum(positions) * (about_own + (own - mean) ** 2)
         return variance, mean
 
 
@@ -264,5 +268,5 @@ def split_frames(pipe: ImageAnimationPipeline, group: dist.ProcessGroup | None =
 
 
 def _norms(unet: nn.Module) -> Tensor:
-    """The norm of each parameter, `(parameters,)`: enough to tell checkpoints apart."""
+    """Return the norm of each parameter, `(parameters,)`: enough to tell checkpoints apart."""
     return torch.stack([torch.linalg.vector_norm(p.detach(), dtype=torch.float32) for p in unet.parameters()])

@@ -24,7 +24,7 @@ from ..serve.sources import EMBEDDED_TEACHER, name_of
 from .card import model_card
 
 if TYPE_CHECKING:
-    from ..optimise.choice import Way
+    from ..optimise.choice import RuntimeChoice
     from ..optimise.runtimes import Runtime
 
 # Figures of `pipeline evaluate` that describe the model and not the run.
@@ -66,7 +66,7 @@ class Packaged:
     info: ModelInfo
     max_difference: int
     animator: Animator
-    ways: list[Way]
+    ways: list[RuntimeChoice]
 
 
 def package(
@@ -160,17 +160,17 @@ def _check_same(source: Animator, stored: Animator, before: Clip) -> int:
 
 def _compile(source: Animator, folder: Path) -> None:
     from ..optimise import packages
-    from ..optimise.prepared import prepare_once
+    from ..optimise.base import NotApplicable
+    from ..optimise.packaged import tune
     from ..optimise.runtimes import example_of
-    from ..optimise.tune import tune
 
-    changes = [prepare_once(source.pipe)]
+    applied = tune(source.pipe, compiled=True)
     try:
-        changes += tune(source.pipe, compiled=True)
+        if not applied.has("prepare"):
+            raise NotApplicable(f"aot: {applied.skipped[0]}")
         packages.build(source.pipe, example_of(source.pipe), folder)
     finally:
-        for change in reversed(changes):
-            change.undo()
+        applied.undo()
 
 
 def animate_probe(model: Animator, seed: int = 7) -> Clip:

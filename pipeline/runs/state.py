@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import StillmotionError
+from ..machine import sha256_of
 from ..writing import write_atomically
 from .settings import Parameter
 
@@ -106,5 +107,4 @@ def file_digest(path: Path) -> str:
     about = path.stat()
     if about.st_size > _LARGEST_HASHED:
         return f"size {about.st_size} time {about.st_mtime_ns}"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..errors import ModelError, first_line
+from ..machine import default_device
 from ..media.video import Clip
 from ..model.prompts import PromptLength
 from . import request as requests
@@ -211,13 +212,6 @@ class Animator:
         grey = Image.new("RGB", (self.info.width, self.info.height), (127, 127, 127))
         last = grey if self.info.needs_last_image else None
         return self.animate(grey, AnimationRequest(seed=0), on_step, last)
-
-
-def default_device() -> str:
-    """The accelerator, where there is one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_pipeline(source: str | Path, device: str | None = None, **kwargs: Any) -> ImageAnimationPipeline:

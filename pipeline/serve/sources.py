@@ -72,8 +72,9 @@ def open_checkpoint(
         ModelError: with what to do, on one line.
         ValueError: a default is out of what the checkpoint can make.
     """
+    from ..machine import default_device
     from ..model.call_arguments import check_counts, check_shape
-    from .engine import Animator, default_device, load_pipeline
+    from .engine import Animator, load_pipeline
     from .store import describe
 
     source = source or embedded_teacher()

@@ -18,10 +18,10 @@ from pipeline import ImageAnimationPipeline
 from pipeline.optimise import packages
 from pipeline.optimise.attention import attend, attention_shapes, choose_attention, time_backends
 from pipeline.optimise.layout import channels_last
+from pipeline.optimise.packaged import tune
 from pipeline.optimise.precision import set_precision
 from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.runtimes import example_of
-from pipeline.optimise.tune import tune
 from pipeline.packaging.package import package
 from pipeline.serve.engine import Animator
 from pipeline.serve.request import AnimationRequest
@@ -143,11 +143,10 @@ def test_a_back_end_chosen_for_each_shape_gives_the_same_step(pipe):
 def test_tuning_changes_layout_and_attention_and_not_the_clip(pipe):
     mine = placed(pipe)
     plain = animate(mine)
-    changes = [prepare_once(mine), *tune(mine)]
-    assert [change.name for change in changes[1:]] == (["layout", "attention"] if ON_GPU else [])
+    applied = tune(mine)
+    assert [change.name for change in applied.changes] == ["prepare", *(["layout", "attention"] if ON_GPU else [])]
     assert difference(animate(mine), plain) < 1e-3
-    for change in reversed(changes):
-        change.undo()
+    applied.undo()
     assert difference(animate(mine), plain) < 1e-5
 
 

@@ -288,7 +288,7 @@ def test_the_fastest_way_to_run_is_found_by_measurement_and_leaves_the_pipeline_
     def refuse(*_: Any) -> None:
         raise NotApplicable("torchscript: unet: cannot be traced: for a reason")
 
-    monkeypatch.setattr("pipeline.optimise.choice.trace", refuse)
+    monkeypatch.setattr("pipeline.optimise.choice.run_traced", refuse)
     with threads(1):
         assert [(way.runtime, way.threads) for way in ways_to_run(pipe, requests=1)] == [("eager", None)]
     assert pipe.denoiser is denoiser

@@ -174,11 +174,11 @@ def norm_difference(rank: int, world: int) -> float:
     norm = nn.GroupNorm(4, 8)
     nn.init.normal_(norm.weight, generator=generator)
     split = FrameSplit(Ranks())
-    split.places = shares(x.shape[3], world)
+    split.positions = shares(x.shape[3], world)
     expected = nn.functional.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double())
     with torch.no_grad():
-        mine = SynchronisedGroupNorm(norm, split)(x.split(split.places, dim=3)[rank])
-    return difference(mine, expected.split(split.places, dim=3)[rank])
+        mine = SynchronisedGroupNorm(norm, split)(x.split(split.positions, dim=3)[rank])
+    return difference(mine, expected.split(split.positions, dim=3)[rank])
 
 
 def work(rank: int, world: int, folder: Path, pipes: dict[str, ImageAnimationPipeline]) -> None:
