@@ -10,7 +10,7 @@ from _bentoml_sdk.io_models import IODescriptor, IORootModel  # type: ignore[imp
 from bentoml.validators import ContentType
 from pydantic import Field, create_model
 
-from pipeline.media.video import Format
+from pipeline.media.formats import Format
 from pipeline.serve.request import ALL_FIELDS
 from pipeline.serve.request import Field as RequestField
 

@@ -16,8 +16,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from pipeline.errors import InputError
+from pipeline.media.formats import Format
 from pipeline.media.images import check_header
-from pipeline.media.video import Format
 from pipeline.serve.manifest import ModelInfo
 from pipeline.serve.request import ALL_FIELDS, AnimationRequest, Field, fields_of, names
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.errors import Cancelled, StillmotionError
 from pipeline.media import images, video
+from pipeline.media.formats import MEDIA_TYPES, Format
 from pipeline.serve.engine import Animation, StepListener
 from pipeline.serve.manifest import ModelInfo
 from pipeline.serve.request import AnimationRequest
@@ -89,13 +90,13 @@ class Video:
     """
 
     data: bytes
-    format: video.Format
+    format: Format
     animation: Animation
     compute_s: float
 
     @property
     def media_type(self) -> str:
-        return video.MEDIA_TYPES[self.format]
+        return MEDIA_TYPES[self.format]
 
 
 class Pace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from pipeline.media.video import MEDIA_TYPES
+from pipeline.media.formats import MEDIA_TYPES
 from pipeline.serve.request import ALL_FIELDS, Field, fields_of
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..console import counter, tell
 from ..errors import StillmotionError
+from ..media.formats import FORMATS
 from ..model.controls import KNOWN_CONTROLS
 from ..serve.request import ALL_FIELDS, AnimationRequest, Field, size_text
 from .options import add_model, existing, open_model, positive, size, utf8_text
@@ -50,8 +51,8 @@ def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
     from ..media.images import decode
 
     suffix = options.out.suffix.lower().removeprefix(".")
-    if suffix not in video.FORMATS:
-        options.usage_error(f"--out: the suffix {options.out.suffix!r} is not one of .{', .'.join(video.FORMATS)}")
+    if suffix not in FORMATS:
+        options.usage_error(f"--out: the suffix {options.out.suffix!r} is not one of .{', .'.join(FORMATS)}")
     picture = decode(existing(options.image))
     last = None if options.last_image is None else decode(existing(options.last_image))
     check_out(options.out, options.image)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from ..console import counter, tell
 from ..errors import StillmotionError, first_line
+from ..media.formats import FORMATS
 
 T = TypeVar("T")
 
@@ -156,10 +157,8 @@ def _animate(options: argparse.Namespace, process: Process) -> None:
     suffix = options.out.suffix.lower().removeprefix(".")
 
     def prepare() -> tuple[Any, Any]:
-        if suffix not in video.FORMATS:
-            raise StillmotionError(
-                f"--out: the suffix {options.out.suffix!r} is not one of .{', .'.join(video.FORMATS)}"
-            )
+        if suffix not in FORMATS:
+            raise StillmotionError(f"--out: the suffix {options.out.suffix!r} is not one of .{', .'.join(FORMATS)}")
         if process.rank == 0 and not options.out.parent.is_dir():
             raise StillmotionError(f"{options.out.parent}: no such folder")
         if not options.image.is_file():

@@ -6,7 +6,7 @@ import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast
 
 import av
 import numpy as np
@@ -15,17 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
+from .formats import FORMATS, Format
+
 Clip = NDArray[np.uint8]
 """`(frames, height, width, 3)`, sRGB."""
-
-Format = Literal["mp4", "webm", "webp", "gif"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-MEDIA_TYPES: dict[Format, str] = {
-    "mp4": "video/mp4",
-    "webm": "video/webm",
-    "webp": "image/webp",
-    "gif": "image/gif",
-}
 
 # A clip smaller than this is scaled up by a whole number: players show it at a size one can watch,
 # and the halved colour resolution of video (4:2:0) then loses nothing of the model's pixels.

@@ -9,7 +9,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import StillmotionError
-from ..media.video import Clip, Format, encode
+from ..media.formats import Format
+from ..media.video import Clip, encode
 from ..writing import write_atomically
 
 RESULT_FILE = "result.json"

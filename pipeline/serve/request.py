@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..media.video import FORMATS
+from ..media.formats import FORMATS
 from ..model.controls import KNOWN_CONTROLS, Control
 from .manifest import ModelInfo, Size
 

@@ -86,6 +86,9 @@ def open_checkpoint(
     if pipe.family.licence:
         tell(f"{name}: {pipe.family.licence}")
     if given := {name: value for name, value in defaults.items() if value is not None}:
+        most = max(pipe.config.num_frames, pipe.family.defaults.frames)
+        if not 1 <= given.get("num_frames", 1) <= most:
+            raise ValueError(f"num_frames: {given['num_frames']} is outside 1 to {most}, which {name} was made for")
         pipe.register_to_config(**given)
         check_counts(num_frames=pipe.config.num_frames, num_inference_steps=pipe.config.num_inference_steps)
         check_shape(pipe.family, pipe.parts, pipe.config.num_frames, *pipe.default_size)

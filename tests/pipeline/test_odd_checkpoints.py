@@ -200,7 +200,7 @@ def test_steps_and_passes_are_those_that_are_made(teacher_folder, tmp_path, pict
     assert seen == [(k + 1, evaluations) for k in range(evaluations)]
     assert animator.info.branches == 3
     assert animator.info.sampling == (
-        f"3 steps ({evaluations} evaluations) x 3 guidance branches = {3 * evaluations} U-Net passes"
+        f"3 steps ({evaluations} evaluations) x 3 guidance branches = {3 * evaluations} passes"
     )
     assert np.isfinite(animation.clip).all()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -298,7 +297,7 @@ def test_a_model_computes_on_the_threads_it_was_packaged_with(teacher_folder):
     pipe = ImageAnimationPipeline.from_pretrained(teacher_folder)
     used = []
     pipe.unet.register_forward_pre_hook(lambda _module, _inputs: used.append(torch.get_num_threads()))
-    animator = Animator(pipe, replace(describe(pipe, "x", {}), threads=1), "x")
+    animator = Animator(pipe, describe(pipe, "x", {}).changed(threads=1), "x")
     with threads(3):
         animator.animate(Image.new("RGB", (32, 32)), AnimationRequest("a ball", seed=1))
         assert torch.get_num_threads() == 3

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.judge.metrics import psnr_db
-from pipeline.media.video import FORMATS, MEDIA_TYPES, contact_sheet, decode, delays_ms, encode, enlarge
+from pipeline.media.formats import FORMATS, MEDIA_TYPES
+from pipeline.media.video import contact_sheet, decode, delays_ms, encode, enlarge
 
 # What each format keeps of a clip of slowly varying colours, in dB; GIF has 256 colours.
 LEAST_PSNR_DB = {"mp4": 34, "webm": 32, "webp": 32, "gif": 26}
