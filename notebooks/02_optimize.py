@@ -195,9 +195,12 @@ for r in result.rungs:
     else:
         stage.row(r.name, None, "", f"not applied: {r.skipped}")
 context, prepare = figures.get("context"), figures.get("prepare")
-if teacher is not None and prepare is not None and context is not None and teacher.flops and prepare.flops:
-    stage.row("Operations left out by the context", 100 * (1 - context.flops / teacher.flops), "%", "once a clip")
-    stage.row("and by computing it once a request", 100 * (1 - prepare.flops / teacher.flops), "%", "of the teacher's")
+if teacher is not None and teacher.flops:
+    if context is not None and context.flops:
+        stage.row("Operations left out by the context", 100 * (1 - context.flops / teacher.flops), "%", "once a clip")
+    if prepare is not None and prepare.flops:
+        share = 100 * (1 - prepare.flops / teacher.flops)
+        stage.row("Operations left out by preparing", share, "%", "context and picture once a request")
 if evaluation is not None:
     was = (
         "" if evaluation_before is None else f"; the teacher {100 * float(evaluation_before['motion_accuracy']):.1f} %"

@@ -183,7 +183,12 @@ main = f"{student_steps} x 1"
 students, curves = {main: student}, {main: losses}
 changes = {
     "forward": {"trajectory": Trajectory.FORWARD},
-    "shifted": {"shifted_reconstruction": True},
+    "teacher": {"trajectory": Trajectory.TEACHER},
+    # The teacher is asked about what the student makes, and that is not kept.
+    "shifted": {
+        "shifted_reconstruction": True,
+        **({"trajectory": Trajectory.BACKWARD} if trajectory == "teacher" else {}),
+    },
     "noise": {"noise_correction": True},
 }
 wanted = {}
