@@ -184,11 +184,8 @@ students, curves = {main: student}, {main: losses}
 changes = {
     "forward": {"trajectory": Trajectory.FORWARD},
     "teacher": {"trajectory": Trajectory.TEACHER},
-    # The teacher is asked about what the student makes, and that is not kept.
-    "shifted": {
-        "shifted_reconstruction": True,
-        **({"trajectory": Trajectory.BACKWARD} if trajectory == "teacher" else {}),
-    },
+    # It asks the teacher about what the student makes, of which no path can be kept.
+    "shifted": {"shifted_reconstruction": True, "trajectory": Trajectory.BACKWARD},
     "noise": {"noise_correction": True},
 }
 wanted = {}

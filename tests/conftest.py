@@ -73,7 +73,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
 def pytest_collection_modifyitems(config, items):
-    """Put what takes longest first, and leave out tests marked `gpu` where there is none, with one line for them all."""
+    """Put what takes longest first; leave out tests marked `gpu` where there is none, with one line for all of them."""
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(FIRST)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
     wanting = [item for item in items if item.get_closest_marker("gpu")]

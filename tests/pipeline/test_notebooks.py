@@ -30,17 +30,7 @@ def finished(teacher_folder, tmp_path_factory):
     small += ["-p", "reference_steps", "4", "-p", "convergence_steps", "2", "-p", "cache_thresholds", "0.1"]
     small += ["-p", "solver_steps", "2", "-p", "student_steps", "1"]
     small += ["-p", "updates", "2", "-p", "batch", "2", "-p", "requests", "1"]
-    small += [
-        "-p",
-        "gates",
-        "",
-        "-p",
-        "ablations",
-        "shifted",
-        "-p",
-        "trajectory",
-        "backward",
-    ]  # nothing is learned or asked
+    small += ["-p", "gates", "", "-p", "ablations", "shifted"]  # nothing is learned: nothing is asked
     told, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(said):
         status = main([*command, *small])
