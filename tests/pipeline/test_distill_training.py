@@ -318,20 +318,6 @@ class Stop(Exception):
     pass
 
 
-class Calls:
-    """Counts the calls of a network until it is removed."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        self.calls = 0
-        self._hook = network.register_forward_pre_hook(self._count)
-
-    def _count(self, *_: object) -> None:
-        self.calls += 1
-
-    def remove(self) -> None:
-        self._hook.remove()
-
-
 def test_with_accumulated_batches_a_run_goes_on_bit_by_bit(teacher, tmp_path):
     settings = replace(SETTINGS, accumulate=2, updates=3, checkpoint_every=1, trajectory="forward")
     whole = Distiller(teacher, Source(), settings, tmp_path / "whole")
@@ -376,35 +362,6 @@ def test_a_run_that_is_out_of_time_goes_on_later(teacher, unbroken, tmp_path):
     assert distiller.updates == 1
     distiller.train()
     assert same(state(distiller), unbroken)
-
-
-def test_kept_paths_are_sampled_once_and_a_run_on_them_goes_on_bit_by_bit(teacher, tmp_path):
-    settings = replace(SETTINGS, trajectory="teacher", kept_batches=2, checkpoint_every=3)
-    whole, told = Distiller(teacher, Source(refused=(2, 3)), settings, tmp_path / "whole"), []
-    whole.keep_paths(lambda done, total: told.append((done, total)))
-    assert told == [(1, 2), (2, 2)]
-    asked = Calls(teacher.unet)
-    whole.train()
-    asked.remove()
-    assert asked.calls == 0
-
-    def stop(done, _total, _loss):
-        if done == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        Distiller(teacher, Source(), replace(settings, checkpoint_every=1), tmp_path / "broken").train(stop)
-    again = Distiller(teacher, Source(), settings, tmp_path / "broken")
-    again.train()
-    assert again.updates == 4
-    assert same(state(again), state(whole))
-
-
-def test_a_student_learns_from_kept_paths(teacher, tmp_path):
-    settings = replace(SETTINGS, updates=60, trajectory="teacher", kept_batches=1, learning_rate=2e-3)
-    distiller = Distiller(teacher, Source(), settings, tmp_path)
-    distiller.train()
-    assert sum(distiller.losses[-4:]) < 0.7 * sum(distiller.losses[:4])
 
 
 @pytest.mark.parametrize(
