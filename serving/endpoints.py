@@ -75,7 +75,7 @@ async def _events(
     The video travels in `result`, in base64: behind a load balancer a second request for it would
     reach another server.
     """
-    steps = host.engine.info.evaluations
+    steps = host.engine.evaluations(exchange.prepared.form.request)
     exchange.outcome = CLIENT_GONE  # so it is when this generator is closed before its end
     yield _event("start", {"steps": steps, "model": host.engine.name, "left_s": round(host.wait_s(), 2)})
     while True:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from _bentoml_sdk.io_models import IODescriptor, IORootModel  # type: ignore[import-untyped]
 from bentoml.validators import ContentType
-from pydantic import Field
+from pydantic import Field, create_model
 
 from pipeline.media.video import Format
+from pipeline.serve.request import ALL_FIELDS
+from pipeline.serve.request import Field as RequestField
 
 from .tracing import NOT_TRACED, Trace
 
@@ -43,23 +45,32 @@ class Exchange:
     request_id: str = ""
 
 
-class AnimateInput(IODescriptor):  # type: ignore[misc]  # BentoML ships no types
-    """The form's fields, for BentoML's schema and its clients. Parsed by `serving.form`, not from here."""
+_TYPES: dict[str, Any] = {"integer": int, "number": float, "text": str, "choice": str}
 
-    image: Annotated[Path, ContentType("image/*")] = Field(description="PNG, JPEG or WebP")
-    prompt: str = Field(description="What should move, and how")
-    seed: int | None = Field(default=None, description="Left out: drawn at random")
-    frames: int | None = Field(default=None, description="Left out: the model's")
-    fps: int | None = Field(default=None, description="Frames per second; left out: the model's")
-    motion_scale: int | None = Field(default=None, description="Amount of motion, where the model has this control")
-    guidance_scale: float | None = Field(
-        default=None, description="Weight of the prompt, where the model has this control"
-    )
-    format: Format = Field(default="mp4", description="Of the file")
+
+def _annotated(one: RequestField) -> tuple[Any, Any]:
+    """A field of a request as pydantic takes it."""
+    kind = Annotated[Path, ContentType("image/*")] if one.kind == "file" else _TYPES[one.kind]
+    if one.name == "format":
+        return Format, Field(default=one.default, description=one.about)
+    # Of the fields that some model requires, only the picture is required by all.
+    if one.name == "image":
+        return kind, Field(description=one.about)
+    # BentoML knows no optional files.
+    optional = kind if one.kind == "file" else kind | None
+    return optional, Field(default=None, description=one.about)
+
+
+class _FromForm(IODescriptor):  # type: ignore[misc]  # BentoML ships no types
+    """Fields of a form for BentoML's schema and its clients. They are parsed by `serving.form`, not from here."""
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:  # noqa: ARG003
         return _Admitted(request.scope[SCOPE_KEY])
+
+
+_FORM: dict[str, Any] = {one.name: _annotated(one) for one in ALL_FIELDS}
+AnimateInput = create_model("AnimateInput", __base__=_FromForm, **_FORM)
 
 
 class _Admitted:

@@ -10,19 +10,19 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from pipeline.errors import InputError
 from pipeline.media.images import check_header
-from pipeline.media.video import FORMATS, Format
-from pipeline.serve.engine import AnimationRequest
+from pipeline.media.video import Format
+from pipeline.serve.manifest import ModelInfo
+from pipeline.serve.request import ALL_FIELDS, AnimationRequest, Field, fields_of, names
 
 from .settings import Settings
 
-TEXT_FIELDS = ("prompt", "seed", "frames", "fps", "motion_scale", "guidance_scale", "format")
-FIELDS = ("image", *TEXT_FIELDS)
 _MOST_PARTS = 32
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][+-]?[0-9]{1,3})?")
@@ -31,11 +31,16 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Form:
-    """A checked request: the picture's file as it came, and what to make of it."""
+    """A checked request: the picture's file as it came, and what to make of it.
+
+    Attributes:
+        last_image: file of the picture that the clip ends with.
+    """
 
     image: bytes = field(repr=False)
     request: AnimationRequest
     format: Format = "mp4"
+    last_image: bytes | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -60,36 +65,64 @@ def boundary_of(content_type: str) -> bytes:
     return boundary
 
 
-def parse(body: bytes, content_type: str, settings: Settings) -> Form:
+def parse(body: bytes, content_type: str, settings: Settings, info: ModelInfo) -> Form:
     """Read and check a form.
+
+    Args:
+        info: of the model that is asked: it decides which fields there are.
 
     Raises:
         InputError: with the field and the limit.
     """
     parts = _parts(body, boundary_of(content_type))
+    known = {one.name: one for one in fields_of(info)}
     found: dict[str, _Part] = {}
     for part in parts:
-        if part.name not in FIELDS:
-            known = ", ".join(FIELDS)
-            raise InputError(part.name[:64] or "body", "unknown_field", f"no such field; there are {known}")
+        if part.name not in known and part.name not in names(ALL_FIELDS):
+            there = ", ".join(known)
+            raise InputError(part.name[:64] or "body", "unknown_field", f"no such field; there are {there}")
         if part.name in found:
             raise InputError(part.name, "repeated", "the field is given more than once")
         found[part.name] = part
-    texts = {name: _text(name, found[name]) for name in TEXT_FIELDS if name in found}
-    prompt = _prompt(texts.get("prompt"), settings.max_prompt_chars)
+    values = {name: _value(known.get(name), name, part, settings) for name, part in found.items() if name != "image"}
+    if "prompt" in known and not values.get("prompt"):
+        code = "empty" if "prompt" in found else "missing"
+        raise InputError("prompt", code, "say what should move")
+    for name, value in values.items():
+        if name not in known and value is not None:
+            raise InputError(name, "not_supported", "the model has no such control; leave it out")
+    image = _picture("image", found.get("image"), settings)
+    file_format, last_image = cast(Format, values.pop("format", None) or "mp4"), values.pop("last_image", None)
+    own = {name: values.pop(name, None) for name in _OWN}
     request = AnimationRequest(
-        prompt=prompt,
-        seed=_number("seed", texts.get("seed")),
-        frames=_number("frames", texts.get("frames")),
-        fps=_number("fps", texts.get("fps")),
-        motion_scale=_number("motion_scale", texts.get("motion_scale")),
-        guidance_scale=_decimal("guidance_scale", texts.get("guidance_scale")),
+        **{**own, "prompt": own["prompt"] or ""},
+        controls={name: value for name, value in values.items() if value is not None},
     )
-    file_format = _unquoted(texts.get("format", "")).lower() or "mp4"
-    if file_format not in FORMATS:
-        raise InputError("format", "unknown_format", f"not one of {', '.join(FORMATS)}")
-    image = _picture(found.get("image"), settings)
-    return Form(image=image, request=request, format=file_format)
+    return Form(image=image, request=request, format=file_format, last_image=last_image)
+
+
+_OWN = ("prompt", "negative_prompt", "seed", "frames", "fps", "size", "steps")
+"""Fields that a request has beside the model's controls."""
+
+
+def _value(one: Field | None, name: str, part: _Part, settings: Settings) -> Any:
+    """The value of a field, by its kind; None where it is left empty."""
+    kind = one.kind if one is not None else next(field.kind for field in ALL_FIELDS if field.name == name)
+    if kind == "file":
+        given = part.data or part.filename
+        return _picture(name, part, settings) if given else None
+    text = _text(name, part)
+    if kind == "text":
+        return _prompt(name, text, settings.max_prompt_chars)
+    if kind == "integer":
+        return _number(name, text)
+    if kind == "number":
+        return _decimal(name, text)
+    value = _unquoted(text).lower()
+    if one is not None and value and value not in one.choices:
+        code = "unknown_format" if name == "format" else "out_of_range"
+        raise InputError(name, code, f"not one of {', '.join(one.choices)}")
+    return value or None
 
 
 def _parts(body: bytes, boundary: bytes) -> list[_Part]:
@@ -162,25 +195,21 @@ def _unquoted(text: str) -> str:
     return "" if text == "null" else text
 
 
-def _prompt(text: str | None, limit: int) -> str:
-    if text is None:
-        raise InputError("prompt", "missing", "say what should move")
+def _prompt(name: str, text: str, limit: int) -> str:
     prompt = _unquoted(text) if text != "null" else text
-    if not prompt:
-        raise InputError("prompt", "empty", "say what should move")
     if len(prompt) > limit:
-        raise InputError("prompt", "too_long", f"{len(prompt)} characters is over the limit of {limit}")
+        raise InputError(name, "too_long", f"{len(prompt)} characters is over the limit of {limit}")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, by way of a JSON escape
-        raise InputError("prompt", "not_text", "not UTF-8 text") from error
+        raise InputError(name, "not_text", "not UTF-8 text") from error
     if _CONTROL.search(prompt):
-        raise InputError("prompt", "not_text", "holds control characters")
+        raise InputError(name, "not_text", "holds control characters")
     return prompt
 
 
-def _number(name: str, text: str | None) -> int | None:
-    value = _unquoted(text or "")
+def _number(name: str, text: str) -> int | None:
+    value = _unquoted(text)
     if not value:
         return None
     if not _NUMBER.fullmatch(value):
@@ -188,8 +217,8 @@ def _number(name: str, text: str | None) -> int | None:
     return int(value)
 
 
-def _decimal(name: str, text: str | None) -> float | None:
-    value = _unquoted(text or "")
+def _decimal(name: str, text: str) -> float | None:
+    value = _unquoted(text)
     if not value:
         return None
     if not _DECIMAL.fullmatch(value):
@@ -201,16 +230,16 @@ def _shown(value: str) -> str:
     return repr(value if len(value) <= 40 else value[:40] + "...")
 
 
-def _picture(part: _Part | None, settings: Settings) -> bytes:
+def _picture(name: str, part: _Part | None, settings: Settings) -> bytes:
     if part is None or (part.filename == "" and not part.data):  # a browser's form with no file chosen
-        raise InputError("image", "missing", "send a picture (PNG, JPEG or WebP)")
+        raise InputError(name, "missing", "send a picture (PNG, JPEG or WebP)")
     data = bytes(part.data)
     try:
         check_header(data, settings.picture_limits)
     except InputError as error:
         if part.filename is None and error.code in ("not_an_image", "empty"):
             raise InputError(
-                "image", "not_a_file", "send the picture itself as a file; addresses are never fetched"
+                name, "not_a_file", "send the picture itself as a file; addresses are never fetched"
             ) from error
-        raise
+        raise InputError(name, error.code, error.message, error.status) from error
     return data

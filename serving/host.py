@@ -14,7 +14,9 @@ from PIL import Image
 
 from pipeline.errors import Cancelled, StillmotionError
 from pipeline.media import images, video
-from pipeline.serve.engine import Animation, AnimationRequest, ModelInfo, StepListener
+from pipeline.serve.engine import Animation, StepListener
+from pipeline.serve.manifest import ModelInfo
+from pipeline.serve.request import AnimationRequest
 from pipeline.spans import listen
 
 from .admission import Slot
@@ -39,10 +41,16 @@ class Engine(Protocol):
     runtime: str
     fallback: str | None
 
-    def check(self, request: AnimationRequest) -> None: ...
+    def check(self, request: AnimationRequest, *, last_image: bool = False) -> None: ...
+
+    def evaluations(self, request: AnimationRequest) -> int: ...
 
     def animate(
-        self, image: Image.Image, request: AnimationRequest, on_step: StepListener | None = None
+        self,
+        image: Image.Image,
+        request: AnimationRequest,
+        on_step: StepListener | None = None,
+        last_image: Image.Image | None = None,
     ) -> Animation: ...
 
     def warm_up(self, on_step: StepListener | None = None) -> Animation: ...
@@ -62,12 +70,14 @@ class Prepared:
     """A checked request with its picture: all that can be done for it without the slot.
 
     Attributes:
-        seconds: that the picture's decoding took.
+        seconds: that the pictures' decoding took.
+        last_picture: that the clip ends with, where there is one.
     """
 
     form: Form
     picture: Image.Image
     seconds: float
+    last_picture: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -199,12 +209,13 @@ class Host:
             InputError: with the field and the limit.
         """
         with trace.part("validate"):
-            form = parse(body, content_type, self.settings)
-            self.engine.check(form.request)
-        began = time.perf_counter()
+            form = parse(body, content_type, self.settings, self.engine.info)
+            self.engine.check(form.request, last_image=form.last_image is not None)
+        began, limits = time.perf_counter(), self.settings.picture_limits
         with trace.part("decode picture"):
-            picture = images.decode(form.image, self.settings.picture_limits)
-        return Prepared(form, picture, time.perf_counter() - began)
+            picture = images.decode(form.image, limits)
+            last = None if form.last_image is None else images.decode(form.last_image, limits)
+        return Prepared(form, picture, time.perf_counter() - began, last)
 
     def compute(self, exchange: Exchange, on_step: StepListener | None, queued_ns: int | None = None) -> Future[Video]:
         """Compute one animation, in the compute thread (`executor`), and hand it to the thread that encodes.
@@ -249,11 +260,13 @@ class Host:
         with ticket.computing():
             logger.info("computing begins")
             try:
-                self._show_left(engine.info.evaluations)
+                request = prepared.form.request
+                total = engine.evaluations(request)
+                self._show_left(total)
                 if on_step is not None:
-                    on_step(0, engine.info.evaluations)
+                    on_step(0, total)
                 last = time.perf_counter()
-                animation = engine.animate(prepared.picture, prepared.form.request, after_step)
+                animation = engine.animate(prepared.picture, request, after_step, prepared.last_picture)
                 ticket.check()
                 if animation.runtime != engine.runtime:
                     metrics.fallbacks.labels(reason="shape").inc()

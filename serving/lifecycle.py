@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.errors import StillmotionError
 from pipeline.quiet import quiet_libraries
-from pipeline.serve.engine import Animator, ModelInfo
+from pipeline.serve.engine import Animator
+from pipeline.serve.manifest import ModelInfo
 from pipeline.serve.store import MODEL_NAME, resolve
 
 from .logs import escape_text, use_json

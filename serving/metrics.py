@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import bentoml
 
 if TYPE_CHECKING:
-    from pipeline.serve.engine import ModelInfo
+    from pipeline.serve.manifest import ModelInfo
 
     from .admission import Slot
 
@@ -90,7 +90,7 @@ class Metrics:
             model=model,
             family=info.family,
             runtime=runtime,
-            precision=info.precision,
+            precision=info.dtype,
             steps=info.steps,
             passes=info.passes,
         ).set(1)

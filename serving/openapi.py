@@ -5,10 +5,12 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from pipeline.media.video import FORMATS, MEDIA_TYPES
+from pipeline.media.video import MEDIA_TYPES
+from pipeline.serve.request import ALL_FIELDS, Field, fields_of
 
 if TYPE_CHECKING:
     from .host import Host
+    from .settings import Settings
 
 JSON = dict[str, Any]
 
@@ -16,7 +18,7 @@ _HEADERS = {
     "X-Stillmotion-Seed": "Seed of this animation; send it again to get the same one.",
     "X-Stillmotion-Model": "Tag of the model.",
     "X-Stillmotion-Steps": "Steps of the solver.",
-    "X-Stillmotion-Passes": "U-Net passes: evaluations of the solver times guidance branches.",
+    "X-Stillmotion-Passes": "Passes of the network: evaluations of the solver times guidance branches.",
     "X-Stillmotion-Compute-Seconds": "From decoding the picture to encoding the video.",
     "X-Stillmotion-Region": "Region of the server.",
     "X-Stillmotion-Prompt-Truncated": "Where the prompt is longer than the model reads: how many tokens it read.",
@@ -35,7 +37,7 @@ def describe_api(host: Host) -> JSON:
     events = {
         "description": (
             "Server-sent events: `start` {steps, model, left_s}; `step` {step, steps, left_s} after each evaluation of "
-            "the U-Net, which is a step for most solvers; at the end `result` {seed, model, steps, passes, "
+            "the network, which is a step for most solvers; at the end `result` {seed, model, steps, passes, "
             "compute_seconds, region, format, media_type, data, and prompt_truncated where the prompt is longer than "
             "the model reads} with the video in base64, or `error` {error, code, field}."
         ),
@@ -103,48 +105,32 @@ def _animate(host: Host, name: str, summary: str, answer: JSON) -> JSON:
 
 
 def _form(host: Host) -> JSON:
-    s = host.settings
-    properties: JSON = {
-        "image": {
-            "type": "string",
-            "format": "binary",
-            "description": (
-                f"PNG, JPEG or WebP, up to {s.max_image_bytes} bytes, {s.max_image_pixels} pixels and "
-                f"{s.max_image_side} pixels a side. Addresses are never fetched."
-            ),
-        },
-        "prompt": {
-            "type": "string",
-            "minLength": 1,
-            "maxLength": s.max_prompt_chars,
-            "example": "a red circle moves right",
-        },
-        "seed": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1, "description": "Left out: drawn at random."},
-        "frames": {"type": "integer", "minimum": 1, "description": "Left out: the model's."},
-        "fps": {"type": "integer", "minimum": 1, "maximum": 60, "description": "Left out: the model's."},
-        "format": {"type": "string", "enum": list(FORMATS), "default": "mp4"},
-    }
-    if host.loaded:
-        info = host.engine.info
-        properties["frames"] |= {"minimum": info.least_frames, "maximum": info.most_frames, "default": info.frames}
-        properties["fps"]["default"] = info.fps
-        if "motion_scale" in info.controls:
-            properties["motion_scale"] = {"type": "integer", "minimum": 0, "maximum": 8, "default": 0}
-        if info.guidance_range is not None:
-            least, most = info.guidance_range
-            properties["guidance_scale"] = {
-                "type": "number",
-                "minimum": least,
-                "maximum": most,
-                "default": info.guidance_scale,
-                "description": "How much the prompt counts.",
-            }
+    """The form's schema: of the model that is loaded, or of any model before."""
+    fields = fields_of(host.engine.info) if host.loaded else ALL_FIELDS
     return {
         "type": "object",
-        "required": ["image", "prompt"],
+        "required": [one.name for one in fields if one.required],
         "additionalProperties": False,
-        "properties": properties,
+        "properties": {one.name: _property(one, host.settings) for one in fields},
     }
+
+
+def _property(one: Field, s: Settings) -> JSON:
+    """The schema of one field."""
+    about: JSON = {"description": f"{one.about}."}
+    if one.kind == "file":
+        limits = f"up to {s.max_image_bytes} bytes, {s.max_image_pixels} pixels and {s.max_image_side} pixels a side"
+        description = f"{one.about}; {limits}. Addresses are never fetched."
+        return {"type": "string", "format": "binary", "description": description}
+    if one.kind == "text":
+        return about | {"type": "string", "minLength": int(one.required), "maxLength": s.max_prompt_chars}
+    if one.kind == "choice":
+        choices = {"enum": list(one.choices)} if one.choices else {}
+        return about | {"type": "string", **choices} | ({} if one.default is None else {"default": one.default})
+    whole = one.kind == "integer"
+    numbers: dict[str, Any] = {"minimum": one.least, "maximum": one.most, "default": one.default}
+    given = {name: int(value) if whole else value for name, value in numbers.items() if value is not None}
+    return about | {"type": "integer" if whole else "number", **given}
 
 
 def _error(description: str) -> JSON:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+
+from pipeline.serve.request import fields_of
 
 from .replies import unavailable_reply
 
@@ -54,15 +57,9 @@ def page(host: Host) -> Starlette:
             "teacher": info.teacher,
             "steps": info.steps,
             "passes": info.passes,
-            "frames": info.frames,
-            "least_frames": info.least_frames,
-            "most_frames": info.most_frames,
             "width": info.width,
             "height": info.height,
-            "fps": info.fps,
-            "controls": list(info.controls),
-            "guidance_scale": info.guidance_scale,
-            "guidance_range": info.guidance_range,
+            "fields": [{**asdict(one), "label": one.label} for one in fields_of(info)],
             "max_image_bytes": settings.max_image_bytes,
             "max_prompt_chars": settings.max_prompt_chars,
         }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.serve.engine import ModelInfo
+from pipeline.serve.manifest import ModelInfo
 from pipeline.serve.store import resolve
 
 from . import wheels

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ..machine import peak_memory_mb
 from ..media.video import Clip
-from ..serve.engine import Animation, AnimationRequest, Animator
+from ..serve.engine import Animation, Animator
+from ..serve.request import AnimationRequest
 
 
 @dataclass(frozen=True)

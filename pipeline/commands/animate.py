@@ -11,24 +11,31 @@ from typing import Any
 
 from ..console import counter, tell
 from ..errors import StillmotionError
+from ..model.controls import KNOWN_CONTROLS
+from ..serve.request import ALL_FIELDS, AnimationRequest, Field
 from .options import add_model, existing, open_model, positive, utf8_text
-
-_CONTROLS = ("seed", "frames", "fps", "guidance_scale", "motion_scale")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add those of `animate`."""
     parser.add_argument("--image", type=Path, required=True, help="PNG, JPEG or WebP")
-    parser.add_argument(
-        "--prompt", type=utf8_text, required=True, help="what moves and how, such as 'a red circle moves right'"
-    )
+    parser.add_argument("--prompt", type=utf8_text, help="what moves and how, such as 'a red circle moves right'")
     parser.add_argument("--out", type=Path, required=True, help="file to write: .mp4, .webm, .webp or .gif")
-    parser.add_argument("--seed", type=int, help="the same seed gives the same clip (default: drawn)")
-    parser.add_argument("--frames", type=positive, metavar="N", help="of the clip (default: the model's own)")
-    parser.add_argument("--fps", type=positive, metavar="N", help="of the file (default: the model's own)")
-    parser.add_argument("--guidance-scale", type=float, metavar="X", help="of the caption, for students told it")
-    parser.add_argument("--motion-scale", type=int, metavar="N", help="amount and kind of motion, for PIA checkpoints")
+    for one in ALL_FIELDS:
+        if one.name not in {"image", "prompt", "format"}:
+            parser.add_argument(f"--{one.name.replace('_', '-')}", **_option(one))
     add_model(parser)
+
+
+def _option(one: Field) -> dict[str, Any]:
+    """How argparse reads a field of a request."""
+    about = one.about[0].lower() + one.about[1:]
+    if one.kind == "file":
+        return {"type": Path, "metavar": "FILE", "help": about}
+    if one.kind in {"text", "choice"}:
+        return {"type": utf8_text, "metavar": "TEXT" if one.kind == "text" else "X", "help": about}
+    kind = (positive if (one.least or 0) >= 1 else int) if one.kind == "integer" else float
+    return {"type": kind, "metavar": "N" if one.kind == "integer" else "X", "help": about}
 
 
 def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
@@ -44,12 +51,16 @@ def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
     if suffix not in video.FORMATS:
         options.usage_error(f"--out: the suffix {options.out.suffix!r} is not one of .{', .'.join(video.FORMATS)}")
     picture = decode(existing(options.image))
+    last = None if options.last_image is None else decode(existing(options.last_image))
     check_out(options.out, options.image)
-    from ..serve.engine import AnimationRequest
-
     animator = open_model(options.model)
-    request = AnimationRequest(options.prompt, **{name: getattr(options, name) for name in _CONTROLS})
-    animation = animator.animate(picture, request, on_step=counter("step"))
+    if options.prompt is None and animator.info.takes_prompt:
+        options.usage_error("--prompt: say what should move")
+    own = {name: getattr(options, name) for name in ("seed", "frames", "fps", "negative_prompt", "size", "steps")}
+    controls = {name: getattr(options, name) for name in ("guidance_scale", *KNOWN_CONTROLS)}
+    given = {name: value for name, value in controls.items() if value is not None}
+    request = AnimationRequest(options.prompt or "", **own, controls=given)
+    animation = animator.animate(picture, request, on_step=counter("step"), last_image=last)
     if truncated := animation.prompt_length.truncated:
         tell(f"--prompt is too long: {truncated}")
     _write(options.out, video.encode(animation.clip, animation.fps, suffix))

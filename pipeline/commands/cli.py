@@ -24,6 +24,7 @@ from ..runs.settings import UsageError
 from . import animate as animate_command
 from . import distill as distill_command
 from . import evaluate as evaluate_command
+from . import package as package_command
 from .options import (
     add_parameters,
     existing,
@@ -112,15 +113,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate_command.add_arguments(evaluate)
 
-    package = add("package", package_checkpoint, lambda r: [r["tag"]], "put a checkpoint into the BentoML store")
-    package.add_argument("--checkpoint", required=True, metavar="FOLDER_OR_ID", help="in diffusers format")
-    package.add_argument(
-        "--runtime",
-        choices=("eager", "torchscript", "compile", "aot", "auto"),
-        default="eager",
-        help="what a server runs the U-Net on; aot compiles it now, which takes minutes; auto is the faster "
-        "of eager and torchscript, by measurement (default: eager)",
+    package = add(
+        "package", package_command.package_checkpoint, lambda r: [r["tag"]], "put a checkpoint into the BentoML store"
     )
+    package.add_argument(
+        "--checkpoint", "--model", required=True, metavar="FOLDER_OR_ID", dest="checkpoint", help="in diffusers format"
+    )
+    package_command.add_arguments(package)
 
     bench = add("bench", bench_model, _bench_lines, "measure each optimisation, in one run")
     bench.add_argument("--preset", choices=("tiny", "i2vgen-xl"), default="tiny", help="default: tiny")
@@ -194,25 +193,6 @@ def run_preset(options: argparse.Namespace) -> dict[str, Any]:
 def _run_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"report  {result['report']}"]
     return [*lines, f"model   {result['model']}"] if result["model"] else lines
-
-
-def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
-    """`package`: a checkpoint to a model in the store."""
-    from ..serve.sources import check_source, open_checkpoint
-
-    check_source(options.checkpoint)
-    from ..quiet import quiet_libraries
-
-    quiet_libraries()
-    from ..packaging.package import package
-
-    packaged = package(open_checkpoint(options.checkpoint), metrics={}, runtime=options.runtime)
-    return {
-        "tag": packaged.tag,
-        "path": str(packaged.path),
-        "max_difference": packaged.max_difference,
-        "runtime": packaged.animator.runtime,
-    }
 
 
 def bench_model(options: argparse.Namespace) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _animate(options: argparse.Namespace, process: Process) -> None:
     from ..media.images import decode
     from ..optimise.sequence_parallel import split_frames
     from ..quiet import quiet_libraries
-    from ..serve.engine import AnimationRequest
+    from ..serve.request import AnimationRequest
     from ..serve.sources import open_model
 
     quiet_libraries()

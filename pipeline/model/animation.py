@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..spans import part
 from . import call_arguments as arguments
-from .components import check_output, load_components, with_moved_modules
+from .components import STORED, check_output, load_components, with_moved_modules
 from .denoiser import Denoiser, PlainDenoiser
 from .diffusers_folder import OWN_SETTINGS, finish_index, has_only_variant, read_index
 from .families import (
@@ -158,11 +158,15 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
         """As `DiffusionPipeline.from_pretrained`; where there are fp16 files alone, no `variant` is needed.
 
+        Args:
+            kwargs: `device` beside those of diffusers: weights are read straight to it, so that they lie in memory
+                once. Without `dtype` they come in float32; "stored" takes the precision of each component's file.
+
         Raises:
             ModelError: the weights of a component do not fit or are not finite, or the tokenizer knows no words.
             ValueError: the checkpoint is of no known family, or a component is missing.
         """
-        source = str(pretrained_model_name_or_path)
+        source, device = str(pretrained_model_name_or_path), kwargs.pop("device", None)
         if "variant" not in kwargs and has_only_variant(source, "fp16", kwargs):
             kwargs["variant"] = "fp16"
         index, own = read_index(cls, source, kwargs)
@@ -171,7 +175,9 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         if not folder.is_dir():
             folder = Path(kind.download(source, **kwargs))
         arguments.check_index(kind.family, index, folder, kwargs)
-        components = load_components(kind, folder, kwargs)
+        components = load_components(kind, folder, kwargs, device)
+        if kwargs.get("dtype") == STORED:
+            del kwargs["dtype"]
         # What diffusers' reader of this class finds in the index is the family's; `own` is what it passes over.
         pipe = super(ImageAnimationPipeline, kind).from_pretrained(str(folder), **components, **{**own, **kwargs})
         if kind.family.takes_prompt:
@@ -319,7 +325,8 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             ValueError: an argument is out of its range; the text begins with the argument's name.
             NotFiniteError: network or autoencoder computed NaN or infinity.
         """
-        family = self.family
+        # Looked up once: diffusers walks over all modules for the device, at the price of a small model's layers.
+        family, parts = self.family, self.parts
         default_height, default_width = self.default_size
         height, width = height or default_height, width or default_width
         frames = self.config.num_frames if num_frames is None else num_frames
@@ -328,7 +335,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         images, prompts, negatives = arguments.broadcast(
             family, self.text_width, image, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
         )
-        last_images = arguments.last_images(family, last_image, len(images))
+        last_images = arguments.last_images(family, parts, last_image, len(images))
         chosen = arguments.check_controls(family, controls)
         image_scale = self.config.image_guidance_scale if image_guidance_scale is _OF_FAMILY else image_guidance_scale
         arguments.check_image_scale(family, image_scale)
@@ -337,13 +344,12 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         arguments.check_counts(
             num_frames=frames, num_inference_steps=steps, fps=rate, num_videos_per_prompt=num_videos_per_prompt
         )
-        arguments.check_shape(family, self.parts, frames, height, width)
+        arguments.check_shape(family, parts, frames, height, width)
         arguments.check_scheduler(self.scheduler, flow=family.flow)
         arguments.check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         arguments.check_clip_skip(family, skip, getattr(self, "text_encoder", None))
 
-        # Looked up once: diffusers walks over all modules for each, which costs as much as a small model's layers.
-        parts, copies = self.parts, num_videos_per_prompt
+        copies = num_videos_per_prompt
         request = Request(images, frames, height, width, rate, last_images, generator, chosen)
         noise, picture = self._noise_and_picture(parts, request, copies, latents)
         prompts, negatives = (arguments.repeat_each(texts, copies) for texts in (prompts, negatives))

@@ -150,16 +150,19 @@ def check_shape(family: Family, parts: Parts, frames: int, height: int, width: i
             )
 
 
-def last_images(family: Family, last: Image | Sequence[Image] | None, count: int) -> list[Image] | None:
+def last_images(family: Family, parts: Parts, last: Image | Sequence[Image] | None, count: int) -> list[Image] | None:
     """Return the pictures that clips end with, as many as those that they begin with; None without any.
 
     Raises:
-        ValueError: their number differs, or the family has no such thing.
+        ValueError: their number differs, or the checkpoint has no such thing or cannot do without.
     """
+    when = family.last_image(parts)
     if last is None:
+        if when == "always":
+            raise ValueError("last_image: missing; this checkpoint makes clips between two pictures")
         return None
-    if not family.takes_last_image:
-        raise ValueError(f"last_image: the {family.name} family takes none; leave it out")
+    if when == "never":
+        raise ValueError(f"last_image: this checkpoint of the {family.name} family takes none; leave it out")
     images = list(last) if isinstance(last, Sequence) else [last]
     if len(images) != count:
         raise ValueError(f"last_image: {len(images)} pictures to end with for {count} to begin with")
@@ -179,9 +182,8 @@ def check_controls(family: Family, given: Mapping[str, Any]) -> dict[str, float]
             raise ValueError(f"{name}: the {family.name} family has no such control{known}")
         if value is None:
             continue
-        if not control.least <= value <= control.most or (control.whole and value != int(value)):
-            whole = "a whole number " if control.whole else ""
-            raise ValueError(f"{name}: {value} is not {whole}within {control.least:g} to {control.most:g}")
+        if problem := control.problem(value):
+            raise ValueError(f"{name}: {problem}")
         chosen[name] = value
     return chosen
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import ModelMixin
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,6 +25,13 @@ from .diffusers_folder import has_variant
 # With these diffusers spreads the components over devices, or changes their weights while it loads them.
 _LOADED_BY_DIFFUSERS = frozenset({"device_map", "quantization_config", "use_flashpack", "custom_pipeline"})
 
+
+STORED = "stored"
+"""Instead of a precision: each component in that of its file."""
+
+_HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
+_LOOKED_AT = 64
+"""Weights of a file that are looked at for their precision."""
 
 _MOVED = {
     "pipeline.families.guided": "pipeline.model.families.guided",
@@ -40,13 +49,16 @@ def with_moved_modules(index: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def load_components(pipeline: Any, folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def load_components(
+    pipeline: Any, folder: Path, arguments: Mapping[str, Any], device: str | None = None
+) -> dict[str, Any]:
     """Load the networks of a pipeline's folder, each checked, and components of this project's own classes.
 
     Args:
         pipeline: its class, with its family.
         arguments: of `DiffusionPipeline.from_pretrained`. What it gives as an object is not loaded; with
             `device_map` or a quantisation no network is, since diffusers has to do that itself.
+        device: that weights are read to; None: the processor's memory.
 
     Returns:
         By name. What is no network of diffusers or transformers is left out.
@@ -67,19 +79,23 @@ def load_components(pipeline: Any, folder: Path, arguments: Mapping[str, Any]) -
         kind = getattr(importlib.import_module(module) if own else sys.modules.get(module), str(entry[1]), None)
         if isinstance(kind, type) and issubclass(kind, (ModelMixin, PreTrainedModel)):
             if not by_diffusers:
-                found[name] = _load_model(name, kind, folder / name, arguments)
+                found[name] = _load_model(name, kind, folder / name, arguments, device)
         elif own and kind is not None:
             found[name] = kind.from_pretrained(folder / name)
     return found
 
 
-def _load_model(name: str, kind: Any, folder: Path, arguments: Mapping[str, Any]) -> nn.Module:
+def _load_model(name: str, kind: Any, folder: Path, arguments: Mapping[str, Any], device: str | None) -> nn.Module:
     dtype = arguments.get("dtype", arguments.get("torch_dtype"))
     if isinstance(dtype, Mapping):
         dtype = dtype.get(name, dtype.get("default", torch.float32))
+    elif dtype == STORED:
+        dtype = _stored_dtype(folder)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": arguments.get("use_safetensors")}
     if (variant := arguments.get("variant")) and has_variant(folder, variant):
         options["variant"] = variant
+    if device not in {None, "cpu"}:
+        options["device_map"] = {"": device}
     if issubclass(kind, ModelMixin):
         options["disable_mmap"] = arguments.get("disable_mmap", False)
     # Without `ignore_mismatched_sizes` the first wrong shape ends in a report of many lines.
@@ -88,6 +104,16 @@ def _load_model(name: str, kind: Any, folder: Path, arguments: Mapping[str, Any]
         raise ModelError(f"{name}: its weights do not fit its config.json: {'; '.join(misfits)}; save the part again")
     check_finite(name, model)
     return cast(nn.Module, model)
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Return the precision of most of a component's weights in its first file; float32 where that is none of them."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            # Norms are often kept wider than the rest.
+            kinds = Counter(file.get_slice(key).get_dtype() for key in list(file.keys())[:_LOOKED_AT])
+        return _HALVES.get(kinds.most_common(1)[0][0], torch.float32) if kinds else torch.float32
+    return torch.float32
 
 
 def _misfits(report: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from . import packages
 from .base import NotApplicable
 from .layout import channels_last
-from .precision import dtype_of, set_precision
 from .prepared import prepare_once
 from .runtimes import ShapedProgram, compile_whole, example_of, find_compiler, install, prepared_denoiser, trace
 from .tune import attention
@@ -34,19 +33,18 @@ class Faster:
     skipped: tuple[str, ...]
 
 
-def speed_up(pipe: ImageAnimationPipeline, runtime: str, precision: str, programs: Path) -> Faster:
+def speed_up(pipe: ImageAnimationPipeline, runtime: str, programs: Path) -> Faster:
     """Change a pipeline as its package says.
 
     Args:
         programs: folder of those that were compiled ahead of time.
 
     Raises:
-        ValueError: there is no such runtime or precision.
+        ValueError: there is no such runtime.
         ModelError: a program is missing or damaged.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime: {runtime!r} is not one of {', '.join(RUNTIMES)}")
-    set_precision(pipe, dtype_of(precision))
     skipped: list[str] = []
 
     def fits(part: Callable[[], object]) -> bool:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .base import Change
 
@@ -72,11 +73,11 @@ def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: t
         if not isinstance(module, nn.Module):
             continue
         wanted = vae_dtype if name == "vae" else dtype
-        # What the libraries keep in float32 whatever the rest is, since it loses too much otherwise.
-        kept = [*(getattr(module, "_keep_in_fp32_modules", None) or ())] if wanted is not torch.float32 else []
-        named = [*module.named_parameters(), *module.named_buffers()]
-        for key, tensor in named:
-            stays = any(part in key.split(".") for part in kept)
+        if name in pipe.family.float32_parts:
+            wanted = torch.float32
+        kept = _kept_in_float32(module, wanted)
+        for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            stays = any(part in key for part in kept)
             if tensor.is_floating_point() and tensor.dtype != wanted and not stays:
                 before.append((tensor, tensor.data))
                 tensor.data = tensor.data.to(wanted)
@@ -87,6 +88,19 @@ def set_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype, vae_dtype: t
 
     detail = f"network and encoders in {_name(dtype)}, autoencoder in {_name(vae_dtype)}"
     return Change("precision", detail, undo)
+
+
+def _kept_in_float32(module: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Return parts of weights' names that stay in float32 in a half precision, as the libraries load them.
+
+    diffusers keeps its list in both half precisions; transformers has one list for float16 alone and one for both.
+    """
+    if dtype not in {torch.float16, torch.bfloat16}:
+        return set()
+    kept = set(getattr(module, "_keep_in_fp32_modules", None) or ())
+    if isinstance(module, PreTrainedModel) and dtype is torch.bfloat16:
+        kept = set()
+    return kept | set(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
 
 
 def in_precision(pipe: ImageAnimationPipeline, dtype: torch.dtype) -> ImageAnimationPipeline:

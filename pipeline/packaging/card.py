@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..machine import machine, versions
-from ..serve.engine import ModelInfo
+from ..serve.manifest import ModelInfo
 
 _METRIC_WORDS = {
     "motion_accuracy": ("Motion as captioned", "share of clips"),
@@ -42,10 +42,7 @@ def _header(*, embedded: bool) -> list[str]:
 
 def _what(info: ModelInfo) -> list[str]:
     scales = f"caption {info.guidance_scale}, picture {info.image_guidance_scale}"
-    asked = []
-    if info.guidance_range is not None:
-        least, most = info.guidance_range
-        asked = [f"| Control `guidance_scale` | scale of the caption, {least:g} to {most:g}, in the same passes |"]
+    asked = [f"| Control `{name}` | {c.about}, {c.least:g} to {c.most:g} |" for name, c in info.controls.items()]
     return [
         f"# {info.teacher}",
         "",
@@ -58,9 +55,14 @@ def _what(info: ModelInfo) -> list[str]:
         f"| Sampling | {info.sampling} |",
         f"| Guidance scales | {scales} |",
         *asked,
-        f"| Precision, runtime | {info.precision}, {info.runtime} |",
+        f"| Precision, runtime | {_precision(info)}, {info.runtime} |",
         "",
     ]
+
+
+def _precision(info: ModelInfo) -> str:
+    others = (f"{name} {kind}" for name, kind in info.precision.items() if name != "default")
+    return "; ".join([info.dtype, *others])
 
 
 def _use(*, embedded: bool) -> list[str]:

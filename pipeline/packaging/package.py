@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 
 from ..errors import ModelError
 from ..media.video import Clip
-from ..serve.engine import AnimationRequest, Animator, ModelInfo
+from ..serve.engine import Animator
+from ..serve.manifest import ModelInfo
+from ..serve.request import AnimationRequest
 from ..serve.sources import EMBEDDED_TEACHER, name_of
 from .card import model_card
 
@@ -91,7 +93,7 @@ def package(
     """
     from ..optimise.choice import ways_to_run
     from ..optimise.precision import dtype_of, set_precision
-    from ..serve.store import save_to_store
+    from ..serve.store import precision_of, save_to_store
 
     embedded = source.name == name_of(EMBEDDED_TEACHER)
     before = animate_probe(source)
@@ -102,7 +104,7 @@ def package(
             ways = ways_to_run(source.pipe)
             runtime, threads = ways[0].runtime, ways[0].threads
         kept = _figures_of(metrics, precision)
-        info = replace(source.info, metrics=kept, runtime=runtime, precision=precision, threads=threads)
+        info = source.info.changed(metrics=kept, runtime=runtime, precision=precision_of(source.pipe), threads=threads)
         programs = None
         if runtime == "aot":
             programs = Path(stack.enter_context(TemporaryDirectory())) / "programs"
@@ -150,7 +152,7 @@ def _check_same(source: Animator, stored: Animator, before: Clip) -> int:
     psnr = math.inf if error == 0 else 10 * math.log10(255**2 / error)
     if psnr < _LEAST_PSNR_DB:
         raise ModelError(
-            f"{stored.name}: in {stored.info.precision} it is {psnr:.1f} dB from {source.name} as it came, under the "
+            f"{stored.name}: in {stored.info.dtype} it is {psnr:.1f} dB from {source.name} as it came, under the "
             f"limit of {_LEAST_PSNR_DB:g} dB; not kept. Package it in float32"
         )
     return difference
@@ -177,7 +179,9 @@ def animate_probe(model: Animator, seed: int = 7) -> Clip:
     picture = Image.fromarray(
         np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.full((256, 256), 90, np.uint8)], -1)
     ).resize((model.info.width, model.info.height))
-    return model.animate(picture, AnimationRequest("a red circle moves right", seed=seed)).clip
+    prompt = "a red circle moves right" if model.info.takes_prompt else ""
+    last = picture.transpose(Image.Transpose.ROTATE_180) if model.info.needs_last_image else None
+    return model.animate(picture, AnimationRequest(prompt, seed=seed), last_image=last).clip
 
 
 def max_difference(one: Animator, other: Animator, seed: int = 7) -> int:

@@ -2,136 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
-from ..errors import InputError, ModelError
+from ..errors import ModelError, first_line
 from ..media.video import Clip
 from ..model.prompts import PromptLength
+from . import request as requests
+from .manifest import PROGRAMS_FOLDER, ModelInfo
+from .request import AnimationRequest
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
 
-INFO_FILE = "animator.json"
-PROGRAMS_FOLDER = "programs"
-"""Of a package: programs compiled ahead of time, where its runtime is aot."""
-
 StepListener = Callable[[int, int], None]
-"""Called with (done, in all) after each evaluation of the U-Net in all its branches, which is a step for most solvers;
-an exception that it raises stops the work."""
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What `animator.json` says of a packaged model.
-
-    Attributes:
-        teacher: name or path of the checkpoint it was made from.
-        family: teacher family of the U-Net.
-        steps, passes: of one animation; passes is evaluations times guidance branches.
-        guidance_scale, image_guidance_scale: as sampled with; None where there is no such branch.
-        guidance_distilled: whether guidance is part of the weights (then one pass a step).
-        runtime: eager, torchscript, compile or aot.
-        precision: of the weights.
-        frames, least_frames, most_frames: of a clip, as the model was made for, and what is allowed.
-        height, width: of a clip in pixels.
-        fps: of a clip.
-        guidance_range: least and most `guidance_scale` of a request, where the model is told it.
-        controls: names of further request fields that this model understands.
-        scheduler: class of the solver.
-        threads: that PyTorch computes on where there is no GPU; None: as many as it takes by itself.
-        evaluations: of the U-Net in each branch; more than steps for solvers such as Heun's. Left out: as many as
-            steps.
-        metrics: figures of `pipeline evaluate` when it was packaged.
-        files: SHA-256 of each file beside `animator.json`, by path.
-    """
-
-    teacher: str
-    family: str
-    steps: int
-    passes: int
-    guidance_scale: float | None
-    image_guidance_scale: float | None
-    guidance_distilled: bool
-    runtime: str
-    precision: str
-    frames: int
-    least_frames: int
-    most_frames: int
-    height: int
-    width: int
-    fps: int
-    controls: tuple[str, ...] = ()
-    guidance_range: tuple[float, float] | None = None
-    scheduler: str = ""
-    threads: int | None = None
-    metrics: dict[str, float | int | str | None] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    evaluations: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.evaluations:
-            object.__setattr__(self, "evaluations", self.steps)
-
-    @property
-    def branches(self) -> int:
-        """Guidance branches, each a pass of every evaluation."""
-        return self.passes // self.evaluations
-
-    @property
-    def sampling(self) -> str:
-        """How passes come about: "32 steps x 3 guidance branches = 96 U-Net passes"."""
-        times = "" if self.evaluations == self.steps else f" ({self.evaluations} evaluations)"
-        return f"{self.steps} steps{times} x {self.branches} guidance branches = {self.passes} U-Net passes"
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def read(cls, folder: Path) -> ModelInfo:
-        """Read `animator.json` of a packaged model.
-
-        Raises:
-            ModelError: the file is missing or is not what it should be.
-        """
-        path = folder / INFO_FILE
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or not isinstance(content.get("files", {}), dict):
-                raise TypeError("an object with an object `files` is expected")
-            content["controls"] = tuple(content.get("controls", ()))
-            if content.get("guidance_range") is not None:
-                least, most = content["guidance_range"]
-                content["guidance_range"] = float(least), float(most)
-            if (count := content.get("threads")) is not None and not (type(count) is int and count >= 1):
-                raise ValueError(f"threads: {count!r} is not a number of at least 1")
-            return cls(**content)
-        except FileNotFoundError as error:
-            raise ModelError(
-                f"{folder}: no {INFO_FILE}; package the model with `python -m pipeline package`"
-            ) from error
-        except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"{path}: not a model description ({error})") from error
-
-
-@dataclass(frozen=True)
-class AnimationRequest:
-    """What to make of a picture. None takes the model's own value; a seed left out is drawn."""
-
-    prompt: str
-    seed: int | None = None
-    frames: int | None = None
-    fps: int | None = None
-    motion_scale: int | None = None
-    guidance_scale: float | None = None
+"""Called with (done, in all) after each evaluation of the network in all its branches, which is a step for most
+solvers; an exception that it raises stops the work."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +48,7 @@ class Animator:
     """A loaded model. One call at a time: the caller sees to that (it owns the one slot).
 
     Attributes:
-        runtime: what the U-Net really runs on; it differs from `info.runtime` after a fallback.
+        runtime: what the network really runs on; it differs from `info.runtime` after a fallback.
         fallback: why it does, or None.
     """
 
@@ -177,17 +69,18 @@ class Animator:
         Raises:
             ModelError: missing, damaged, changed since it was packaged, or of an unknown family.
         """
-        from ..optimise.precision import dtypes_of
+        from ..optimise.precision import dtype_of, dtypes_of
         from .store import verify
 
         folder = Path(folder)
         info = verify(folder)
         try:
             # In its own precision from the start: a detour over float32 would need twice the memory.
-            dtypes = dtypes_of(folder, info.precision)
+            own = {name: dtype_of(kind) for name, kind in info.precision.items()}
+            dtypes = {**dtypes_of(folder, info.dtype), **own}
         except ValueError as error:
             raise ModelError(f"{folder}: {error}") from error
-        pipe = load_pipeline(folder, dtype=dtypes).to(device or default_device())
+        pipe = load_pipeline(folder, device or default_device(), dtype=dtypes)
         pipe.set_progress_bar_config(disable=True)
         animator = cls(pipe, info, name or folder.name)
         animator._speed_up(folder)
@@ -197,7 +90,7 @@ class Animator:
         from ..optimise.packaged import speed_up
 
         try:
-            faster = speed_up(self.pipe, self.info.runtime, self.info.precision, folder / PROGRAMS_FOLDER)
+            faster = speed_up(self.pipe, self.info.runtime, folder / PROGRAMS_FOLDER)
         except ValueError as error:
             raise ModelError(f"{folder}: {error}") from error
         if faster.program is not None:
@@ -205,54 +98,44 @@ class Animator:
             self.runtime, self._misses = self.info.runtime, lambda: program.misses
         if faster.skipped:
             without = "it" if len(faster.skipped) == 1 else "them"
-            self.fallback = f"{'; '.join(faster.skipped)}; the U-Net runs without {without}, slower"
+            self.fallback = f"{'; '.join(faster.skipped)}; the network runs without {without}, slower"
 
-    def check(self, request: AnimationRequest) -> None:
+    def check(self, request: AnimationRequest, *, last_image: bool = False) -> None:
         """Refuse what the model cannot do, before any work.
+
+        Args:
+            last_image: whether there is a picture that the clip ends with.
 
         Raises:
             InputError: with the field and the limit.
         """
-        info = self.info
-        if request.frames is not None and not info.least_frames <= request.frames <= info.most_frames:
-            limits = f"{info.least_frames} to {info.most_frames}"
-            raise InputError(
-                "frames", "out_of_range", f"{request.frames} is outside {limits}, which this model can make"
-            )
-        if request.fps is not None and not 1 <= request.fps <= 60:
-            raise InputError("fps", "out_of_range", f"{request.fps} is outside 1 to 60")
-        if request.seed is not None and not 0 <= request.seed < 2**32:
-            raise InputError("seed", "out_of_range", f"{request.seed} is outside 0 to {2**32 - 1}")
-        if request.motion_scale is not None:
-            if "motion_scale" not in info.controls:
-                raise InputError("motion_scale", "not_supported", f"{self.name} has no such control; leave it out")
-            if not 0 <= request.motion_scale <= 8:
-                raise InputError("motion_scale", "out_of_range", f"{request.motion_scale} is outside 0 to 8")
-        if request.guidance_scale is not None:
-            if info.guidance_range is None:
-                raise InputError("guidance_scale", "not_supported", f"{self.name} has no such control; leave it out")
-            least, most = info.guidance_range
-            if not least <= request.guidance_scale <= most:
-                limits = f"{request.guidance_scale:g} is outside {least:g} to {most:g}"
-                raise InputError("guidance_scale", "out_of_range", limits)
+        requests.check(request, self.info, self.name, last_image=last_image)
 
-    def animate(self, image: Image.Image, request: AnimationRequest, on_step: StepListener | None = None) -> Animation:
+    def animate(
+        self,
+        image: Image.Image,
+        request: AnimationRequest,
+        on_step: StepListener | None = None,
+        last_image: Image.Image | None = None,
+    ) -> Animation:
         """Animate a decoded RGB picture.
 
         Args:
             on_step: told of progress; what it raises stops the work at once and is passed on.
+            last_image: that the clip ends with, where the model has it.
 
         Raises:
             InputError: as `check`.
             NotFiniteError: the model computed NaN or infinity.
         """
-        self.check(request)
-        info = self.info
+        self.check(request, last_image=last_image is not None)
+        info, pipe = self.info, self.pipe
         seed = int.from_bytes(os.urandom(4)) if request.seed is None else request.seed
+        total = self.evaluations(request)
 
         def after_step(_pipe: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
-                on_step(step + 1, info.evaluations)
+                on_step(step + 1, total)
             return {}
 
         # Imported here, so that a server's supervisor reads `animator.json` without waiting for PyTorch.
@@ -260,39 +143,65 @@ class Animator:
 
         from ..optimise.threads import threads
 
-        controls: dict[str, Any] = {} if request.motion_scale is None else {"motion_scale": request.motion_scale}
         began, misses = time.perf_counter(), self._misses()
-        count = info.threads if self.pipe.device.type == "cpu" else None
+        count = info.threads if pipe.device.type == "cpu" else None
         # The posterior of published I2VGen-XL checkpoints is sampled with torch's global generator.
         with threads(count), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            frames = self.pipe(
+            frames = pipe(
                 image,
-                request.prompt,
-                num_frames=request.frames,
-                fps=None,  # the rate that the model was trained with; the file's own is the person's choice
-                **controls,
-                guidance_scale=request.guidance_scale,
                 generator=torch.Generator("cpu").manual_seed(seed),
-                output_type="np",
+                output_type="pt",
                 callback_on_step_end=after_step,
+                **self._arguments(image, request, last_image),
             ).frames[0]
-        clip = (np.asarray(frames) * 255).round().astype(np.uint8)
+        # Bytes are made on the device: a quarter of what float32 would move from there.
+        clip = (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return Animation(
             clip=clip,
             fps=request.fps or info.fps,
             seed=seed,
-            steps=info.steps,
-            passes=info.passes,
+            steps=request.steps or info.steps,
+            passes=total * info.branches,
             compute_s=time.perf_counter() - began,
             runtime=self.runtime if self._misses() == misses else "eager",
-            prompt_length=self.pipe.prompt_length(request.prompt),
+            prompt_length=pipe.prompt_length(request.prompt),
         )
+
+    def evaluations(self, request: AnimationRequest) -> int:
+        """Return how many times a request calls the network in each branch."""
+        if request.steps in {None, self.info.steps}:
+            return self.info.evaluations
+        from ..model.denoiser import evaluations
+
+        return evaluations(self.pipe.scheduler, request.steps)
+
+    def _arguments(
+        self, image: Image.Image, request: AnimationRequest, last_image: Image.Image | None
+    ) -> dict[str, Any]:
+        """Return what the pipeline is called with beside picture and seed."""
+        info = self.info
+        size = request.size
+        width, height = map(int, size.split("x")) if size else reversed(info.size_for(*image.size))
+        given: dict[str, Any] = {
+            "height": height,
+            "width": width,
+            "num_frames": request.frames,
+            "num_inference_steps": request.steps,
+            # The rate of the file is the person's choice; the network is told the one that it was trained with.
+            "fps": None,
+            "last_image": last_image,
+            **request.controls,
+        }
+        if info.takes_prompt:
+            given |= {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        return given
 
     def warm_up(self, on_step: StepListener | None = None) -> Animation:
         """Make one animation of a grey picture, so that the first person does not wait for it."""
         grey = Image.new("RGB", (self.info.width, self.info.height), (127, 127, 127))
-        return self.animate(grey, AnimationRequest(prompt="", seed=0), on_step)
+        last = grey if self.info.needs_last_image else None
+        return self.animate(grey, AnimationRequest(seed=0), on_step, last)
 
 
 def default_device() -> str:
@@ -302,8 +211,12 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_pipeline(source: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
+def load_pipeline(source: str | Path, device: str | None = None, **kwargs: Any) -> ImageAnimationPipeline:
     """Load a checkpoint from a folder, or from the hub where it is reached.
+
+    Args:
+        device: that the weights are read to, each once; None: the processor's memory.
+        kwargs: of `ImageAnimationPipeline.from_pretrained`, such as `dtype`.
 
     Raises:
         ModelError: with what to do, on one line.
@@ -315,11 +228,12 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> ImageAnimationPipeline:
     if local and not (folder / "model_index.json").is_file():
         raise ModelError(f"{source}: no model_index.json there; give a folder in diffusers format or a hub id")
     try:
-        return ImageAnimationPipeline.from_pretrained(source, **kwargs)
+        pipe = ImageAnimationPipeline.from_pretrained(source, device=device, **kwargs)
+        return pipe if device is None else pipe.to(device)
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from error
     except Exception as error:  # libraries raise a dozen kinds here; each becomes one line for a person
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if local:
             raise ModelError(f"{source}: cannot be loaded: {reason}") from error
         raise ModelError(

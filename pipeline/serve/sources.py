@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 
@@ -55,21 +55,35 @@ def check_source(source: str) -> None:
         raise ModelError(f"{source}: no model_index.json there; give a folder in diffusers format or a hub id")
 
 
-def open_checkpoint(source: str | Path | None, device: str | None = None) -> Animator:
-    """An animator around a checkpoint as published or trained, not packaged.
+def open_checkpoint(
+    source: str | Path | None, device: str | None = None, *, stored: bool | None = None, **defaults: Any
+) -> Animator:
+    """Return an animator around a checkpoint as published or trained, not packaged.
 
     Args:
         source: folder in diffusers format or hub id; None takes the shipped teacher.
+        stored: whether weights are kept in the precision of their files; None: on a GPU they are, since large
+            checkpoints would not fit it twice as wide. In float32 else.
+        defaults: of a call, where it is not to be the checkpoint's: num_frames, height, width, num_inference_steps,
+            guidance_scale or fps.
 
     Raises:
         ModelError: with what to do, on one line.
+        ValueError: a default is out of what the checkpoint can make.
     """
+    from ..model.call_arguments import check_counts, check_shape
     from .engine import Animator, default_device, load_pipeline
     from .store import describe
 
     source = source or embedded_teacher()
-    pipe = load_pipeline(source).to(device or default_device())
+    device = device or default_device()
+    stored = device != "cpu" if stored is None else stored
+    pipe = load_pipeline(source, device, **({"dtype": "stored"} if stored else {}))
     pipe.set_progress_bar_config(disable=True)
+    if given := {name: value for name, value in defaults.items() if value is not None}:
+        pipe.register_to_config(**given)
+        check_counts(num_frames=pipe.config.num_frames, num_inference_steps=pipe.config.num_inference_steps)
+        check_shape(pipe.family, pipe.parts, pipe.config.num_frames, *pipe.default_size)
     name = name_of(source)
     return Animator(pipe, describe(pipe, name, {}), name)
 
@@ -85,7 +99,8 @@ def open_model(tag_or_folder: str | None, device: str | None = None) -> Animator
     Raises:
         ModelError: missing, damaged, or of an unknown family.
     """
-    from .engine import INFO_FILE, Animator
+    from .engine import Animator
+    from .manifest import INFO_FILE
     from .store import MODEL_NAME, resolve
 
     if not tag_or_folder:

@@ -6,12 +6,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
-from .engine import INFO_FILE, PROGRAMS_FOLDER, ModelInfo
+from .manifest import INFO_FILE, PROGRAMS_FOLDER, ModelInfo
 
 if TYPE_CHECKING:
     import bentoml
@@ -27,18 +26,26 @@ _PROGRAM_SUFFIX = ".pt2"
 
 
 def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, float | int | str | None]) -> ModelInfo:
-    """`animator.json` of a pipeline, without digests."""
+    """Return `animator.json` of a pipeline, without digests."""
+    from ..model.controls import Control
     from ..model.denoiser import evaluations
     from ..model.guidance import Guidance  # needs PyTorch, which reading a package does not
 
-    config = pipe.config
+    config, family, parts = pipe.config, pipe.family, pipe.parts
     guidance = Guidance(config.guidance_scale, config.image_guidance_scale)
-    height, width = pipe.default_size
     distilled = config.distilled_guidance_scale is not None
     count = evaluations(pipe.scheduler, config.num_inference_steps)
+    step = family.frame_step(parts)
+    controls = dict(family.controls)
+    about = "how much the prompt counts" if family.takes_prompt else "how much the picture counts"
+    if config.guidance_range is not None:
+        least, most = config.guidance_range
+        controls["guidance_scale"] = Control(least, most, config.distilled_guidance_scale, about=about)
+    elif not distilled and guidance.passes > 1:
+        controls["guidance_scale"] = Control(1, 30, config.guidance_scale, about=about)
     return ModelInfo(
         teacher=teacher,
-        family=pipe.family.name,
+        family=family.name,
         steps=config.num_inference_steps,
         evaluations=count,
         passes=count * guidance.passes,
@@ -46,21 +53,35 @@ def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, f
         image_guidance_scale=config.distilled_image_guidance_scale if distilled else config.image_guidance_scale,
         guidance_distilled=distilled,
         runtime="eager",
-        precision=str(pipe.network.dtype).removeprefix("torch."),
+        precision=precision_of(pipe),
         frames=config.num_frames,
-        least_frames=min(2, config.num_frames),
+        least_frames=min(2 if step == 1 else step + 1, config.num_frames),
         most_frames=config.num_frames,
-        height=height,
-        width=width,
+        frame_step=step,
+        sizes=family.sizes(parts, *pipe.default_size),
         fps=config.fps,
         scheduler=type(pipe.scheduler).__name__,
-        controls=(
-            *pipe.family.controls,
-            *(["guidance_scale"] if config.guidance_range is not None else []),
-        ),
-        guidance_range=None if config.guidance_range is None else tuple(config.guidance_range),
+        controls=controls,
+        takes_prompt=family.takes_prompt,
+        takes_negative_prompt=family.takes_prompt and guidance.passes > 1,
+        takes_last_image=family.last_image(parts) != "never",
+        needs_last_image=family.last_image(parts) == "always",
+        # A student knows the steps that it was trained for alone.
+        most_steps=None if distilled else 100,
         metrics=dict(metrics),
     )
+
+
+def precision_of(pipe: ImageAnimationPipeline) -> dict[str, str]:
+    """Return the precision of the network as "default", and of each component that has another."""
+    from torch import nn
+
+    def name(module: Any) -> str:
+        return str(module.dtype).removeprefix("torch.")
+
+    parts = {key: part for key, part in pipe.components.items() if isinstance(part, nn.Module)}
+    default = name(pipe.network)
+    return {"default": default, **{key: name(part) for key, part in parts.items() if name(part) != default}}
 
 
 def write_package(
@@ -76,7 +97,7 @@ def write_package(
     if programs is not None:
         shutil.copytree(programs, folder / PROGRAMS_FOLDER)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    info = replace(info, files=digests(folder))
+    info = info.changed(files=digests(folder))
     (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
     for path in (folder, *folder.rglob("*")):
         # safetensors writes files that only their owner can read, and BentoML makes such a folder; a container
@@ -110,7 +131,7 @@ def save_to_store(
     """
     import bentoml
 
-    labels = {"family": info.family, "runtime": info.runtime, "precision": info.precision}
+    labels = {"family": info.family, "runtime": info.runtime, "precision": info.dtype}
     with bentoml.models.create(
         MODEL_NAME, labels=labels, metadata={"steps": info.steps, "passes": info.passes}
     ) as model:

@@ -17,7 +17,7 @@ from .text import build_feature_extractor
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-    from .teacher import TeacherSettings
+    from .settings import TeacherSettings
 
 
 class _Frames(IterableDataset[Tensor]):

@@ -127,9 +127,10 @@ async function admitted(signal) {
 function requestBody() {
   const body = new FormData();
   body.append("image", picture, "picture");
-  body.append("prompt", prompt.value);
-  for (const name of ["format", "seed", "frames", "fps", "motion_scale", "guidance_scale"]) {
-    const value = byId(name).value.trim();
+  if (!prompt.disabled) body.append("prompt", prompt.value);
+  for (const { name, kind } of options()) {
+    const input = byId(name);
+    const value = kind === "file" ? input.files[0] : input.value.trim();
     if (value) body.append(name, value);
   }
   return body;
@@ -279,19 +280,41 @@ async function introduce() {
     await new Promise((resolve) => { setTimeout(resolve, 2000); });
   }
   byId("about").textContent =
-    `${about.model}: ${about.frames} frames of ${about.width} × ${about.height}, ${about.steps} steps. Region ${about.region}.`;
+    `${about.model}: ${about.fields.find((field) => field.name === "frames").default} frames of ${about.width} × ${about.height}, ${about.steps} steps. Region ${about.region}.`;
   byId("limits").textContent = `PNG, JPEG or WebP, up to ${megabytes(about.max_image_bytes)}`;
   prompt.maxLength = about.max_prompt_chars;
   screen.style.aspectRatio = `${about.width} / ${about.height}`;
-  byId("frames").placeholder = `${about.frames} (${about.least_frames} to ${about.most_frames})`;
-  byId("fps").placeholder = `${about.fps} (1 to 60)`;
-  byId("motion-field").hidden = !about.controls.includes("motion_scale");
-  const guided = about.controls.includes("guidance_scale");
-  byId("guidance-field").hidden = !guided;
-  if (guided) {
-    const [least, most] = about.guidance_range;
-    byId("guidance_scale").placeholder = `${about.guidance_scale} (${least} to ${most})`;
+  const reads = about.fields.some((field) => field.name === "prompt");
+  byId("prompt-field").hidden = !reads;
+  prompt.disabled = !reads;
+  byId("options").replaceChildren(...options().map(optionOf));
+}
+
+// What a request may hold beside picture and prompt, as the server says.
+function options() {
+  return about.fields.filter((field) => field.name !== "image" && field.name !== "prompt");
+}
+
+function optionOf(field) {
+  const label = document.createElement("label");
+  const input = document.createElement(field.kind === "choice" ? "select" : "input");
+  input.id = field.name;
+  if (field.kind === "choice") {
+    const choices = field.default === null ? ["", ...field.choices] : field.choices;
+    input.append(...choices.map((choice) => new Option(choice || "as the picture", choice, choice === field.default)));
+  } else if (field.kind === "file") {
+    input.type = "file";
+    input.accept = "image/png,image/jpeg,image/webp";
+  } else {
+    input.autocomplete = "off";
+    if (field.kind !== "text") input.inputMode = field.kind === "integer" ? "numeric" : "decimal";
+    const limits = field.least !== null && field.most !== null ? ` (${field.least} to ${field.most})` : "";
+    if (field.name === "seed") input.placeholder = "drawn";
+    else if (field.default !== null) input.placeholder = `${field.default}${limits}`;
   }
+  label.title = field.about;
+  label.append(`${field.label} `, input);
+  return label;
 }
 
 introduce();

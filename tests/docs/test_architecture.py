@@ -8,16 +8,32 @@ import pytest
 
 from .pages import ROOT
 
-SERVERS_NEED = {"engine", "errors", "images", "quiet", "spans", "store", "video"}
+SERVERS_NEED = {"errors", "media", "model", "quiet", "serve", "spans"}
 ALLOWED = {
     "pipeline": {},
     "serving": {"pipeline": SERVERS_NEED},
     "service.py": {"serving": None, "pipeline": SERVERS_NEED},
     "routing": {},
     "loadtests": {"routing": None},
-    "deploy": {"pipeline": {"console", "engine", "errors", "store"}},
+    "deploy": {"pipeline": {"console", "errors", "serve"}},
 }
 OURS = {"pipeline", "serving", "service", "routing", "loadtests", "deploy"}
+
+ROOMS = {
+    "media": set(),
+    "model": {"media"},
+    "optimise": {"media", "model"},
+    "serve": {"media", "model", "optimise"},
+    "clips": set(),
+    "judge": {"media", "model", "serve", "clips"},
+    "train": {"media", "model", "clips", "judge"},
+    "distill": {"media", "model", "optimise", "serve", "clips", "judge", "train"},
+    "bench": {"media", "model", "optimise", "serve", "clips", "judge", "train", "distill"},
+    "packaging": {"media", "model", "optimise", "serve"},
+    "runs": {"media", "model", "serve", "judge", "bench"},
+}
+"""Rooms of `pipeline/` by those that each may import; what lies beside them, such as `errors`, imports none. `commands`
+may import all."""
 
 
 def imports(path):
@@ -58,3 +74,45 @@ def test_traffic_needs_no_pytorch(name):
             for alias in node.names
         }
         assert not found & {"torch", "diffusers", "transformers", "bentoml"}, path
+
+
+def rooms_of(path):
+    """Rooms of `pipeline/` that a module of it imports by a relative import."""
+    here = path.relative_to(ROOT / "pipeline").parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = here[: len(here) - node.level + 1]
+            names = [(node.module or alias.name).split(".")[0] for alias in node.names]
+            yield from (base[0] if base else name for name in names)
+
+
+@pytest.mark.parametrize("room", [*ROOMS, ""])
+def test_a_room_of_the_pipeline_imports_only_those_below_it(room):
+    folder = ROOT / "pipeline" / room
+    files = sorted(folder.rglob("*.py") if room else folder.glob("*.py"))
+    assert files
+    allowed = ROOMS.get(room, {"commands", "model"})  # the package's own name for its class, and its commands
+    for path in files:
+        odd = {name for name in rooms_of(path) if name in {*ROOMS, "commands"}} - {room} - allowed
+        assert not odd, f"{path.relative_to(ROOT)} imports {', '.join(sorted(odd))}"
+
+
+def test_no_modules_of_the_pipeline_import_each_other_in_a_circle():
+    """Imports within `if TYPE_CHECKING:` count too, but for the pipeline's own class, which all are given."""
+    root = ROOT / "pipeline"
+    modules = {path.relative_to(root).with_suffix("").parts: path for path in root.rglob("*.py")}
+    wanted = {}
+    for parts, path in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = parts[:-1][: len(parts) - node.level]
+                inner = (*base, *(node.module or "").split(".")) if node.module else base
+                for alias in node.names:
+                    found.update({(*inner, alias.name), inner} & modules.keys())
+        wanted[parts] = found - {parts, ("model", "animation")}
+    left = dict(wanted)
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"these import each other: {sorted('.'.join(name) for name in left)}"

@@ -28,7 +28,7 @@ class Oracle:
     default_size = (SIZE, SIZE)
     config = SimpleNamespace()
     device = "cpu"
-    unet = SimpleNamespace(dtype=torch.float32)
+    network = SimpleNamespace(dtype=torch.float32)
 
     def __init__(self, seed, spoil=lambda video: video):
         self.generator = ClipGenerator(SIZE, FRAMES, seed=seed, held_out=True)
@@ -196,12 +196,18 @@ class Stills(Oracle):
     Its U-Net multiplies a matrix of one row a guidance branch, which makes 2 operations a branch.
     """
 
-    family = SimpleNamespace(predict=lambda unet, latents, _timestep, _conditioning: unet(latents))
+    family = SimpleNamespace(
+        predict=lambda network, latents, _timestep, _cond: network(latents),
+        networks=("network",),
+        network_at=lambda *_: "network",
+    )
+    parts = None
 
     def __init__(self, plan, error):
         super().__init__(seed=0)
-        self.unet, self.denoiser = torch.nn.Linear(1, 1, bias=False), None
-        self.unet.dtype = torch.float32
+        self.network, self.denoiser = torch.nn.Linear(1, 1, bias=False), None
+        self.network.dtype = torch.float32
+        self.networks = (self.network,)
         self.scheduler = DDIMScheduler()
         self.config = SimpleNamespace(**plan, guidance_range=None, distilled_guidance_scale=None)
         self.error, self.calls = error, []

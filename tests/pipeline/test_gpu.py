@@ -23,7 +23,8 @@ from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.runtimes import example_of
 from pipeline.optimise.tune import tune
 from pipeline.packaging.package import package
-from pipeline.serve.engine import AnimationRequest, Animator
+from pipeline.serve.engine import Animator
+from pipeline.serve.request import AnimationRequest
 from pipeline.serve.sources import open_checkpoint
 
 from ..conftest import test_device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -31,7 +30,9 @@ from pipeline.model.guidance import ClipGuidance, Guidance
 from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.runtimes import example_of, install, trace
 from pipeline.packaging.card import model_card
-from pipeline.serve.engine import INFO_FILE, AnimationRequest, Animator, ModelInfo
+from pipeline.serve.engine import Animator
+from pipeline.serve.manifest import ModelInfo
+from pipeline.serve.request import AnimationRequest
 from pipeline.serve.store import describe, write_package
 
 ROOT = Path(__file__).parents[2]
@@ -355,12 +356,15 @@ def packaged(one_level_i2vgen_parts, tmp_path_factory) -> Path:
 def test_a_package_says_what_may_be_asked_and_animates_so(packaged):
     animator = Animator.load(packaged)
     info = animator.info
-    assert (info.controls, info.guidance_range, info.guidance_scale) == (("guidance_scale",), (1.0, 4.0), 2.0)
+    told = info.controls["guidance_scale"]
+    assert (told.least, told.most, told.default) == (1.0, 4.0, 2.0)
     assert (info.steps, info.passes, info.guidance_distilled) == (2, 2, True)
-    assert "scale of the caption, 1 to 4" in (packaged / "README.md").read_text()
+    assert "how much the prompt counts, 1 to 4" in (packaged / "README.md").read_text()
     picture = SOURCE[0].pictures[0]
     clips = [
-        animator.animate(picture, AnimationRequest("a red ball", seed=0, guidance_scale=scale)).clip
+        animator.animate(
+            picture, AnimationRequest("a red ball", seed=0, controls={"guidance_scale": scale} if scale else {})
+        ).clip
         for scale in (None, 2.0, 4.0)
     ]
     assert (clips[0] == clips[1]).all()
@@ -371,20 +375,13 @@ def test_a_package_says_what_may_be_asked_and_animates_so(packaged):
 def test_a_request_outside_the_range_is_refused_before_any_work(packaged, scale):
     animator = Animator(None, ModelInfo.read(packaged), "tiny")
     with pytest.raises(InputError, match="is outside 1 to 4") as caught:
-        animator.check(AnimationRequest("x", guidance_scale=scale))
+        animator.check(AnimationRequest("x", controls={"guidance_scale": scale}))
     assert (caught.value.field, caught.value.code) == ("guidance_scale", "out_of_range")
-    animator.check(AnimationRequest("x", guidance_scale=4.0))
+    animator.check(AnimationRequest("x", controls={"guidance_scale": 4.0}))
 
 
 def test_a_model_without_the_control_refuses_it(packaged):
-    info = replace(ModelInfo.read(packaged), controls=(), guidance_range=None)
+    info = ModelInfo.read(packaged).changed(controls={})
     with pytest.raises(InputError) as caught:
-        Animator(None, info, "tiny").check(AnimationRequest("x", guidance_scale=2.0))
+        Animator(None, info, "tiny").check(AnimationRequest("x", controls={"guidance_scale": 2.0}))
     assert (caught.value.field, caught.value.code) == ("guidance_scale", "not_supported")
-
-
-def test_descriptions_from_before_there_was_a_range_are_read(packaged, tmp_path):
-    content = json.loads((packaged / INFO_FILE).read_text())
-    del content["guidance_range"]
-    (tmp_path / INFO_FILE).write_text(json.dumps(content))
-    assert ModelInfo.read(tmp_path).guidance_range is None

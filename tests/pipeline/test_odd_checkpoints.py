@@ -19,7 +19,8 @@ from pipeline.commands.cli import main
 from pipeline.errors import ModelError, NotFiniteError
 from pipeline.model.prompts import measure
 from pipeline.packaging.package import package
-from pipeline.serve.engine import AnimationRequest, load_pipeline
+from pipeline.serve.engine import load_pipeline
+from pipeline.serve.request import AnimationRequest
 from pipeline.serve.sources import open_checkpoint
 
 from . import odd_checkpoints as odd

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import bentoml
@@ -19,7 +18,8 @@ from pipeline.optimise.packages import Program, Programs
 from pipeline.optimise.precision import dtypes_of, in_precision, set_precision
 from pipeline.optimise.prepared import PreparedDenoiser
 from pipeline.packaging.package import animate_probe, package
-from pipeline.serve.engine import AnimationRequest, Animator, load_pipeline
+from pipeline.serve.engine import Animator, load_pipeline
+from pipeline.serve.request import AnimationRequest
 from pipeline.serve.sources import open_checkpoint
 from pipeline.serve.store import describe, resolve, save_to_store, write_package
 
@@ -93,7 +93,7 @@ def test_a_check_sees_the_package_before_the_store_has_it(teacher_folder):
 def test_a_package_in_half_precision_is_loaded_so_at_once(teacher_folder, tmp_path, precision):
     pipe = load_pipeline(teacher_folder)
     set_precision(pipe, getattr(torch, precision))
-    info = dataclasses.replace(describe(pipe, "tiny", {}), precision=precision)
+    info = describe(pipe, "tiny", {}).changed(precision={"default": precision})
     write_package(pipe, tmp_path / "model", info, "# card")
     loaded = load_pipeline(tmp_path / "model", dtype=dtypes_of(tmp_path / "model", precision))
     for name in ("unet", "vae", "text_encoder", "image_encoder"):
@@ -123,19 +123,19 @@ def test_a_program_that_does_not_fit_leaves_the_other_parts_in_place(teacher_fol
         weights="", build_s=1,
     )  # fmt: skip
     (programs / "programs.json").write_text(Programs(programs=(program,)).model_dump_json())
-    info = dataclasses.replace(describe(pipe, "tiny", {}), runtime="aot")
+    info = describe(pipe, "tiny", {}).changed(runtime="aot")
     write_package(pipe, tmp_path / "model", info, "# card", programs)
     animator = Animator.load(tmp_path / "model")
     assert (animator.runtime, type(animator.pipe.denoiser)) == ("eager", PreparedDenoiser)
     assert animator.fallback.startswith("aot: step.pt2 was compiled for device another")
-    assert animator.fallback.endswith("; the U-Net runs without it, slower")
+    assert animator.fallback.endswith("; the network runs without it, slower")
 
 
 def test_a_unet_that_cannot_be_prepared_animates_all_the_same(teacher_folder, tmp_path):
 
     pipe = load_pipeline(teacher_folder)
     next(iter(cross_attentions(pipe.unet).values())).set_processor(SlicedAttnProcessor(1))
-    faster = speed_up(pipe, "torchscript", "float32", tmp_path)
+    faster = speed_up(pipe, "torchscript", tmp_path)
     assert faster.program is None
     assert len(faster.skipped) == 1
     assert "a processor of its own" in faster.skipped[0]
@@ -143,4 +143,4 @@ def test_a_unet_that_cannot_be_prepared_animates_all_the_same(teacher_folder, tm
 
 def test_a_runtime_that_there_is_not_is_named(teacher_folder, tmp_path):
     with pytest.raises(ValueError, match=r"^runtime: 'jit' is not one of eager, torchscript, compile, aot"):
-        speed_up(load_pipeline(teacher_folder), "jit", "float32", tmp_path)
+        speed_up(load_pipeline(teacher_folder), "jit", tmp_path)

@@ -35,7 +35,8 @@ from pipeline.optimise.runtimes import (
     trace,
 )
 from pipeline.optimise.threads import threads
-from pipeline.serve.engine import AnimationRequest, Animator
+from pipeline.serve.engine import Animator
+from pipeline.serve.request import AnimationRequest
 from pipeline.serve.store import describe
 
 FRAMES = 2  # of the pipelines of one level

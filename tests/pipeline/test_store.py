@@ -13,7 +13,10 @@ from PIL import Image
 
 from pipeline import ImageAnimationPipeline
 from pipeline.errors import ModelError
-from pipeline.serve.engine import INFO_FILE, AnimationRequest, Animator, ModelInfo
+from pipeline.model.controls import Control
+from pipeline.serve.engine import Animator
+from pipeline.serve.manifest import INFO_FILE, ModelInfo
+from pipeline.serve.request import AnimationRequest
 from pipeline.serve.store import describe, digests, resolve, save_to_store, verify, write_package
 
 METRICS = {"motion_accuracy": 0.98, "seed": 7, "note": None}
@@ -68,19 +71,36 @@ def test_a_package_says_what_it_is(package):
         image_guidance_scale=1.5,
         guidance_distilled=False,
         runtime="eager",
-        precision="float32",
+        precision={"default": "float32"},
         frames=3,
         least_frames=2,
         most_frames=3,
-        height=32,
-        width=32,
+        evaluations=2,
+        sizes=((32, 32),),
         fps=8,
-        controls=(),
+        controls={"guidance_scale": Control(1, 30, 2.0, about="how much the prompt counts")},
+        takes_negative_prompt=True,
+        most_steps=100,
         scheduler="DDIMScheduler",
         metrics=METRICS,
         files=info.files,
     )
     assert (package / "README.md").read_text() == CARD
+
+
+def test_a_description_of_version_1_is_read(package, tmp_path):
+    """As written before a model had several sizes, precisions and controls with limits."""
+    content = json.loads((package / INFO_FILE).read_text())
+    for name in ("version", "sizes", "evaluations", "frame_step", "takes_negative_prompt", "most_steps", "controls"):
+        del content[name]
+    old = {**content, "height": 24, "width": 40, "precision": "float16", "controls": ["motion_scale", "guidance_scale"]}
+    (tmp_path / INFO_FILE).write_text(json.dumps({**old, "guidance_range": [1.0, 4.0]}))
+    info = ModelInfo.read(tmp_path)
+    assert (info.height, info.width, info.dtype, info.evaluations) == (24, 40, "float16", 2)
+    assert {name: (control.least, control.most) for name, control in info.controls.items()} == {
+        "motion_scale": (0, 8),
+        "guidance_scale": (1.0, 4.0),
+    }
 
 
 def test_every_file_is_listed_with_its_digest(package):

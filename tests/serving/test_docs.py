@@ -18,7 +18,8 @@ def test_the_description_names_every_status_and_field(server):
         operation = api["paths"][path]["post"]
         assert set(operation["responses"]) == {"200", "400", "408", "413", "415", "429", "500", "503", "504"}
         schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
-        assert set(schema["properties"]) == {"image", "prompt", "seed", "frames", "fps", "format"}
+        fields = {"image", "prompt", "negative_prompt", "seed", "frames", "fps", "steps", "guidance_scale", "format"}
+        assert set(schema["properties"]) == fields
         assert schema["properties"]["frames"]["maximum"] == 4
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.serve.engine import ModelInfo
+from pipeline.serve.manifest import ModelInfo
 from serving.openapi import describe_api
 from serving.page import page
 from serving.settings import Settings
@@ -35,10 +35,9 @@ def test_the_description_has_the_field_with_its_limits_where_the_model_has_the_c
 
 
 def test_the_page_learns_of_the_control():
-    about = TestClient(page(GUIDED)).get("/model.json").json()
-    assert (about["controls"], about["guidance_range"], about["guidance_scale"]) == (
-        ["guidance_scale"],
-        [1.0, 4.0],
-        2.0,
-    )
-    assert TestClient(page(host())).get("/model.json").json()["guidance_range"] is None
+    def fields(server):
+        return {one["name"]: one for one in TestClient(page(server)).get("/model.json").json()["fields"]}
+
+    found = fields(GUIDED)["guidance_scale"]
+    assert (found["kind"], found["least"], found["most"], found["default"]) == ("number", 1.0, 4.0, 2.0)
+    assert "guidance_scale" not in fields(host())

@@ -6,14 +6,17 @@ checkpoint has, what one guidance branch is given (a `Cond`), how the network is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 from torch import Tensor, nn
+
+from ..controls import Control as Control  # noqa: PLC0414  # families take it from here
 
 Cond = Mapping[str, Tensor]
 """What the network is given in one guidance branch, by name; dimension 0 of every tensor is the batch."""
@@ -35,24 +38,6 @@ def select(cond: Cond, rows: Tensor) -> Cond:
 def cast_cond(cond: Cond, dtype: torch.dtype) -> Cond:
     """Return the same in another precision; whole numbers, such as a frame rate, stay whole."""
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in cond.items()}
-
-
-@dataclass(frozen=True)
-class Control:
-    """A number that a call may choose, of families that have it.
-
-    Attributes:
-        least, most: limits, both allowed.
-        default: value of a call that does not choose; None: it depends on the other arguments.
-        whole: whether only whole numbers are allowed.
-        about: what it does, for the page and the documentation.
-    """
-
-    least: float
-    most: float
-    default: float | None
-    whole: bool = False
-    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +124,6 @@ class Family:
         controls: further numbers that a call may choose.
         least_blocks: how many times `size_step` a side is at least.
         takes_prompt: whether there is a text encoder; a prompt is refused otherwise.
-        takes_last_image: whether a clip can be given the picture that it ends with.
         drops_picture: whether a branch without the picture makes sense, which three-branch guidance needs.
         stacks_branches: whether the network is called once for all branches, or once for each (less memory).
         noise_before_image: whether the noise is drawn before the picture is encoded (it decides what a seed gives).
@@ -147,6 +131,7 @@ class Family:
         clip_skip: layers of the text encoder that published checkpoints leave out.
         skips_layers_of_negative: whether `clip_skip` holds for the negative prompt too.
         steps_by_frame: whether the scheduler is given frames as if they were clips (where noise of a step goes).
+        float32_parts: components that stay in float32 when the network is run in half precision.
         licence: what a person has to know before serving or distilling, where it is more than attribution.
     """
 
@@ -165,7 +150,6 @@ class Family:
     controls: ClassVar[Mapping[str, Control]] = {}
     least_blocks: ClassVar[int] = 1
     takes_prompt: ClassVar[bool] = True
-    takes_last_image: ClassVar[bool] = False
     drops_picture: ClassVar[bool] = True
     stacks_branches: ClassVar[bool] = False
     noise_before_image: ClassVar[bool] = False
@@ -173,6 +157,7 @@ class Family:
     clip_skip: ClassVar[int | None] = None
     skips_layers_of_negative: ClassVar[bool] = True
     steps_by_frame: ClassVar[bool] = False
+    float32_parts: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str] = ""
 
     def assemble(self, components: dict[str, Any]) -> dict[str, Any]:
@@ -196,6 +181,14 @@ class Family:
     def frame_step(self, parts: Parts) -> int:
         """Return k where a clip has to have k * n + 1 frames; 1 where every number will do."""
         return 1
+
+    def sizes(self, parts: Parts, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """Return the sizes that a checkpoint makes, height and width in pixels, the given one first."""
+        return ((height, width),)
+
+    def last_image(self, parts: Parts) -> Literal["never", "sometimes", "always"]:
+        """Return whether a clip can be given the picture that it ends with."""
+        return "never"
 
     def size_step(self, parts: Parts) -> int:
         """Return what height and width have to be multiples of, in pixels."""
@@ -275,6 +268,12 @@ class Family:
             request: for its generator and controls, of families whose decoder has some.
         """
         raise NotImplementedError
+
+
+def turned_sizes(height: int, width: int, step: int) -> tuple[tuple[int, int], ...]:
+    """Return a size, the same upright or lying, and the square of as many pixels, in multiples of `step`."""
+    side = round(math.sqrt(height * width) / step) * step
+    return tuple(dict.fromkeys([(height, width), (width, height), (side, side)]))
 
 
 _SMALL_WEIGHTS = 50_000_000

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...media.images import centre_crop, to_tensor
 from ..prompts import tokenize
-from .base import Cond, Control, Defaults, Family, Parts, Request
+from .base import Cond, Control, Defaults, Family, Parts, Request, turned_sizes
 
 
 class LTXFamily(Family):
@@ -52,6 +52,9 @@ class LTXFamily(Family):
 
     def frame_step(self, parts: Parts) -> int:
         return int(parts.vae.temporal_compression_ratio)
+
+    def sizes(self, parts: Parts, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        return turned_sizes(height, width, self.size_step(parts))
 
     def size_step(self, parts: Parts) -> int:
         # diffusers' own class refuses what is no multiple of 32, also where the network would take it.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from PIL.Image import Image
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...media.images import centre_crop, to_tensor
 from ..prompts import clean, tokenize
-from .base import Cond, Control, Defaults, Family, Parts, Request
+from .base import Cond, Control, Defaults, Family, Parts, Request, turned_sizes
 
 
 class WanFamily(Family):
@@ -59,8 +59,8 @@ class WanFamily(Family):
             1, 100, None, about="guidance_scale of the expert for low noise levels, where there are two"
         )
     }
-    takes_last_image = True
     flow = True
+    float32_parts = ("vae", "image_encoder")
 
     def check(self, components: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         transformer, experts = components["transformer"], components["transformer_2"] is not None
@@ -91,8 +91,18 @@ class WanFamily(Family):
             return replace(found, frames=121, height=704, width=1280, steps=50, fps=24)
         return found
 
+    def last_image(self, parts: Parts) -> Literal["never", "sometimes", "always"]:
+        config = parts.transformer.config
+        if config.pos_embed_seq_len is not None:
+            return "always"
+        # CLIP's tokens of two pictures need positions, and the 5B checkpoint holds its first frame alone.
+        return "never" if config.image_dim is not None or parts.options["expand_timesteps"] else "sometimes"
+
     def frame_step(self, parts: Parts) -> int:
         return int(parts.vae.config.scale_factor_temporal)
+
+    def sizes(self, parts: Parts, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        return turned_sizes(height, width, self.size_step(parts))
 
     def size_step(self, parts: Parts) -> int:
         # diffusers' own class refuses what is no multiple of 16, also where the network would take it.
@@ -112,14 +122,7 @@ class WanFamily(Family):
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
         images, last = self._cropped(request.images, request), self._cropped(request.last_images, request)
         first = torch.cat([to_tensor(image) for image in images])[:, :, None]  # (batch, 3, 1, height, width)
-        config = parts.transformer.config
-        if config.pos_embed_seq_len is not None and not last:
-            raise ValueError("last_image: missing; this Wan checkpoint makes clips between two pictures")
-        if config.image_dim is not None and config.pos_embed_seq_len is None and last:
-            raise ValueError("last_image: this Wan checkpoint knows a first picture alone; leave it out")
         if parts.options["expand_timesteps"]:
-            if last:
-                raise ValueError("last_image: this Wan checkpoint holds its first frame alone; leave it out")
             return {"picture": self._latents(parts, first)}
         ends = torch.cat([to_tensor(image) for image in last])[:, :, None] if last else first[:, :, :0]
         between = first.new_zeros(len(first), 3, request.frames - 1 - ends.shape[2], *first.shape[3:])
@@ -133,7 +136,7 @@ class WanFamily(Family):
         given = torch.cat([given[:1].expand(step), given[1:]]).view(-1, step).T  # (step, latent frames)
         mask = given[None, :, :, None, None].expand(len(images), -1, -1, *latents.shape[-2:])
         cond = {"picture": torch.cat([mask.to(latents), latents], dim=1)}
-        if config.image_dim is not None:
+        if parts.transformer.config.image_dim is not None:
             cond["image_embeds"] = self._clip_tokens(parts, images, last)
         return {name: tensor.to(parts.dtype) for name, tensor in cond.items()}
 

@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.serve.engine import INFO_FILE, ModelInfo
+from pipeline.serve.manifest import INFO_FILE, ModelInfo
 
 INFO = ModelInfo(
     teacher="none",
     family="i2vgen-xl",
     steps=8,
+    evaluations=8,
     passes=8,
     guidance_scale=None,
     image_guidance_scale=None,
     guidance_distilled=True,
     runtime="eager",
-    precision="float32",
+    precision={"default": "float32"},
     frames=8,
     least_frames=2,
     most_frames=8,
-    height=32,
-    width=32,
+    sizes=((32, 32),),
     fps=8,
 )
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -61,7 +60,7 @@ def models(tmp_path_factory):
     try:
         # The last one is the latest, which gets into the image.
         saved = {
-            runtime: save_to_store(pipe, replace(info, runtime=runtime), "# Random weights\n")
+            runtime: save_to_store(pipe, info.changed(runtime=runtime), "# Random weights\n")
             for runtime in ("compile", "torchscript", "eager")
         }
     finally:
@@ -195,7 +194,7 @@ def test_a_mounted_model_is_served_by_its_own_runtime_or_says_why_not(engine, ma
         (described,) = [line for line in metrics.splitlines() if line.startswith("stillmotion_model_info{")]
         assert f'runtime="{runs_on}"' in described
         assert container.animate()
-        fell = "compile: there is no C++ compiler here; the U-Net runs without it, slower"
+        fell = "compile: there is no C++ compiler here; the network runs without it, slower"
         assert (fell in container.log()) == (runtime != runs_on)
 
 
