@@ -25,7 +25,7 @@ def model_name() -> str:
     return lifecycle.model_name(settings, Stillmotion)
 
 
-host = Host(settings, lambda: lifecycle.load(model_name(), settings.device), lifecycle.fail, Metrics)
+host = Host(settings, lambda: lifecycle.load(model_name(), settings), lifecycle.fail, Metrics)
 
 
 # `concurrency` is what BentoCloud's autoscaler reads. BentoML's own limit would answer 429 without

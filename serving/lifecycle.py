@@ -80,7 +80,7 @@ def _give_up(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(1)
 
 
-def load(name: str, device: str | None) -> Animator:
+def load(name: str, settings: Settings) -> Animator:
     """The model, checked against its digests.
 
     Raises:
@@ -91,7 +91,9 @@ def load(name: str, device: str | None) -> Animator:
     # beside another process a warm-up then takes 40 s instead of 4.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     tag, folder = resolve(name)
-    return Animator.load(folder, tag, device)
+    animator = Animator.load(folder, tag, settings.device, settings.text_encoder)
+    animator.pipe.text_encoding.remembered = settings.text_cache
+    return animator
 
 
 def fail(message: str) -> None:

@@ -31,6 +31,10 @@ class Settings(BaseModel):
     """Tag in the BentoML store, or a folder. None: the one pinned in the Bento, else `animator:latest`."""
     device: str | None = Field(default=None, min_length=1)
     """As PyTorch names it, for example `cuda:0`. None: CUDA where there is some, else CPU."""
+    text_encoder: Literal["resident", "offload"] = "resident"
+    """Whether the text encoder stays on the device, or waits in the processor's memory while the network computes."""
+    text_cache: int = Field(default=64, ge=0, le=100_000)
+    """Prompts whose encoding is kept for the next request with the same one. 0: none."""
     region: str = Field(default="local", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Name of the region this server stands in; goes into response headers."""
     deadline_s: float = Field(default=120.0, gt=0, le=3000, allow_inf_nan=False)
@@ -57,8 +61,8 @@ class Settings(BaseModel):
 
     @property
     def max_body_bytes(self) -> int:
-        """Of a whole request: the picture, the prompt at four bytes a character, and what multipart adds."""
-        return self.max_image_bytes + 4 * self.max_prompt_chars + 16 * 1024
+        """Of a whole request: two pictures and two prompts, at four bytes a character, and what multipart adds."""
+        return 2 * self.max_image_bytes + 8 * self.max_prompt_chars + 16 * 1024
 
     @property
     def picture_limits(self) -> PictureLimits:

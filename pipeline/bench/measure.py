@@ -296,7 +296,7 @@ def precision_trials(pipe: ImageAnimationPipeline) -> list[Trial]:
 
     def predict() -> Predict:
         generator = torch.Generator().manual_seed(1)
-        controls = check_controls(family, {})
+        controls = check_controls(family, pipe.parts, {})
         request = Request(
             [picture((height, width))], frames, height, width, pipe.config.fps, generator=generator, controls=controls
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -35,6 +35,7 @@ from .families import (
 )
 from .guidance import AnyGuidance, all_branches, guidance_for, in_stages
 from .prompts import PromptLength, check_tokenizer, measure
+from .text import TextEncoding
 
 StepCallback = Callable[["ImageAnimationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
@@ -100,6 +101,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             check_guided(network, limits, settings["distilled_guidance_scale"])
             settings["guidance_range"] = list(limits)
         self._denoiser: Denoiser = PlainDenoiser(self)
+        self.text_encoding = TextEncoding()
         self.register_modules(**components)
         self.register_to_config(**options)
         defaults = family.defaults_of(self.parts)
@@ -130,7 +132,10 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         """The components as a family takes them, with where they compute."""
         components = {name: getattr(self, name) for name in self.family.components}
         options = {name: self.config[name] for name in self.family.options}
-        return Parts(components, options, self._execution_device, self.network.dtype)
+        # diffusers takes the device of the first component, which a text encoder that waits elsewhere is not.
+        offloads = self.text_encoding.placement == "offload"
+        device = self.network.device if offloads else self._execution_device
+        return Parts(components, options, device, self.network.dtype)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -237,7 +242,11 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         def encoded(texts: Sequence[str] | Tensor, skip: int | None) -> Cond:
             if not family.takes_prompt:
                 return {}
-            text = family.text_of(texts) if isinstance(texts, Tensor) else family.encode_text(parts, texts, skip)
+            if isinstance(texts, Tensor):
+                text = family.text_of(texts)
+            else:
+                compute = partial(family.encode_text, parts, texts, skip)
+                text = self.text_encoding.encode((tuple(texts), skip), self.text_encoder, parts.device, compute)
             return {
                 name: t.to(parts.device, parts.dtype if t.is_floating_point() else None) for name, t in text.items()
             }
@@ -336,7 +345,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             family, self.text_width, image, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
         )
         last_images = arguments.last_images(family, parts, last_image, len(images))
-        chosen = arguments.check_controls(family, controls)
+        chosen = arguments.check_controls(family, parts, controls)
         image_scale = self.config.image_guidance_scale if image_guidance_scale is _OF_FAMILY else image_guidance_scale
         arguments.check_image_scale(family, image_scale)
         guidance, told_scale = guidance_for(self.config, guidance_scale, image_scale)

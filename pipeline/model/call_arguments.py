@@ -169,16 +169,17 @@ def last_images(family: Family, parts: Parts, last: Image | Sequence[Image] | No
     return images
 
 
-def check_controls(family: Family, given: Mapping[str, Any]) -> dict[str, float]:
-    """Return the value of each control of a family: what is given, or its default.
+def check_controls(family: Family, parts: Parts, given: Mapping[str, Any]) -> dict[str, float]:
+    """Return the value of each control of a checkpoint: what is given, or its default.
 
     Raises:
         ValueError: the family has no such control, or the value is outside its limits.
     """
-    chosen = {name: control.default for name, control in family.controls.items() if control.default is not None}
+    controls = family.controls_of(parts)
+    chosen = {name: control.default for name, control in controls.items() if control.default is not None}
     for name, value in given.items():
-        if (control := family.controls.get(name)) is None:
-            known = f"; it has {', '.join(family.controls)}" if family.controls else "; leave it out"
+        if (control := controls.get(name)) is None:
+            known = f"; it has {', '.join(controls)}" if controls else "; leave it out"
             raise ValueError(f"{name}: the {family.name} family has no such control{known}")
         if value is None:
             continue

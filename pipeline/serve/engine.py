@@ -20,6 +20,7 @@ from .request import AnimationRequest
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
+    from ..model.text import Placement
 
 StepListener = Callable[[int, int], None]
 """Called with (done, in all) after each evaluation of the network in all its branches, which is a step for most
@@ -59,12 +60,17 @@ class Animator:
         self._misses: Callable[[], int] = lambda: 0
 
     @classmethod
-    def load(cls, folder: Path, name: str | None = None, device: str | None = None) -> Animator:
+    def load(
+        cls, folder: Path, name: str | None = None, device: str | None = None, text_encoder: Placement = "resident"
+    ) -> Animator:
         """Load a packaged model after checking each file against its digest.
 
         What is the same at every step is computed once a request. A program that the package holds is
         used where it was made for this machine; otherwise PyTorch runs without it, slower, and `fallback`
         says why.
+
+        Args:
+            text_encoder: where it waits between requests (`pipeline.model.text`).
 
         Raises:
             ModelError: missing, damaged, changed since it was packaged, or of an unknown family.
@@ -81,6 +87,9 @@ class Animator:
         except ValueError as error:
             raise ModelError(f"{folder}: {error}") from error
         pipe = load_pipeline(folder, device or default_device(), dtype=dtypes)
+        pipe.text_encoding.placement = text_encoder
+        if text_encoder == "offload" and info.takes_prompt:
+            pipe.text_encoder.to("cpu")
         pipe.set_progress_bar_config(disable=True)
         animator = cls(pipe, info, name or folder.name)
         animator._speed_up(folder)

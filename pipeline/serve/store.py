@@ -36,7 +36,7 @@ def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, f
     distilled = config.distilled_guidance_scale is not None
     count = evaluations(pipe.scheduler, config.num_inference_steps)
     step = family.frame_step(parts)
-    controls = dict(family.controls)
+    controls = dict(family.controls_of(parts))
     about = "how much the prompt counts" if family.takes_prompt else "how much the picture counts"
     if config.guidance_range is not None:
         least, most = config.guidance_range

@@ -182,6 +182,10 @@ class Family:
         """Return k where a clip has to have k * n + 1 frames; 1 where every number will do."""
         return 1
 
+    def controls_of(self, parts: Parts) -> Mapping[str, Control]:
+        """Return the controls that this checkpoint has."""
+        return self.controls
+
     def sizes(self, parts: Parts, height: int, width: int) -> tuple[tuple[int, int], ...]:
         """Return the sizes that a checkpoint makes, height and width in pixels, the given one first."""
         return ((height, width),)

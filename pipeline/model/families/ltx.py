@@ -5,7 +5,7 @@ frame is the picture's, held at timestep 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -52,6 +52,9 @@ class LTXFamily(Family):
 
     def frame_step(self, parts: Parts) -> int:
         return int(parts.vae.temporal_compression_ratio)
+
+    def controls_of(self, parts: Parts) -> Mapping[str, Control]:
+        return self.controls if parts.vae.config.timestep_conditioning else {}
 
     def sizes(self, parts: Parts, height: int, width: int) -> tuple[tuple[int, int], ...]:
         return turned_sizes(height, width, self.size_step(parts))

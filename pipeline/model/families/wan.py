@@ -101,6 +101,9 @@ class WanFamily(Family):
     def frame_step(self, parts: Parts) -> int:
         return int(parts.vae.config.scale_factor_temporal)
 
+    def controls_of(self, parts: Parts) -> Mapping[str, Control]:
+        return self.controls if parts.transformer_2 is not None else {}
+
     def sizes(self, parts: Parts, height: int, width: int) -> tuple[tuple[int, int], ...]:
         return turned_sizes(height, width, self.size_step(parts))
 
