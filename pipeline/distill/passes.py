@@ -25,11 +25,6 @@ def draw_scales(limits: tuple[float, float], count: int, random: torch.Generator
     return least + (most - least) * torch.rand(count, generator=random)
 
 
-def random_of(seed: int, number: int) -> torch.Generator:
-    """Return the random numbers of a batch, which are those of no other batch."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-
-
 @torch.no_grad()
 def conditions(
     teacher: ImageAnimationPipeline,

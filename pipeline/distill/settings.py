@@ -24,8 +24,6 @@ class DistillSettings:
         trajectory: where noisy clips come from, see `pipeline.distill.algorithm`.
         kept_batches: of `trajectory` "teacher": batches of the source whose paths the teacher samples, each process as
             many; after the last the first comes again. Each clip takes `student_steps` + 1 latents of memory.
-        own_path_updates: of `trajectory` "teacher": the last updates, which are on the student's own path as those of
-            "backward", so that it learns to put its mistakes right.
         shifted_reconstruction: Imagine Flash's loss instead of the landing of the teacher's steps.
         shift: of that loss.
         noise_correction: Imagine Flash's first step.
@@ -53,7 +51,6 @@ class DistillSettings:
     ema_decay: float = 0.98
     trajectory: Trajectory = Trajectory.BACKWARD
     kept_batches: int = 32
-    own_path_updates: int = 0
     shifted_reconstruction: bool = False
     shift: float = 0.9
     noise_correction: bool = False
@@ -71,8 +68,7 @@ class DistillSettings:
         for name in ("updates", "accumulate", "checkpoint_every", "kept_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1")
-        counts = ("teacher_steps", "warmup", "weight_decay", "lora_rank", "workers", "sample_every", "seed")
-        for name in (*counts, "own_path_updates"):
+        for name in ("teacher_steps", "warmup", "weight_decay", "lora_rank", "workers", "sample_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 0")
         if not 0 < self.learning_rate < math.inf:

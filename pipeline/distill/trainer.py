@@ -35,7 +35,7 @@ from .checkpoint import Averaged, CheckpointFolder, DistillationError, Progress,
 from .data import Examples, Source, read
 from .interrupts import Interrupts
 from .memory import add_lora, checkpoint_blocks, merge_lora
-from .passes import conditions, draw_scales, random_of, seeded, student_pass, teacher_pass
+from .passes import conditions, draw_scales, seeded, student_pass, teacher_pass
 from .paths import KeptPath, KeptPaths
 from .settings import DistillSettings
 from .student import build_student, check_guidance_range, guidance_of, teacher_digest, teacher_grid
@@ -181,7 +181,9 @@ class Distiller:
         Raises:
             KeyboardInterrupt: after an interrupt or SIGTERM.
         """
-        missing = self.paths.missing(number for number in self._numbers() if self._on_kept_path(number))
+        if self.settings.trajectory is not Trajectory.TEACHER:
+            return
+        missing = self.paths.missing(self._numbers())
         with Interrupts() as interrupts:
             for done, (number, examples) in enumerate(read(self.source, missing, self.settings.workers), 1):
                 self.paths[number] = self._sample_path(examples, number)
@@ -232,14 +234,9 @@ class Distiller:
     def _batches(self) -> Iterator[tuple[int, Examples | None]]:
         """What is learned from, by number; nothing but the number where the teacher's paths are kept."""
         numbers = self._numbers()
-        kept = [number for number in numbers if self._on_kept_path(number)]  # they come first
-        yield from ((number, None) for number in kept)
-        yield from read(self.source, numbers[len(kept) :], self.settings.workers)
-
-    def _on_kept_path(self, number: int) -> bool:
-        """Whether a batch is learned on a path of the teacher that is kept."""
-        s, batches = self.settings, self.accelerator.num_processes * self.settings.accumulate
-        return s.trajectory is Trajectory.TEACHER and number // batches < s.updates - s.own_path_updates
+        if self.settings.trajectory is Trajectory.TEACHER:
+            return ((number, None) for number in numbers)
+        return read(self.source, numbers, self.settings.workers)
 
     def _finite(self, value: Tensor, name: str) -> float:
         number = float(value)
@@ -264,11 +261,11 @@ class Distiller:
     def loss(self, examples: Examples | None, number: int) -> Tensor:
         """Loss of a batch; its random numbers depend on the seed and `number` alone."""
         s, device = self.settings, self.accelerator.device
-        if self._on_kept_path(number):
+        if s.trajectory is Trajectory.TEACHER:
             z, landed, steps, cond = self.paths.batch(number)
             return landing_loss(self.grid, student_pass(self.teacher, self.student, cond), z, landed, steps)
         assert examples is not None
-        random = random_of(self.settings.seed, number)
+        random = self._random(number)
         count = len(examples.captions)
         teacher, student_cond = self._conditions(examples, random)
         noise, fresh = (self._noise(count, random) for _ in range(2))
@@ -285,6 +282,9 @@ class Distiller:
         if s.shifted_reconstruction:
             return shifted_reconstruction_loss(self.grid, student, teacher, z, steps, fresh, s.shift)
         return distillation_loss(self.grid, student, teacher, z, steps)
+
+    def _random(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.settings.seed * 1_000_003 + number) % 2**63)
 
     def _conditions(self, examples: Examples, random: torch.Generator) -> tuple[Predict, Cond]:
         """The teacher, told of the examples, and what the student is told of them."""
@@ -303,7 +303,7 @@ class Distiller:
 
     def _sample_path(self, examples: Examples, number: int) -> KeptPath:
         """Sample the teacher's path for examples; their number in the source decides on all random numbers."""
-        random = random_of(self.settings.seed, number)
+        random = self._random(number)
         teacher, cond = self._conditions(examples, random)
         states = teacher_states(self.grid, teacher, self._noise(len(examples.captions), random))
         order = torch.randperm(self.settings.student_steps, generator=random)

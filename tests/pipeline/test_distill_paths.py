@@ -79,18 +79,6 @@ def test_a_run_samples_each_path_once_and_goes_on_bit_by_bit(teacher, tmp_path):
     assert same(state(again), state(whole))
 
 
-def test_the_last_updates_are_on_the_students_own_path(teacher, tmp_path):
-    settings = replace(ON_PATHS, updates=3, own_path_updates=1)
-    distiller, told = Distiller(teacher, Source(), settings, tmp_path), []
-    asked = []
-    hook = teacher.unet.register_forward_pre_hook(lambda *_: asked.append(distiller.updates))
-    distiller.train(lambda done, _total, _loss: told.append(done))
-    hook.remove()
-    assert told == [1, 2, 3]
-    # Two batches of paths before all updates, of 4 steps each, and the 2 steps of a landing in the last one.
-    assert asked == [0] * 8 + [2] * 2
-
-
 def test_a_student_learns_where_the_teacher_lands_on_a_kept_path(teacher, tmp_path):
     settings = replace(ON_PATHS, updates=16, warmup=1, kept_batches=1, learning_rate=3e-3)
     distiller = Distiller(teacher, Source(), settings, tmp_path)
