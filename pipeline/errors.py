@@ -35,6 +35,10 @@ class NotFiniteError(ModelError):
     """A model computed NaN or infinity, which as a clip would be black."""
 
 
+class StageSkipped(StillmotionError):
+    """A notebook has nothing to do for this checkpoint; the text says why, and the run goes on without it."""
+
+
 class Cancelled(StillmotionError):
     """The computation was stopped between two steps because nobody waits for it any more."""
 

@@ -1,3 +1,4 @@
+# ruff: noqa: INP001  # a script, no package
 """Adds up what published checkpoints need of a device's memory, from their configurations, without any weights.
 
     python scripts/family_memory.py
@@ -8,6 +9,7 @@ Weights are counted on PyTorch's meta device. What a request computes comes on t
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -109,15 +111,19 @@ def memory() -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def main() -> None:
+    """Print the table."""
     argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     quiet_libraries()
-    print("| checkpoint | parts, billions of parameters | all resident | text encoder offloaded |")
-    print("|---|---|---|---|")
+    lines = [
+        "| checkpoint | parts, billions of parameters | all resident | text encoder offloaded |",
+        "|---|---|---|---|",
+    ]
     for name, components in memory().items():
         each = ", ".join(f"{part} {billions:.2f}" for part, (billions, _) in components.items())
         whole = sum(size for _, size in components.values())
         text = components.get("text encoder", (0.0, 0.0))[1]
-        print(f"| {name} | {each} | {whole:.1f} GB | {f'{whole - text:.1f} GB' if text else '-'} |")
+        lines.append(f"| {name} | {each} | {whole:.1f} GB | {f'{whole - text:.1f} GB' if text else '-'} |")
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -306,8 +306,6 @@ def vae_psnr_db(pipe: ImageAnimationPipeline, batch: ClipBatch, side: int) -> Te
         enlarged = F.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
     else:
         enlarged = pictures
-    pixels = (enlarged * 2 - 1).to(pipe.device)
-    posterior = pipe.vae.encode(pixels.to(pipe.vae.dtype)).latent_dist
-    latents = (posterior.mode() * pipe.vae.config.scaling_factor)[:, :, None]
+    latents = pipe.family.encode_clip(pipe.parts, (enlarged * 2 - 1)[:, :, None])
     decoded = (pipe.decode_latents(latents, chunk=1).cpu() + 1) / 2  # (batch, 3, 1, side, side)
     return psnr_db(to_size(decoded, pictures.shape[-1])[:, :, 0], pictures)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..spans import part
 from . import call_arguments as arguments
+from .call_arguments import KEPT_BETWEEN_STEPS
 from .components import STORED, check_output, load_components, with_moved_modules
 from .denoiser import Denoiser, PlainDenoiser
 from .diffusers_folder import OWN_SETTINGS, finish_index, has_only_variant, read_index
@@ -441,7 +442,7 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         family, scheduler, first = self.family, self.scheduler, next(iter(conds.values()))
         # Euler's scheduler of flow matching scales nothing, and does not say so.
         scaled = getattr(scheduler, "scale_model_input", lambda latents, _: latents)
-        predict = self._start(conds)
+        predict = self._start({name: family.with_grid(parts, c, scheduler.timesteps) for name, c in conds.items()})
         z = family.initial(scheduler, noise, first)
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for i, t in enumerate(scheduler.timesteps):
@@ -464,16 +465,30 @@ class ImageAnimationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
 
     def _step(self, predicted: Tensor, t: Tensor, z: Tensor, extra: dict[str, Any]) -> Tensor:
         """One step of the scheduler, `(batch, channels, frames, h, w)`."""
-        if not self.family.steps_by_frame or isinstance(extra.get("generator"), list):
-            return cast(Tensor, self.scheduler.step(predicted, t, z, **extra).prev_sample)
-        # As the published pipeline has it: noise that a scheduler draws is laid out frame by frame.
-        flat = [one.transpose(1, 2).flatten(0, 1) for one in (predicted, z)]  # (batch * frames, channels, h, w)
-        stepped: Tensor = self.scheduler.step(flat[0], t, flat[1], **extra).prev_sample
+        if not self.family.steps_by_frame:
+            return self._stepped(predicted, t, z, extra)
+        # As the published pipelines have it: noise that a scheduler draws is laid out frame by frame.
+        by_frame = [one.transpose(1, 2) for one in (predicted, z)]  # (batch, frames, channels, h, w)
+        if isinstance(extra.get("generator"), list):
+            return self._stepped(by_frame[0], t, by_frame[1], extra).transpose(1, 2)
+        flat = [one.flatten(0, 1) for one in by_frame]  # (batch * frames, channels, h, w)
+        stepped = self._stepped(flat[0], t, flat[1], extra)
         return cast(Tensor, stepped.unflatten(0, (z.shape[0], -1))).transpose(1, 2)
 
+    def _stepped(self, predicted: Tensor, t: Tensor, z: Tensor, extra: dict[str, Any]) -> Tensor:
+        if not extra.keys() >= KEPT_BETWEEN_STEPS:
+            return cast(Tensor, self.scheduler.step(predicted, t, z, **extra).prev_sample)
+        stepped, clip = self.scheduler.step(predicted, timestep=t, sample=z, **extra, return_dict=False)
+        extra.update(old_pred_original_sample=clip, timestep_back=t)
+        return cast(Tensor, stepped)
+
     def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
+        """Return what a scheduler's step is given beside prediction, timestep and sample, in a dictionary of the call's
+        own: what CogVideoX's DPM-Solver keeps from one step to the next is in it.
+        """
         accepted = inspect.signature(self.scheduler.step).parameters
-        return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+        every = {"eta": eta, "generator": generator, **dict.fromkeys(KEPT_BETWEEN_STEPS)}
+        return {name: value for name, value in every.items() if name in accepted}
 
 
 @cache

@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from .families import Family, Parts
+from .guidance import is_number
 
 Texts = list[str] | Tensor
 """Texts, or what the text encoder makes of them, `(batch, tokens, width)`."""
@@ -81,6 +82,9 @@ def repeat_each(values: Any, times: int) -> Any:
 
 _PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
+KEPT_BETWEEN_STEPS = frozenset({"old_pred_original_sample", "timestep_back"})
+"""What the step of CogVideoX's DPM-Solver wants of the step before; other solvers keep it themselves."""
+
 
 def check_scheduler(scheduler: Any, *, flow: bool) -> None:
     """Refuse a scheduler that does not fit what the network predicts.
@@ -109,7 +113,9 @@ def check_scheduler(scheduler: Any, *, flow: bool) -> None:
     wanted = [
         parameter.name
         for parameter in inspect.signature(scheduler.step).parameters.values()
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.name not in KEPT_BETWEEN_STEPS
     ]
     if len(wanted) > 3:
         raise ValueError(f"scheduler: {name} wants {wanted[3]} at each step, which this pipeline does not have")
@@ -183,6 +189,8 @@ def check_controls(family: Family, parts: Parts, given: Mapping[str, Any]) -> di
             raise ValueError(f"{name}: the {family.name} family has no such control{known}")
         if value is None:
             continue
+        if not is_number(value):
+            raise ValueError(f"{name}: {value!r} is not a number")
         if problem := control.problem(value):
             raise ValueError(f"{name}: {problem}")
         chosen[name] = value
@@ -206,9 +214,11 @@ def check_counts(**counts: int) -> None:
     """Numbers of frames, steps and frames per second, by the argument's name, have to be at least 1.
 
     Raises:
-        ValueError: one is below.
+        ValueError: one is below, or no whole number.
     """
     for name, value in counts.items():
+        if not is_number(value) or value != value // 1:
+            raise ValueError(f"{name}: {value} is not a whole number")
         if value < 1:
             raise ValueError(f"{name}: {value} is below 1")
 

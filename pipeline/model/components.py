@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import ModelError, NotFiniteError
+from ..errors import ModelError, NotFiniteError, first_line
 from .diffusers_folder import has_variant
 
 # With these diffusers spreads the components over devices, or changes their weights while it loads them.
@@ -64,8 +64,8 @@ def load_components(
         By name. What is no network of diffusers or transformers is left out.
 
     Raises:
-        ModelError: weights are missing, unexpected, of another shape or not finite; names the component and
-            the first key.
+        ModelError: a file cannot be read, or weights are missing, unexpected, of another shape or not finite; names the
+            component and the first key.
     """
     by_diffusers = any(arguments.get(name) for name in _LOADED_BY_DIFFUSERS)
     index = with_moved_modules(pipeline.load_config(folder))
@@ -99,7 +99,11 @@ def _load_model(name: str, kind: Any, folder: Path, arguments: Mapping[str, Any]
     if issubclass(kind, ModelMixin):
         options["disable_mmap"] = arguments.get("disable_mmap", False)
     # Without `ignore_mismatched_sizes` the first wrong shape ends in a report of many lines.
-    model, report = kind.from_pretrained(str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, report = kind.from_pretrained(str(folder), **options)
+    except Exception as error:  # of libraries, whose kinds are many, and which seldom say what they were reading
+        raise ModelError(f"{name}: cannot be loaded: {first_line(error)}; copy the part again") from error
     if misfits := _misfits(report):
         raise ModelError(f"{name}: its weights do not fit its config.json: {'; '.join(misfits)}; save the part again")
     check_finite(name, model)

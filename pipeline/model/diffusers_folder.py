@@ -97,6 +97,6 @@ def finish_index(index: Path, pipeline_class: str, own: Sequence[str]) -> None:
     # Without torchvision transformers names its slow image processor, which others cannot load.
     for name in ("feature_extractor", "image_processor"):
         entry = content.get(name)
-        if entry and entry[1] == "CLIPImageProcessorPil":
-            content[name] = ["transformers", "CLIPImageProcessor"]
+        if entry and str(entry[1]).endswith("ImageProcessorPil"):
+            content[name] = ["transformers", entry[1].removesuffix("Pil")]
     index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -11,12 +11,17 @@ Without one there are the two of classifier-free guidance (Ho & Salimans 2022, e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a caller gave a number, of Python's or NumPy's, and not text or a list."""
+    return isinstance(value, Real)
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         for name, value in (("guidance_scale", self.text), ("image_guidance_scale", self.image)):
-            if value is not None and not (math.isfinite(value) and 0 <= value <= 100):
+            if value is not None and not (is_number(value) and 0 <= value <= 100):
                 raise ValueError(f"{name}: {value} is outside 0 to 100")
 
     @property

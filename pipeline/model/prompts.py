@@ -82,11 +82,18 @@ def tokenize(
         limit: as `prompt_limit` has it.
     """
     if warn:
-        for prompt in prompts:
-            if said := measure(tokenizer, text_encoder, prompt, limit).truncated:
-                logger.warning("prompt %.40r...: too long, %s", prompt, said)
+        warn_of_cut(tokenizer, text_encoder, prompts, limit)
     limit = prompt_limit(tokenizer, text_encoder, limit)
     return tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+
+
+def warn_of_cut(
+    tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, prompts: Sequence[str], limit: int | None = None
+) -> None:
+    """Log a warning for each prompt of which the text encoder reads a part alone."""
+    for prompt in prompts:
+        if said := measure(tokenizer, text_encoder, prompt, limit).truncated:
+            logger.warning("prompt %.40r...: too long, %s", prompt, said)
 
 
 def clean(prompt: str) -> str:

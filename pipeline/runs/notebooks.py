@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ..console import news_in, tell
-from ..errors import StillmotionError
+from ..errors import StageSkipped, StillmotionError
 from .settings import Parameter, UsageError, parse_value
 
 
@@ -241,6 +241,8 @@ def _execute(
         kernel.log.unlink(missing_ok=True)
     except PapermillExecutionError as error:
         text = " ".join(str(error.evalue).split())
+        if error.ename == StageSkipped.__name__:
+            raise StageSkipped(text) from error
         raise NotebookError(f"cell {error.exec_count}: {error.ename}: {text}", output) from error
     except DeadKernelError as error:
         raise NotebookError(f"its kernel died ({kernel.end()}{_last_line(kernel.log)})", output) from error

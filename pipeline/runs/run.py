@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..console import about, tell
-from ..errors import ModelError, StillmotionError, system_error
+from ..errors import ModelError, StageSkipped, StillmotionError, system_error
 from ..lock import held
 from ..serve.sources import check_source
 from ..writing import write_atomically
@@ -153,6 +153,9 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookE
     known = parameters_of(notebook)
     given = {**stage.parameters, **{name: value for name, value in state.parameters.items() if name in known}}
     digest = stage_digest(notebook, given, state.teacher, state.stages[:k])
+    if own.status == "skipped" and own.digest == digest:
+        tell(f"{label}  skipped before: {own.error}")
+        return None
     if own.status == "done" and own.digest == digest and _intact(folder, own):
         tell(f"{label}  done before ({own.seconds:.0f} s), kept")
         return None
@@ -172,6 +175,8 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookE
         execute(notebook, output, values, on_news)
         read_result(folder, stage.notebook)
         own.status, own.artefacts = "done", artefacts_of(folder, stage.notebook)
+    except StageSkipped as skipped:
+        own.status, own.error = "skipped", str(skipped)
     except NotebookError as error:
         own.status, own.error = "failed", error.reason
         return error
@@ -187,7 +192,8 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookE
     finally:
         own.seconds = round(time.monotonic() - began, 2)
         state.save(folder)
-        tell(f"{label}  {own.status} after {own.seconds:.0f} s")
+        reason = f": {own.error}" if own.status == "skipped" else f" after {own.seconds:.0f} s"
+        tell(f"{label}  {own.status}{reason}")
     return None
 
 

@@ -32,7 +32,7 @@ class StageState(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    status: Literal["waiting", "running", "done", "failed", "interrupted"] = "waiting"
+    status: Literal["waiting", "running", "done", "failed", "interrupted", "skipped"] = "waiting"
     digest: str = ""
     seconds: float = 0.0
     artefacts: dict[str, str] = {}

@@ -126,7 +126,7 @@ def _svd() -> DiffusionPipeline:
     torch.manual_seed(0)
     unet = UNetSpatioTemporalConditionModel(
         block_out_channels=(32, 64),
-        layers_per_block=2,
+        layers_per_block=1,
         sample_size=32,
         in_channels=8,
         out_channels=4,
@@ -144,7 +144,7 @@ def _svd() -> DiffusionPipeline:
         steps_offset=1, timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True,
     )  # fmt: skip
     vae = AutoencoderKLTemporalDecoder(
-        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"), latent_channels=4
+        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4
     )
     encoder, processor = clip_image_parts(projected=True, side=224, patch=32)
     return _ready(
@@ -193,6 +193,117 @@ def _ltx(*, timestep: bool = False) -> DiffusionPipeline:
     )
 
 
+def _cogvideox(*, version: str = "1.0", learned: bool = False) -> DiffusionPipeline:
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+        CogVideoXDPMScheduler,
+        CogVideoXImageToVideoPipeline,
+        CogVideoXTransformer3DModel,
+    )
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    newer = version == "1.5"
+    later: dict[str, Any] = {"patch_size_t": 2, "ofs_embed_dim": 4, "patch_bias": False} if newer else {}
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=8, out_channels=4, time_embed_dim=4,
+        text_embed_dim=32, num_layers=2, sample_width=16 if newer else 8, sample_height=16 if newer else 4,
+        sample_frames=9, patch_size=2, use_rotary_positional_embeddings=True,
+        use_learned_positional_embeddings=learned, **later,
+    )  # fmt: skip
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
+        temporal_compression_ratio=4, scaling_factor=0.7, invert_scale_latents=newer,
+    )  # fmt: skip
+    scheduler = (CogVideoXDPMScheduler if newer else CogVideoXDDIMScheduler)(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        rescale_betas_zero_snr=True, snr_shift_scale=1.0 if newer else 3.0, timestep_spacing="trailing",
+        clip_sample=False, set_alpha_to_one=True,
+    )  # fmt: skip
+    return _ready(
+        CogVideoXImageToVideoPipeline,
+        tokenizer=t5_tokenizer(226),
+        text_encoder=T5EncoderModel(t5_config(T5Config, 226)),
+        vae=vae,
+        transformer=transformer,
+        scheduler=scheduler,
+    )
+
+
+_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _qwen_tokenizer() -> Any:
+    """Return a tokenizer that knows the bytes of a chat and few words."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {piece: number for number, piece in enumerate([*marks, *sorted(ByteLevel.alphabet())])}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], model_max_length=2048)
+    tokenizer.add_special_tokens({"additional_special_tokens": marks[1:]})
+    tokenizer.chat_template = _CHAT
+    return tokenizer
+
+
+def _hunyuanvideo15(*, meanflow: bool = False) -> DiffusionPipeline:
+    from diffusers import (
+        AutoencoderKLHunyuanVideo15,
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanVideo15ImageToVideoPipeline,
+        HunyuanVideo15Transformer3DModel,
+    )
+    from diffusers.guiders import ClassifierFreeGuidance
+    from transformers import (
+        ByT5Tokenizer,
+        SiglipImageProcessor,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+        T5Config,
+        T5EncoderModel,
+    )
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+    torch.manual_seed(0)
+    qwen = Qwen2_5_VLTextConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        pad_token_id=0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    siglip = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    byt5 = T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=384)
+    transformer = HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, num_refiner_layers=1,
+        mlp_ratio=2.0, patch_size=1, patch_size_t=1, text_embed_dim=16, text_embed_2_dim=16, image_embed_dim=16,
+        rope_axes_dim=(4, 6, 6), target_size=45, use_meanflow=meanflow,
+    )  # fmt: skip
+    vae = AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1, spatial_compression_ratio=16,
+        temporal_compression_ratio=4, downsample_match_channel=False, upsample_match_channel=False,
+    )  # fmt: skip
+    return _ready(
+        HunyuanVideo15ImageToVideoPipeline,
+        text_encoder=Qwen2_5_VLTextModel(qwen),
+        tokenizer=_qwen_tokenizer(),
+        transformer=transformer,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=T5EncoderModel(byt5),
+        tokenizer_2=ByT5Tokenizer(),
+        guider=ClassifierFreeGuidance(guidance_scale=6.0),
+        image_encoder=SiglipVisionModel(siglip),
+        feature_extractor=SiglipImageProcessor(size={"height": 28, "width": 28}),
+    )
+
+
 SMALL: dict[str, Callable[[], DiffusionPipeline]] = {
     "wan-2.1": lambda: _wan(clip=True),
     "wan-2.1-flf": lambda: _wan(clip=True, last=True),
@@ -200,6 +311,11 @@ SMALL: dict[str, Callable[[], DiffusionPipeline]] = {
     "wan-2.2-ti2v": lambda: _wan(held=True),
     "svd": _svd,
     "ltx": _ltx,
+    "cogvideox": _cogvideox,
+    "cogvideox-learned": lambda: _cogvideox(learned=True),
+    "cogvideox-1.5": lambda: _cogvideox(version="1.5"),
+    "hunyuanvideo-1.5": _hunyuanvideo15,
+    "hunyuanvideo-1.5-meanflow": lambda: _hunyuanvideo15(meanflow=True),
     "ltx-timestep": lambda: _ltx(timestep=True),
 }
 """A random checkpoint by the name of its kind."""

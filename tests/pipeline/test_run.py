@@ -43,6 +43,10 @@ if (beside / "break").exists():
     raise RuntimeError("no luck\\ntoday")
 if (beside / "die").exists():
     os._exit(1)
+if (beside / "skip").exists():
+    class StageSkipped(Exception):
+        pass
+    raise StageSkipped("a checkpoint of another kind")
 if (beside / "wait").exists():
     (beside / "waiting").touch()
     time.sleep(1000)
@@ -135,6 +139,15 @@ def test_a_failed_stage_is_two_lines_and_a_resume_goes_on_from_there(run, tmp_pa
     (tmp_path / "runs" / "break").unlink()
     assert run("--resume", str(folder)) == 0
     assert executions(tmp_path) == 1
+
+
+def test_a_stage_with_nothing_to_do_is_one_line_and_the_run_is_whole(run, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "skip").touch()
+    assert run() == 0
+    assert "second  skipped: a checkpoint of another kind" in capsys.readouterr().err
+    assert run("--resume", "latest") == 0
+    assert "second  skipped before: a checkpoint of another kind" in capsys.readouterr().err
 
 
 def test_a_kernel_that_dies_is_said_so(run, tmp_path, capsys):

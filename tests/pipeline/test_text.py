@@ -44,7 +44,8 @@ def test_the_prompt_that_was_not_used_for_longest_is_forgotten_first(i2vgen, pic
     assert readings == [("one",), ("two",), ("three",), ("two",)]
 
 
-def test_an_offloaded_text_encoder_comes_for_a_prompt_and_goes_again(i2vgen, picture, readings, monkeypatch):
+@pytest.mark.usefixtures("readings")
+def test_an_offloaded_text_encoder_comes_for_a_prompt_and_goes_again(i2vgen, picture, monkeypatch):
     expected = frames(i2vgen, picture, "a ball")
     moves = []
     move = i2vgen.text_encoder.to

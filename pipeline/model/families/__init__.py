@@ -37,6 +37,13 @@ _KNOWN = (
     _Entry("i2vgen_xl", "I2VGenXLFamily", ("I2VGenXLPipeline",), ("I2VGenXLUNet", "GuidedI2VGenXLUNet")),
     # A picture U-Net of Stable Diffusion becomes PIA's with a motion adapter.
     _Entry("pia", "PIAFamily", ("PIAPipeline", "StableDiffusionPipeline"), ("UNetMotionModel", "UNet2DConditionModel")),
+    _Entry("cogvideox", "CogVideoXFamily", ("CogVideoXImageToVideoPipeline",), ("CogVideoXTransformer3DModel",)),
+    _Entry(
+        "hunyuanvideo15",
+        "HunyuanVideo15Family",
+        ("HunyuanVideo15ImageToVideoPipeline",),
+        ("HunyuanVideo15Transformer3DModel",),
+    ),
     _Entry(
         "ltx",
         "LTXFamily",
@@ -53,6 +60,7 @@ _OWN = ("ImageAnimationPipeline",)
 _REASONS = {
     "WanPipeline": "it makes clips of text alone; take a checkpoint of WanImageToVideoPipeline",
     "CogVideoXPipeline": "it makes clips of text alone; take a checkpoint of CogVideoXImageToVideoPipeline",
+    "HunyuanVideo15Pipeline": "it makes clips of text alone; take a checkpoint of HunyuanVideo15ImageToVideoPipeline",
     "LTX2ImageToVideoPipeline": "it makes sound too; its licence asks companies from $10 million a year on for a paid "
     "one, and counts students as derivatives",
 }

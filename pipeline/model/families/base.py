@@ -40,6 +40,36 @@ def cast_cond(cond: Cond, dtype: torch.dtype) -> Cond:
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in cond.items()}
 
 
+def without_padding(hidden: Tensor, mask: Tensor) -> Cond:
+    """Return hidden states `(batch, tokens, width)`, zeros where there is padding, and which tokens are none.
+
+    Args:
+        mask: `(batch, tokens)`, 0 where there is padding.
+    """
+    return {"text": hidden * mask[..., None].to(hidden.dtype), "text_mask": mask.bool()}
+
+
+def of_padded(embeds: Tensor) -> Cond:
+    """Return what `without_padding` did, from its hidden states alone."""
+    return {"text": embeds, "text_mask": (embeds != 0).any(dim=-1)}
+
+
+def check_widths(components: Mapping[str, Any], wanted: Mapping[str, int]) -> None:
+    """Refuse encoders of another checkpoint, whose tokens the network cannot take.
+
+    Args:
+        wanted: numbers of a token, by the encoder's name.
+
+    Raises:
+        ValueError: names the encoder and both widths.
+    """
+    for name, width in wanted.items():
+        if (found := components[name].config.hidden_size) != width:
+            raise ValueError(
+                f"{name}: its tokens have {found} numbers, and the network takes {width}; they are of two checkpoints"
+            )
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What a call takes where it says nothing; height and width are in pixels."""
@@ -236,6 +266,10 @@ class Family:
         """Lay the scheduler's grid for latents of `shape`, `(batch, channels, frames, height, width)`."""
         scheduler.set_timesteps(steps, device=device)
 
+    def with_grid(self, parts: Parts, cond: Cond, timesteps: Tensor) -> Cond:
+        """Return what a branch is given, with the grid `(steps,)` where the network is told where a step ends."""
+        return cond
+
     def initial(self, scheduler: Any, noise: Tensor, cond: Cond) -> Tensor:
         """Return the state that sampling starts from."""
         return noise * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -259,6 +293,14 @@ class Family:
     def hold(self, z: Tensor, cond: Cond) -> Tensor:
         """Return latents after a step, with the frames put back that are given and not made."""
         return z
+
+    def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
+        """Return the latents that `decode` takes, `(batch, channels, latent frames, h, w)`, without random numbers.
+
+        Args:
+            clips: `(batch, 3, frames, height, width)` in [-1, 1].
+        """
+        raise NotImplementedError
 
     def frames_at_once(self, height: int, width: int) -> int | None:
         """Return how many latent frames of a clip's size are decoded at a time; None: all of them."""

@@ -15,7 +15,18 @@ from torch import Tensor, nn
 
 from ...media.images import centre_crop, to_tensor
 from ..prompts import tokenize
-from .base import Cond, Control, Defaults, Family, Parts, Request, turned_sizes
+from .base import (
+    Cond,
+    Control,
+    Defaults,
+    Family,
+    Parts,
+    Request,
+    check_widths,
+    of_padded,
+    turned_sizes,
+    without_padding,
+)
 
 
 class LTXFamily(Family):
@@ -50,6 +61,15 @@ class LTXFamily(Family):
     flow = True
     licence = "LTX Video licences differ by release: read the one beside the weights before serving or distilling"
 
+    def check(self, components: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        config, latents = components["transformer"].config, components["vae"].config.latent_channels
+        check_widths(components, {"text_encoder": config.caption_channels})
+        if config.in_channels != latents * config.patch_size**2 * config.patch_size_t:
+            raise ValueError(
+                f"vae: its latents have {latents} channels, and the transformer takes {config.in_channels}; they are "
+                "of two checkpoints"
+            )
+
     def frame_step(self, parts: Parts) -> int:
         return int(parts.vae.temporal_compression_ratio)
 
@@ -72,10 +92,10 @@ class LTXFamily(Family):
         encoder = parts.text_encoder
         tokens = tokenize(parts.tokenizer, encoder, texts, limit=self.text_tokens).to(parts.device)
         # As published: the text encoder attends to the padding, and the transformer does not.
-        return {"text": encoder(tokens.input_ids)[0], "text_mask": tokens.attention_mask.bool()}
+        return without_padding(encoder(tokens.input_ids)[0], tokens.attention_mask)
 
     def text_of(self, embeds: Tensor) -> Cond:
-        return {"text": embeds, "text_mask": torch.ones(embeds.shape[:2], dtype=torch.bool)}
+        return of_padded(embeds)
 
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
         vae, count = parts.vae, len(request.images)
@@ -100,6 +120,10 @@ class LTXFamily(Family):
 
     def set_timesteps(self, scheduler: Any, steps: int, shape: tuple[int, ...], device: torch.device) -> None:
         config, sigmas = scheduler.config, np.linspace(1.0, 1 / steps, steps)
+        if steps == 1 and config.get("shift_terminal"):
+            raise ValueError(
+                "num_inference_steps: 1 is below 2; this scheduler's first and last noise level (shift_terminal) differ"
+            )
         if not config.get("use_dynamic_shifting"):
             scheduler.set_timesteps(sigmas=sigmas, device=device)
             return
@@ -134,6 +158,12 @@ class LTXFamily(Family):
     def hold(self, z: Tensor, cond: Cond) -> Tensor:
         picture = cond["picture"]
         return torch.cat([picture.to(z.dtype), z[:, :, picture.shape[2] :]], dim=2)
+
+    def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
+        vae = parts.vae
+        latents = vae.encode(clips.to(parts.device, vae.dtype)).latent_dist.mode().float()
+        mean, std = self._statistics(vae, latents)
+        return cast(Tensor, (latents - mean) * vae.config.scaling_factor / std)
 
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae, controls = parts.vae, request.controls if request is not None else {}

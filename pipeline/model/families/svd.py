@@ -106,6 +106,12 @@ class SVDFamily(Family):
         output = cast(Any, network)(given, t, cond["image_embeds"], cond["time_ids"], return_dict=False)
         return cast(Tensor, output[0]).transpose(1, 2)
 
+    def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
+        vae, flat = parts.vae, clips.transpose(1, 2).flatten(0, 1)  # (batch * frames, 3, height, width)
+        latents = vae.encode(flat.to(device=parts.device, dtype=vae.dtype)).latent_dist.mode()
+        scaled: Tensor = latents * vae.config.scaling_factor
+        return scaled.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae, (batch, _, frames, _, _) = parts.vae, z.shape
         flat = (z / vae.config.scaling_factor).transpose(1, 2).flatten(0, 1)  # (batch * frames, 4, h, w)

@@ -97,6 +97,12 @@ class LatentUNet(Family):
             latents = posterior.sample(generator)
         return cast(Tensor, (latents * vae.config.scaling_factor).to(parts.dtype))
 
+    def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
+        vae, flat = parts.vae, clips.transpose(1, 2).flatten(0, 1)  # (batch * frames, 3, height, width)
+        latents = vae.encode(flat.to(device=parts.device, dtype=vae.dtype)).latent_dist.mode()
+        scaled: Tensor = latents * vae.config.scaling_factor
+        return scaled.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2).contiguous()
+
     def frames_at_once(self, height: int, width: int) -> int | None:
         """Return one, as published, or as many small ones as have the pixels of one of 512 x 512."""
         return max(1, _DECODED_PIXELS // (height * width))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...media.images import centre_crop, to_tensor
 from ..prompts import clean, tokenize
-from .base import Cond, Control, Defaults, Family, Parts, Request, turned_sizes
+from .base import Cond, Control, Defaults, Family, Parts, Request, check_widths, turned_sizes
 
 
 class WanFamily(Family):
@@ -67,12 +67,18 @@ class WanFamily(Family):
         if (options["boundary_ratio"] is not None) != experts:
             missing = "transformer_2: missing" if not experts else "boundary_ratio: missing in model_index.json"
             raise ValueError(f"{missing}; a Wan checkpoint of two experts has both")
+        ratio = options["boundary_ratio"]
+        if ratio is not None and not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
+            raise ValueError(f"boundary_ratio: {ratio} is not within 0 to 1; it is a share of the noise levels")
         if transformer.config.image_dim is not None:
             for name in ("image_encoder", "image_processor"):
                 if components[name] is None:
                     raise ValueError(
                         f"{name}: missing; the transformer of this Wan checkpoint attends to CLIP's tokens"
                     )
+        check_widths(components, {"text_encoder": transformer.config.text_dim})
+        if transformer.config.image_dim is not None:
+            check_widths(components, {"image_encoder": transformer.config.image_dim})
         channels, latents = transformer.config.in_channels, components["vae"].config.z_dim
         wanted = (
             latents if options["expand_timesteps"] else latents * 2 + components["vae"].config.scale_factor_temporal
@@ -197,6 +203,9 @@ class WanFamily(Family):
         if picture.shape[1] != z.shape[1]:
             return z
         return torch.cat([picture.to(z.dtype), z[:, :, picture.shape[2] :]], dim=2)
+
+    def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
+        return self._latents(parts, clips)
 
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae = parts.vae
