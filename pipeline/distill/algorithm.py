@@ -29,7 +29,7 @@ is used, and none is needed: pictures and captions are enough.
 Each of its stops z_t, with the stop after it as the landing, is an example that is used again and again, as Luhman &
 Luhman 2021 ("Knowledge Distillation in Iterative Generative Models for Improved Sampling Speed", section 3) keep the
 teacher's noise and the sample it ends in. An update then takes no pass of the teacher. The price: the student never
-sees its own mistakes, and learns by heart where it is shown few pictures many times.
+sees its own mistakes, and learns by heart where it is shown few pictures many times (docs/distill.md has figures).
 
 **Noise correction** (Kohler et al. 2024, section 3.3). Sampling starts from pure noise, also where the
 schedule's first level leaks a little of the clip. There the noise is known and need not be worked out
