@@ -266,7 +266,7 @@ def test_fewer_frames_than_processes_are_refused_with_the_numbers(reports):
 
 
 @pytest.mark.parametrize(
-    ("what", "named"), [("noise", "latents: "), ("image", "image latents: "), ("weights", "weights of I2VGenXLUNet: ")]
+    ("what", "named"), [("noise", "latents: "), ("image", "image_latents: "), ("weights", "weights of I2VGenXLUNet: ")]
 )
 def test_other_values_on_a_rank_are_named_on_all_of_them(reports, what, named):
     for report in reports:
