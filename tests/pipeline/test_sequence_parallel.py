@@ -275,7 +275,7 @@ def test_other_values_on_a_rank_are_named_on_all_of_them(reports, what, named):
 
 def test_another_number_of_frames_on_a_rank_is_noticed(reports):
     for report in reports:
-        assert report["refusals"]["frames"].startswith("RanksDiffer: image latents: shape or type is not the same")
+        assert report["refusals"]["frames"].startswith("RanksDiffer: image_latents: shape or type is not the same")
 
 
 def test_it_is_not_put_in_place_twice(reports):
