@@ -28,7 +28,9 @@ run_folder = "runs/notebook"  # results go to its folder 02_optimize
 rungs = "diffusers,teacher,precision,context,prepare,solver,block cache,torchscript,8 x 1"  # empty: all, compilers too
 repeats = 1  # timed requests a rung
 solver_steps = 15  # of DPM-Solver++ on the log-SNR grid
+cache_thresholds = "0.05,0.1,0.2,0.4"  # of block caching, tried on one clip; empty: it is not
 convergence_clips = 2  # clips on which the solvers are compared; 0 leaves that out
+convergence_steps = "8,15"  # of each; DDIM takes twice the last too
 reference_steps = 64  # of the solution that counts as exact there
 evaluation_clips = 16  # held-out generated clips to judge the result on; 0 leaves that out
 seed = 0  # of the clips
@@ -119,9 +121,9 @@ if convergence_clips:
     sample = latent_sampler(pipe, pictures_of(batch), batch.captions, seed=seed)
     exact = reference_latents(sample, pipe.scheduler, reference_steps)
     samplers = compared_samplers(pipe.scheduler)
-    counts = {name: (8, 15, 30) if name == "DDIM" else (8, 15) for name in samplers}
+    few = [int(steps) for steps in convergence_steps.split(",")]
     for name, scheduler in samplers.items():
-        points += convergence(sample, {name: scheduler}, counts[name], exact)
+        points += convergence(sample, {name: scheduler}, [*few, 2 * few[-1]] if name == "DDIM" else few, exact)
     picture = plot_convergence(points)
     count = f"{convergence_clips} held-out clip{'s' if convergence_clips > 1 else ''}"
     words = f"Latents of {count} against {reference_steps} steps, same noise."
@@ -146,17 +148,19 @@ def clip_tensor() -> torch.Tensor:
     ).frames
 
 
-thresholds, shares, likeness = (0.05, 0.1, 0.2, 0.4), [], []
-plain = clip_tensor()
-changes = measure_changes(pipe, [clip_tensor], solver_steps)
-for threshold in thresholds:
-    schedule = schedule_of(changes, threshold)
-    cached = cache_blocks(pipe, schedule)
-    likeness.append(float(psnr_db(clip_tensor(), plain)))
-    cached.undo()
-    shares.append(share_computed(schedule))
-caching = plot_block_cache(thresholds, shares, likeness)
-stage.picture("block_cache", "Block caching", f"One clip, {solver_steps} steps; labels are thresholds.", caching)
+thresholds = [float(threshold) for threshold in cache_thresholds.split(",") if threshold]
+shares, likeness, caching = [], [], None
+if thresholds:
+    plain = clip_tensor()
+    changes = measure_changes(pipe, [clip_tensor], solver_steps)
+    for threshold in thresholds:
+        schedule = schedule_of(changes, threshold)
+        cached = cache_blocks(pipe, schedule)
+        likeness.append(float(psnr_db(clip_tensor(), plain)))
+        cached.undo()
+        shares.append(share_computed(schedule))
+    caching = plot_block_cache(thresholds, shares, likeness)
+    stage.picture("block_cache", "Block caching", f"One clip, {solver_steps} steps; labels are thresholds.", caching)
 caching
 
 # %% [markdown]
@@ -191,9 +195,12 @@ for r in result.rungs:
     else:
         stage.row(r.name, None, "", f"not applied: {r.skipped}")
 context, prepare = figures.get("context"), figures.get("prepare")
-if teacher is not None and prepare is not None and context is not None and teacher.flops and prepare.flops:
-    stage.row("Operations left out by the context", 100 * (1 - context.flops / teacher.flops), "%", "once a clip")
-    stage.row("and by computing it once a request", 100 * (1 - prepare.flops / teacher.flops), "%", "of the teacher's")
+if teacher is not None and teacher.flops:
+    if context is not None and context.flops:
+        stage.row("Operations left out by the context", 100 * (1 - context.flops / teacher.flops), "%", "once a clip")
+    if prepare is not None and prepare.flops:
+        share = 100 * (1 - prepare.flops / teacher.flops)
+        stage.row("Operations left out by preparing", share, "%", "context and picture once a request")
 if evaluation is not None:
     was = (
         "" if evaluation_before is None else f"; the teacher {100 * float(evaluation_before['motion_accuracy']):.1f} %"

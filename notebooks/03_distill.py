@@ -19,8 +19,8 @@
 # The teacher needs many steps, and up to three guided passes in each. A student starts from its weights
 # and learns to land, in one step of one pass, where the teacher lands after several guided ones
 # (`pipeline/distill/algorithm.py` derives the target). It is trained along its own path, from pure
-# noise, on what it will meet when it is served. Then it is judged: a student that falls short of its
-# gates is not packaged.
+# noise, on what it will meet when it is served; or, where minutes count, along paths of the teacher that
+# are sampled once. Then it is judged: a student that falls short of its gates is not packaged.
 
 # %% tags=["parameters"]
 checkpoint = ""  # the teacher, folder or hub id; empty: the one of this run's 01_teacher, else the shipped one
@@ -30,7 +30,8 @@ teacher_steps = 0  # of the teacher while it teaches; 0: its own, or the next lo
 updates = 170  # of the student's weights
 batch = 4  # clips an update
 learning_rate = 4e-4  # its peak
-trajectory = "backward"  # the student's own path, or "forward": training clips with noise added
+trajectory = "backward"  # the student's own path; "teacher": the teacher's, kept; "forward": clips with noise added
+kept_batches = 32  # of "teacher": batches whose paths are sampled, and used again after the last
 shifted_reconstruction = False  # Imagine Flash's loss instead of the landing
 noise_correction = False  # Imagine Flash's first step
 guidance_range = ""  # "1,4": a request chooses its guidance scale within these; empty: the teacher's is built in
@@ -91,7 +92,9 @@ print(f"{teacher.name}: {passes} passes; the student: {student_steps}")
 #
 # Nothing is stored: pictures and captions are drawn, the student samples from noise to a step of its
 # own, the teacher takes its guided steps from there, and the student's prediction is moved towards
-# where they land. Interrupted, the notebook goes on from the last checkpoint when it is run again.
+# where they land. With `trajectory = "teacher"` the teacher samples each picture once, and the student
+# learns from each of its steps, several times. Interrupted, the notebook goes on from the last checkpoint
+# when it is run again.
 
 # %%
 frames, (height, width) = teacher.info.frames, teacher.pipe.default_size
@@ -105,6 +108,7 @@ base = DistillSettings(
     updates=updates,
     learning_rate=learning_rate,
     trajectory=Trajectory(trajectory),
+    kept_batches=kept_batches,
     shifted_reconstruction=shifted_reconstruction,
     noise_correction=noise_correction,
     guidance_range=tuple(float(scale) for scale in guidance_range.split(",")) if guidance_range else None,
@@ -120,6 +124,7 @@ def train(name: str, settings: DistillSettings) -> tuple[Animator, list[float]]:
     distiller = Distiller(teacher.pipe, source, settings, stage.path / "training" / name.replace(" ", "-"))
     print(f"{name}: from {distiller.grid.teacher_steps} steps of the teacher")
     drawn = SampleGrid(teacher.pipe, source[10 * updates], stage.path / "samples" / name.replace(" ", "-"), seed)
+    distiller.keep_paths(news_of("the teacher's paths: batch"))
     said = news_of(f"{name}: update")
     made = distiller.train(lambda done, total, _loss: said(done, total), on_sample=drawn)
     return Animator(made, describe(made, teacher.name, {}), f"student, {name}"), distiller.losses
@@ -178,7 +183,9 @@ main = f"{student_steps} x 1"
 students, curves = {main: student}, {main: losses}
 changes = {
     "forward": {"trajectory": Trajectory.FORWARD},
-    "shifted": {"shifted_reconstruction": True},
+    "teacher": {"trajectory": Trajectory.TEACHER},
+    # It asks the teacher about what the student makes, of which no path can be kept.
+    "shifted": {"shifted_reconstruction": True, "trajectory": Trajectory.BACKWARD},
     "noise": {"noise_correction": True},
 }
 wanted = {}

@@ -125,7 +125,7 @@ result = stage.finish(
         "ways": [asdict(way) for way in packaged.ways],
         "machine": machine(),
         "versions": versions(),
-        "animator": asdict(packaged.info),
+        "animator": packaged.info.model_dump(mode="json"),
     },
     model=packaged.tag,
 )

@@ -44,9 +44,38 @@ def test_device():
 test_device.__test__ = False
 
 
+FIRST = (
+    "pipeline/test_notebooks.py",
+    "routing/odd/test_odd_files.py",
+    "pipeline/test_sequence_parallel.py",
+    "pipeline/test_distill_training.py",
+    "pipeline/test_demo.py",
+    "serving/test_start_and_stop.py",
+    "pipeline/test_bench.py",
+    "routing/control/test_program.py",
+    "serving/test_service.py",
+    "serving/test_bad_input.py",
+    "pipeline/test_loading.py",
+    "pipeline/test_evaluate.py",
+    "serving/test_bento.py",
+    "pipeline/test_cli.py",
+    "pipeline/test_layout.py",
+    "pipeline/test_call_arguments.py",
+)
+"""Files that take longest, the longest first: started last, one of them keeps a process busy when the rest are done."""
+
+
+def pytest_configure(config):
+    """Let pytest-xdist take files in the order of collection; by itself it begins with those of most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
 def pytest_collection_modifyitems(config, items):
-    """Leave out tests marked `gpu` where there is none, with one line instead of one for each."""
+    """Put what takes longest first; leave out tests marked `gpu` where there is none, with one line for all of them."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting or test_device() != "cuda":
         return

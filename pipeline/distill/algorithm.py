@@ -25,6 +25,11 @@ model predicts: an x-loss with the paper's weight "SNR + 1".
 `Trajectory.BACKWARD`: the student's own sampling from pure noise, stopped at t (Kohler et al. 2024,
 "Imagine Flash", section 3.1). There no clip leaks into the student's input that it will not see when it
 is used, and none is needed: pictures and captions are enough.
+`Trajectory.TEACHER`: the teacher's own guided sampling from pure noise, run once for each of a number of pictures.
+Each of its stops z_t, with the stop after it as the landing, is an example that is used again and again, as Luhman &
+Luhman 2021 ("Knowledge Distillation in Iterative Generative Models for Improved Sampling Speed", section 3) keep the
+teacher's noise and the sample it ends in. An update then takes no pass of the teacher. The price: the student never
+sees its own mistakes, and learns by heart where it is shown few pictures many times (docs/distill.md has figures).
 
 **Noise correction** (Kohler et al. 2024, section 3.3). Sampling starts from pure noise, also where the
 schedule's first level leaks a little of the clip. There the noise is known and need not be worked out
@@ -60,6 +65,7 @@ class Trajectory(StrEnum):
 
     FORWARD = "forward"
     BACKWARD = "backward"
+    TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -211,6 +217,25 @@ def student_states(grid: Grid, student: Predict, noise: Tensor, steps: Tensor) -
     return z
 
 
+@torch.no_grad()
+def teacher_states(grid: Grid, teacher: Predict, noise: Tensor) -> Tensor:
+    """Return the teacher's own sampling from pure noise, as seen by the student.
+
+    Args:
+        teacher: with all its guidance branches combined.
+        noise: `(batch, ...)`, of unit variance.
+
+    Returns:
+        `(batch, student_steps + 1, ...)`: where each of the student's steps begins, and the end of the last. Each
+        is where the teacher lands from the one before it.
+    """
+    states = [noise]
+    for k in range(grid.student_steps):
+        at = torch.full((len(noise),), k * grid.ratio, device=noise.device)
+        states.append(teacher_landing(grid, teacher, states[-1], at))
+    return torch.stack(states, dim=1)
+
+
 def forward_states(grid: Grid, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
     """Training clips with the noise of the times at which the student's `steps` begin."""
     a, s = grid.levels(steps * grid.ratio, clean)
@@ -228,10 +253,21 @@ def distillation_loss(
         steps: `(batch,)`, which of the student's steps.
         weights: `(batch,)` of the clips in the mean; None: all alike.
     """
+    with torch.no_grad():
+        landed = teacher_landing(grid, teacher, z, steps * grid.ratio)
+    return landing_loss(grid, student, z, landed, steps, weights)
+
+
+def landing_loss(
+    grid: Grid, student: Predict, z: Tensor, landed: Tensor, steps: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Return the mean of |v - v*|^2 where it is known already at which `landed`, `(batch, ...)`, the teacher arrives.
+
+    Other arguments as `distillation_loss` has them.
+    """
     at = steps * grid.ratio
     end = grid.levels(at + grid.ratio, z)
     with torch.no_grad():
-        landed = teacher_landing(grid, teacher, z, at)
         x = landing_target(z, landed, grid.student_levels(at, z), end)
         target = velocity_of(z, x, *grid.levels(at, z))
     return _weighted(_velocity(grid, student, z, at) - target, weights)

@@ -6,14 +6,17 @@ off goes on exactly where it stopped, and each process of a group takes numbers 
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ..clips import ClipGenerator
+from ..errors import StillmotionError
 
 
 @dataclass
@@ -65,3 +68,47 @@ class GeneratedSource(Dataset[Examples]):
         seed = (self.seed * 1_000_003 + index) * 7_919 % 2**62
         made = ClipGenerator(self.size, self.frames, seed=seed, variety=True, plain_share=0.2).batch(self.batch)
         return Examples(pictures_of(made), made.captions, made.clips)
+
+
+def read(source: Source, numbers: list[int], workers: int = 0) -> Iterator[tuple[int, Examples]]:
+    """Read the examples of numbers, in their order.
+
+    Args:
+        workers: processes that read ahead; 0: this one reads.
+
+    Raises:
+        StillmotionError: what the source says of examples that it cannot read.
+    """
+    loader: DataLoader[tuple[int, Examples | StillmotionError]] = DataLoader(
+        _Numbered(source),  # type: ignore[arg-type]  # a dataset without a length
+        sampler=numbers,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_ignore_interrupts,
+    )
+    for number, examples in loader:
+        if isinstance(examples, StillmotionError):
+            raise examples
+        yield number, examples
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the one that trains decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Numbered:
+    """Examples together with their number, or with what is wrong with them.
+
+    An error that is raised in a worker arrives as another one, with the worker's traceback for a text.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, number: int) -> tuple[int, Examples | StillmotionError]:
+        try:
+            return number, self.source[number]
+        except StillmotionError as error:
+            return number, error

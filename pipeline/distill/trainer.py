@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from ..errors import StillmotionError
 from ..machine import default_device
+from ..model.families import Cond
 from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
 from ..model.guidance import AnyGuidance, ClipGuidance, Guidance
 from .algorithm import (
@@ -28,14 +26,17 @@ from .algorithm import (
     Trajectory,
     distillation_loss,
     forward_states,
+    landing_loss,
     shifted_reconstruction_loss,
     student_states,
+    teacher_states,
 )
 from .checkpoint import Averaged, CheckpointFolder, DistillationError, Progress, whole
-from .data import Examples, Source
+from .data import Examples, Source, read
 from .interrupts import Interrupts
 from .memory import add_lora, checkpoint_blocks, merge_lora
 from .passes import conditions, draw_scales, seeded, student_pass, teacher_pass
+from .paths import KeptPath, KeptPaths
 from .settings import DistillSettings
 from .student import build_student, check_guidance_range, guidance_of, teacher_digest, teacher_grid
 
@@ -110,6 +111,7 @@ class Distiller:
         named = [(n, p) for n, p in self.accelerator.unwrap_model(self.student).named_parameters() if p.requires_grad]
         self._names, self.trained = [name for name, _ in named], [parameter for _, parameter in named]
         self.averaged = Averaged(self.trained, settings.ema_decay)
+        self.paths = KeptPaths(settings.kept_batches, self.accelerator.num_processes)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.progress, self.averaged)
         self.checkpoints = CheckpointFolder(self.accelerator, folder, self._run())
@@ -142,11 +144,10 @@ class Distiller:
             KeyboardInterrupt: after an interrupt or SIGTERM; the update is finished and saved before.
         """
         self.resume()
+        self.keep_paths()
         ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
         with Interrupts() as interrupts:
             for number, examples in self._batches():
-                if isinstance(examples, StillmotionError):
-                    raise examples
                 if not self.update(examples, number):
                     continue
                 if on_update is not None:
@@ -171,8 +172,31 @@ class Distiller:
         if on_sample is not None and self.accelerator.is_main_process:
             on_sample(student, self.updates)
 
-    def update(self, examples: Examples, number: int) -> bool:
+    def keep_paths(self, on_path: Callable[[int, int], None] | None = None) -> None:
+        """Sample the teacher's paths that the run learns from, where it does; those that are kept stay.
+
+        Args:
+            on_path: called with (batches done, batches in all) after each batch.
+
+        Raises:
+            KeyboardInterrupt: after an interrupt or SIGTERM.
+        """
+        if self.settings.trajectory is not Trajectory.TEACHER:
+            return
+        missing = self.paths.missing(self._numbers())
+        with Interrupts() as interrupts:
+            for done, (number, examples) in enumerate(read(self.source, missing, self.settings.workers), 1):
+                self.paths[number] = self._sample_path(examples, number)
+                if on_path is not None:
+                    on_path(done, len(missing))
+                if self._on_any(interrupts.asked)[0]:
+                    raise KeyboardInterrupt
+
+    def update(self, examples: Examples | None, number: int) -> bool:
         """Learn from one batch; whether the weights have changed (with `accumulate`, not every time).
+
+        Args:
+            examples: None where the teacher's paths are kept.
 
         Raises:
             DistillationError: loss or gradient are not finite; the weights are left as they were.
@@ -201,20 +225,18 @@ class Distiller:
         """Let go of what accelerate holds on to."""
         self.accelerator.free_memory()
 
-    def _batches(self) -> DataLoader[tuple[int, Examples | StillmotionError]]:
-        """What is left of the run: numbers are dealt to the processes in turn."""
+    def _numbers(self) -> list[int]:
+        """Batches that are left of the run: numbers are dealt to the processes in turn."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         first, last = (n * self.settings.accumulate for n in (self.updates, self.settings.updates))
-        numbers = [number * world + rank for number in range(first, last)]
-        loader: DataLoader[tuple[int, Examples | StillmotionError]] = DataLoader(
-            _Numbered(self.source),  # type: ignore[arg-type]  # a dataset without a length
-            sampler=numbers,
-            batch_size=None,
-            num_workers=self.settings.workers,
-            prefetch_factor=4 if self.settings.workers else None,
-            worker_init_fn=_ignore_interrupts,
-        )
-        return loader
+        return [number * world + rank for number in range(first, last)]
+
+    def _batches(self) -> Iterator[tuple[int, Examples | None]]:
+        """What is learned from, by number; nothing but the number where the teacher's paths are kept."""
+        numbers = self._numbers()
+        if self.settings.trajectory is Trajectory.TEACHER:
+            return ((number, None) for number in numbers)
+        return read(self.source, numbers, self.settings.workers)
 
     def _finite(self, value: Tensor, name: str) -> float:
         number = float(value)
@@ -236,24 +258,21 @@ class Distiller:
 
     # ------------------------------------------------------------------ one batch
 
-    def loss(self, examples: Examples, number: int) -> Tensor:
+    def loss(self, examples: Examples | None, number: int) -> Tensor:
         """Loss of a batch; its random numbers depend on the seed and `number` alone."""
         s, device = self.settings, self.accelerator.device
-        random = torch.Generator().manual_seed((s.seed * 1_000_003 + number) % 2**63)
+        if s.trajectory is Trajectory.TEACHER:
+            z, landed, steps, cond = self.paths.batch(number)
+            return landing_loss(self.grid, student_pass(self.teacher, self.student, cond), z, landed, steps)
+        assert examples is not None
+        random = self._random(number)
         count = len(examples.captions)
-        guidance: AnyGuidance = self.guidance
-        scales = None if s.guidance_range is None else draw_scales(s.guidance_range, count, random)
-        if scales is not None and self.teacher.config.guidance_range is None:
-            guidance = ClipGuidance(scales.to(device), guidance.image)
-        teacher_cond, student_cond = conditions(self.teacher, examples, guidance, random, scales)
-        frames, size = self.teacher.config.num_frames, self.teacher.default_size
-        shape = (count, *self.teacher.family.latent_shape(self.teacher.parts, frames, *size))
-        noise, fresh = (torch.randn(shape, generator=random).to(device) for _ in range(2))
+        teacher, student_cond = self._conditions(examples, random)
+        noise, fresh = (self._noise(count, random) for _ in range(2))
         # Each step of the student is drawn as often as every other, in the batch too where it is large enough.
         first = int(torch.randint(s.student_steps, (), generator=random))
         order = torch.randperm(count, generator=random)
         steps = ((first + order) % s.student_steps).to(device)
-        teacher = teacher_pass(self.teacher, teacher_cond, guidance)
         student = student_pass(self.teacher, self.student, student_cond)
         if s.trajectory is Trajectory.FORWARD:
             assert examples.clips is not None
@@ -263,6 +282,32 @@ class Distiller:
         if s.shifted_reconstruction:
             return shifted_reconstruction_loss(self.grid, student, teacher, z, steps, fresh, s.shift)
         return distillation_loss(self.grid, student, teacher, z, steps)
+
+    def _random(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.settings.seed * 1_000_003 + number) % 2**63)
+
+    def _conditions(self, examples: Examples, random: torch.Generator) -> tuple[Predict, Cond]:
+        """The teacher, told of the examples, and what the student is told of them."""
+        limits, guidance = self.settings.guidance_range, cast(AnyGuidance, self.guidance)
+        scales = None if limits is None else draw_scales(limits, len(examples.captions), random)
+        if scales is not None and self.teacher.config.guidance_range is None:
+            guidance = ClipGuidance(scales.to(self.accelerator.device), guidance.image)
+        of_teacher, of_student = conditions(self.teacher, examples, guidance, random, scales)
+        return teacher_pass(self.teacher, of_teacher, guidance), of_student
+
+    def _noise(self, count: int, random: torch.Generator) -> Tensor:
+        """Where sampling begins, `(count, channels, frames, height, width)`."""
+        frames, size = self.teacher.config.num_frames, self.teacher.default_size
+        shape = (count, *self.teacher.family.latent_shape(self.teacher.parts, frames, *size))
+        return torch.randn(shape, generator=random).to(self.accelerator.device)
+
+    def _sample_path(self, examples: Examples, number: int) -> KeptPath:
+        """Sample the teacher's path for examples; their number in the source decides on all random numbers."""
+        random = self._random(number)
+        teacher, cond = self._conditions(examples, random)
+        states = teacher_states(self.grid, teacher, self._noise(len(examples.captions), random))
+        order = torch.randperm(self.settings.student_steps, generator=random)
+        return KeptPath(states, cond, order.to(states.device))
 
     @torch.no_grad()
     def _backward_states(self, student: Predict, noise: Tensor, steps: Tensor) -> Tensor:
@@ -353,24 +398,3 @@ def _accelerator(settings: DistillSettings) -> Accelerator:
         cpu=default_device() == "cpu",
         mixed_precision=settings.mixed_precision,
     )
-
-
-def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the one that trains decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _Numbered:
-    """Examples together with their number, or with what is wrong with them.
-
-    An error that is raised in a worker arrives as another one, with the worker's traceback for a text.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __getitem__(self, number: int) -> tuple[int, Examples | StillmotionError]:
-        try:
-            return number, self.source[number]
-        except StillmotionError as error:
-            return number, error

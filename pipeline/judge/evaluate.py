@@ -208,7 +208,7 @@ def compare_students(
 
     The teacher's clips are sampled once and are what all others are measured against; so are those of as
     few steps or passes where students share these. The undistilled ones use the teacher's own solver. Each
-    U-Net takes one batch before anything is timed.
+    network takes one step of a batch before anything is timed.
 
     Args:
         students: by name; the guidance of each is part of its weights, so that it has one pass a step.
@@ -232,9 +232,8 @@ def compare_students(
         if number == 0:
             # Memory pools, kernels and threads are set up by the first call; the teacher comes first
             # and would look slower than it is.
-            for key, candidate in candidates.items():
-                if key.startswith(("guided", "student")):
-                    candidate.animate(held_out, seeds, side)
+            for animator in (teacher, *students.values()):
+                Candidate(animator, Sampling.of(animator.pipe, steps=1)).animate(held_out, seeds, side)
         target = None
         for trial in trials.values():
             video = trial.take(held_out, seeds, target)

@@ -43,16 +43,17 @@ FAMILIES = ("i2vgen", "pia")
 
 @dataclass(frozen=True)
 class Case:
-    """A clip: frames beyond the number of processes, side in pixels (four times that of the latents), guidance."""
+    """A clip: frames beyond those of one a process, side in pixels (four times the latents'), and how it is made."""
 
     more_frames: int
     side: int
     image_guidance_scale: float | None
+    steps: int = 1
 
 
 CASES = {
     "even": Case(0, 16, None),
-    "uneven frames and places, three branches": Case(3, 12, 1.5),
+    "uneven frames and places, three branches": Case(3, 12, 1.5, steps=2),
     "one place at the deepest level": Case(1, 8, None),
 }
 
@@ -86,7 +87,7 @@ def animate(pipe: ImageAnimationPipeline, frames: int, case: Case, seed: int = 0
         num_frames=frames,
         height=case.side,
         width=case.side,
-        num_inference_steps=2,
+        num_inference_steps=case.steps,
         guidance_scale=3.0,
         image_guidance_scale=case.image_guidance_scale,
         generator=torch.Generator().manual_seed(seed),
@@ -265,7 +266,7 @@ def test_fewer_frames_than_processes_are_refused_with_the_numbers(reports):
 
 
 @pytest.mark.parametrize(
-    ("what", "named"), [("noise", "latents: "), ("image", "image latents: "), ("weights", "weights of I2VGenXLUNet: ")]
+    ("what", "named"), [("noise", "latents: "), ("image", "image_latents: "), ("weights", "weights of I2VGenXLUNet: ")]
 )
 def test_other_values_on_a_rank_are_named_on_all_of_them(reports, what, named):
     for report in reports:
@@ -274,7 +275,7 @@ def test_other_values_on_a_rank_are_named_on_all_of_them(reports, what, named):
 
 def test_another_number_of_frames_on_a_rank_is_noticed(reports):
     for report in reports:
-        assert report["refusals"]["frames"].startswith("RanksDiffer: image latents: shape or type is not the same")
+        assert report["refusals"]["frames"].startswith("RanksDiffer: image_latents: shape or type is not the same")
 
 
 def test_it_is_not_put_in_place_twice(reports):

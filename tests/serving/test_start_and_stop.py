@@ -13,19 +13,32 @@ from serving.lifecycle import check_deployment
 from .conftest import LIMIT_S
 
 
+def refusal(model, capsys):
+    """What a server says of a model before it has a worker; it exits with 1."""
+    with pytest.raises(SystemExit) as ended:
+        check_deployment(model)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.slow
 def test_a_server_without_a_model_says_what_to_do_and_exits_with_1(start_server):
     server = start_server(model="animator:nosuchversion")
     assert server.process.wait(LIMIT_S) == 1
     assert_one_message(server, "animator:nosuchversion", "make demo")
 
 
+def test_a_model_that_is_not_in_the_store_is_refused_before_a_worker_starts(capsys):
+    said = refusal("animator:nosuchversion", capsys)
+    assert said.startswith("stillmotion: ")
+    assert "animator:nosuchversion" in said
+    assert "make demo" in said
+
+
 def test_a_folder_without_a_description_is_no_model(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        check_deployment(str(tmp_path))
-    assert ended.value.code == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"stillmotion: {tmp_path}: no animator.json")
-    assert said.count("\n") == 1
+    assert refusal(str(tmp_path), capsys).startswith(f"stillmotion: {tmp_path}: no animator.json")
 
 
 def test_a_setting_that_is_wrong_is_named_and_the_server_exits_with_1(start_server):
