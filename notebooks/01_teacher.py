@@ -122,7 +122,7 @@ rows
 # %%
 figures = baseline(animator, takes)
 computer = machine()
-stage.row("U-Net passes", info.passes, "", info.sampling, headline=True)
+stage.row("Passes", info.passes, "", info.sampling, headline=True)
 stage.row(
     "Whole request", figures.request_s, "s", f"median of {figures.requests}, {computer['processor']}", headline=True
 )

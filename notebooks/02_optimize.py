@@ -48,18 +48,19 @@ import torch
 
 from pipeline.bench import bench, write
 from pipeline.bench.ladder import use_solver
+from pipeline.bench.plots import plot_block_cache, plot_convergence, plot_ladder
 from pipeline.bench.report import markdown
 from pipeline.clips import ClipGenerator
 from pipeline.console import news
 from pipeline.judge.evaluate import evaluate, pictures_of
 from pipeline.judge.metrics import psnr_db
 from pipeline.machine import machine, versions
-from pipeline.model.solver import compared_samplers, convergence, latent_sampler, reference_latents
+from pipeline.model.solver import compared_samplers, convergence, latent_sampler, reference_latents, solver_problem
+from pipeline.optimise.base import Applied
 from pipeline.optimise.block_cache import cache_blocks, measure_changes, schedule_of, share_computed
 from pipeline.optimise.precision import choose, set_precision
 from pipeline.optimise.prepared import prepare_once
 from pipeline.runs.display import show_rows
-from pipeline.runs.plots import plot_block_cache, plot_convergence, plot_ladder
 from pipeline.runs.results import RESULT_FILE, Row, StageFolder, read_result
 from pipeline.serve.engine import Animator
 from pipeline.serve.sources import open_checkpoint
@@ -72,7 +73,7 @@ if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():
     checkpoint, evaluation_before = str(before["source"]), before["evaluation"]
 animator = open_checkpoint(checkpoint)
 pipe = animator.pipe
-print(f"{animator.name}: {animator.info.passes} passes of {type(pipe.unet).__name__}")
+print(f"{animator.name}: {animator.info.passes} passes of {type(pipe.network).__name__}")
 
 # %% [markdown]
 # ## The ladder
@@ -93,7 +94,7 @@ ladder
 print(markdown(result))
 
 # %% [markdown]
-# What each precision does to one U-Net pass and one decoded frame. The solver's arithmetic and the
+# What each precision does to one pass of the network and one decoded frame. The solver's arithmetic and the
 # latents between steps are float32 in any case.
 
 # %%
@@ -109,12 +110,17 @@ show_rows(
 #
 # A diffusion model defines a curve from noise to clip, and a solver follows it in steps. Against a fine
 # reference from the same noise, the error of three of them: DDIM, DPM-Solver++ on timesteps that are
-# uniform, and on a grid uniform in log-SNR.
+# uniform, and on a grid uniform in log-SNR. They take noise levels that come of betas; a checkpoint with
+# others, such as those of flow matching, keeps its own solver.
 
 # %%
 points = []
-prepared = prepare_once(pipe)
-if convergence_clips:
+prepared = Applied()
+prepared.fits(lambda: prepare_once(pipe))
+own_solver = solver_problem(pipe.scheduler)
+if own_solver:
+    print(own_solver)
+if convergence_clips and not own_solver:
     side = min(pipe.default_size)
     held_out = ClipGenerator(min(side, 128), pipe.config.num_frames, seed=seed + 7, held_out=True)
     batch = held_out.batch(convergence_clips)
@@ -138,7 +144,8 @@ show_rows([Row(name=f"{p.sampler}, {p.steps} steps", value=round(p.rmse, 4)) for
 # schedule the steps are far apart, so that there is less to reuse.
 
 # %%
-solver = use_solver(pipe, solver_steps)
+if not own_solver:
+    use_solver(pipe, solver_steps)
 
 
 def clip_tensor() -> torch.Tensor:
@@ -148,7 +155,7 @@ def clip_tensor() -> torch.Tensor:
     ).frames
 
 
-thresholds = [float(threshold) for threshold in cache_thresholds.split(",") if threshold]
+thresholds = [float(threshold) for threshold in cache_thresholds.split(",") if threshold and not own_solver]
 shares, likeness, caching = [], [], None
 if thresholds:
     plain = clip_tensor()
@@ -181,7 +188,7 @@ model = stage.path / "model"
 pipe.save_pretrained(model, safe_serialization=True)
 set_precision(pipe, precision)
 optimised = Animator(pipe, describe(pipe, animator.name, {}), animator.name)
-prepare_once(pipe)
+prepared.fits(lambda: prepare_once(pipe))
 evaluation = evaluate(optimised, evaluation_clips, seed) if evaluation_clips else None
 
 teacher, best = figures.get("teacher"), figures.get("solver")

@@ -60,19 +60,21 @@ from PIL import Image
 
 from pipeline.bench.baseline import timed_animation
 from pipeline.bench.measure import precision_trials
+from pipeline.bench.plots import plot_losses, plot_students
 from pipeline.console import news_of
 from pipeline.distill.data import GeneratedSource
 from pipeline.distill.folders import open_folder
 from pipeline.distill.sample_grid import SampleGrid
 from pipeline.distill.trainer import Distiller, DistillSettings, Trajectory
+from pipeline.errors import StageSkipped
 from pipeline.judge.evaluate import EvaluationResult, compare_students
 from pipeline.judge.gates import check, load_gates, require
 from pipeline.machine import machine, versions
 from pipeline.media.images import decode
 from pipeline.media.video import sheet
+from pipeline.model.solver import solver_problem
 from pipeline.optimise.precision import choose, in_precision
 from pipeline.runs.display import show_clips, show_rows
-from pipeline.runs.plots import plot_losses, plot_students
 from pipeline.runs.results import RESULT_FILE, Row, StageFolder, read_result
 from pipeline.runs.samples import read_samples
 from pipeline.serve.engine import AnimationRequest, Animator
@@ -83,6 +85,8 @@ stage = StageFolder(run_folder, "03_distill", "The student")
 if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():
     checkpoint = str(read_result(run_folder, "01_teacher").metrics["source"])
 teacher = open_checkpoint(checkpoint)
+if problem := solver_problem(teacher.pipe.scheduler):
+    raise StageSkipped(f"no student is trained of the {teacher.info.family} family so far ({problem})")
 limits = load_gates(gates).of(student_steps) if gates else None  # refused now, not after the training
 passes = teacher.info.sampling
 print(f"{teacher.name}: {passes} passes; the student: {student_steps}")
@@ -244,7 +248,7 @@ model = stage.path / "model"
 student.pipe.save_pretrained(model, safe_serialization=True)
 figures = comparison.student
 request_s = {name: float(np.median(taken)) for name, taken in seconds.items()}
-stage.row("U-Net passes", f"{teacher.info.passes} to {student.info.passes}", "", passes, headline=True)
+stage.row("Passes", f"{teacher.info.passes} to {student.info.passes}", "", passes, headline=True)
 note = f"{request_s['teacher']:.2f} to {request_s['student']:.2f} s, median of {len(chosen)}"
 stage.row("Whole request, faster", request_s["teacher"] / request_s["student"], "x", f"{note}, both in plain PyTorch")
 stage.row(

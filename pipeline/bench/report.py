@@ -101,7 +101,7 @@ def write(result: BenchResult, folder: Path) -> list[Path]:
     Raises:
         StillmotionError: the folder cannot be written.
     """
-    from ..runs.plots import plot_ladder
+    from .plots import plot_ladder
 
     stem = _STEMS[result.part]
     texts = {f"{stem}.json": json.dumps(result.to_dict(), indent=2) + "\n", f"{stem}.md": markdown(result)}

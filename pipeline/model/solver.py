@@ -268,6 +268,15 @@ def log_snr_solver(
     return solver
 
 
+def solver_problem(scheduler: SchedulerMixin) -> str | None:
+    """Return why `log_snr_solver` does not fit a scheduler, or None."""
+    try:
+        log_snr_solver(scheduler)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 # ---------------------------------------------------------------------- how fast samplers converge
 
 

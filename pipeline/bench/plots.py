@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 if TYPE_CHECKING:
-    from ..bench import RungResult
     from ..judge.evaluate import EvaluationResult
     from ..model.solver import ConvergencePoint
+    from .measure import RungResult
 
 _INK, _SOFT, _ACCENT, _GOOD = "#1d1f24", "#9aa0aa", "#c2412d", "#2f7d4f"
 
