@@ -180,7 +180,7 @@ caching
 # %%
 prepared.undo()
 figures = {r.name: r for r in result.rungs}
-precision = choose(result.trials)["unet"]
+precision = choose(result.trials).get("unet", torch.float32)
 tried = figures.get("precision")
 if tried is not None and not tried.partial and tried.speedup is not None and tried.speedup < 1:
     precision = torch.float32  # a pass gained, a whole request did not
