@@ -19,7 +19,7 @@
 # The teacher needs many steps, and up to three guided passes in each. A student starts from its weights
 # and learns to land, in one step of one pass, where the teacher lands after several guided ones
 # (`pipeline/distill/algorithm.py` derives the target). It is trained along its own path, from pure
-# noise, on what it will meet when it is served; or, where minutes count, along paths of the teacher that
+# start = ""  # a student that training goes on from, or "shipped" (where the teacher is); empty: the teacher
 # are sampled once. Then it is judged: a student that falls short of its gates is not packaged.
 
 # %% tags=["parameters"]
@@ -27,6 +27,7 @@ checkpoint = ""  # the teacher, folder or hub id; empty: the one of this run's 0
 run_folder = "runs/notebook"  # results go to its folder 03_distill
 student_steps = 8  # of one pass each
 teacher_steps = 0  # of the teacher while it teaches; 0: its own, or the next lower multiple of the student's
+start = ""  # a student that training goes on from; "shipped": the shipped one, where the teacher is; empty: the teacher
 updates = 170  # of the student's weights
 batch = 4  # clips an update
 learning_rate = 4e-4  # its peak
@@ -78,7 +79,7 @@ from pipeline.runs.display import show_clips, show_rows
 from pipeline.runs.results import RESULT_FILE, Row, StageFolder, read_result
 from pipeline.runs.samples import read_samples
 from pipeline.serve.engine import AnimationRequest, Animator
-from pipeline.serve.sources import embedded_teacher, open_checkpoint
+from pipeline.serve.sources import EMBEDDED_STUDENT, EMBEDDED_TEACHER, embedded_teacher, name_of, open_checkpoint
 from pipeline.serve.store import describe
 
 stage = StageFolder(run_folder, "03_distill", "The student")
@@ -106,8 +107,12 @@ if data:
     source = open_folder(data, frames=frames, height=height, width=width, batch=batch, seed=seed)
 else:
     source = GeneratedSource(min(height, width, 128), frames, batch, seed=seed + 1)
+if start == "shipped":
+    start = str(EMBEDDED_STUDENT) if teacher.name == name_of(EMBEDDED_TEACHER) else ""
+print(f"the student begins with the weights of {name_of(start) if start else 'the teacher'}")
 base = DistillSettings(
     student_steps=student_steps,
+    start=start,
     teacher_steps=teacher_steps,
     updates=updates,
     learning_rate=learning_rate,

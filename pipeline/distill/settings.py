@@ -17,7 +17,8 @@ class DistillSettings:
         student_steps: of the student.
         teacher_steps: of the teacher while it teaches, a multiple of the student's. 0: as many as it has by
             default, or the next lower multiple, 48 of 50.
-        updates: of the weights.
+        start: folder of a student of the same teacher that training goes on from; empty: the teacher's weights.
+        updates: number of updates of the weights.
         accumulate: batches an update.
         learning_rate: peak; after `warmup` updates it falls along a half cosine to a hundredth.
         ema_decay: of the averaged weights, which are the student.
@@ -43,6 +44,7 @@ class DistillSettings:
 
     student_steps: int = 8
     teacher_steps: int = 0
+    start: str = ""
     updates: int = 400
     accumulate: int = 1
     learning_rate: float = 4e-4

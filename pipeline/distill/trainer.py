@@ -20,6 +20,7 @@ from ..machine import default_device
 from ..model.families import Cond
 from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
 from ..model.guidance import AnyGuidance, ClipGuidance, Guidance
+from ..serve.engine import load_pipeline
 from .algorithm import (
     Grid,
     Predict,
@@ -368,11 +369,25 @@ class Distiller:
         """A copy in float32, with LoRA and an input of guidance where they are wanted: what the student begins as."""
         guided = self.settings.guidance_range is not None
         network: nn.Module = guided_unet(self.teacher.network) if guided else copy.deepcopy(self.teacher.network)
+        if self.settings.start:
+            network.load_state_dict(self._weights_to_start_from(network))
         network = network.float().requires_grad_().eval()
         if not self.settings.lora_rank:
             return network
         with seeded(self.settings.seed, torch.device("cpu")):
             return add_lora(network, self.settings.lora_rank, {GUIDANCE_WEIGHTS} if guided else ())
+
+    def _weights_to_start_from(self, network: nn.Module) -> dict[str, Tensor]:
+        """Weights of the student that training goes on from.
+
+        Raises:
+            ValueError: it is no student of this teacher's shape.
+        """
+        weights: dict[str, Tensor] = load_pipeline(self.settings.start).network.state_dict()
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        if shapes != {name: weight.shape for name, weight in network.state_dict().items()}:
+            raise ValueError(f"start: {self.settings.start} has other weights than a student of this teacher")
+        return weights
 
     def _run(self) -> dict[str, Any]:
         """What decides what is learned; a run may go on with other settings of the rest."""

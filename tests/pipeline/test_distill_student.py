@@ -46,6 +46,21 @@ def farthest(one: dict[str, Any], other: dict[str, Any]) -> float:
 # ------------------------------------------------------------------ what is learned
 
 
+def test_training_goes_on_from_a_student_that_there_is(teacher, tmp_path):
+    student = Distiller(teacher, SOURCE, SETTINGS, tmp_path / "first").train()
+    student.save_pretrained(tmp_path / "student")
+    further = Distiller(teacher, SOURCE, replace(SETTINGS, start=str(tmp_path / "student")), tmp_path / "further")
+    assert farthest(further.student.state_dict(), student.unet.state_dict()) == 0
+    assert farthest(further.student.state_dict(), teacher.unet.state_dict()) > 1e-4
+    assert farthest(further.train().unet.state_dict(), student.unet.state_dict()) > 1e-4
+
+
+def test_a_student_of_another_shape_is_no_start(teacher, one_level_pia, tmp_path):
+    one_level_pia.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"^start: .* has other weights than a student of this teacher$"):
+        Distiller(teacher, SOURCE, replace(SETTINGS, start=str(tmp_path / "other")), tmp_path)
+
+
 def gradients(distiller: Distiller) -> list[torch.Tensor]:
     distiller.loss(SOURCE[0], 3).backward()
     assert all(p.grad is not None for p in distiller.trained)  # DDP would wait for those that have none
