@@ -113,7 +113,7 @@ def _value(one: Field | None, name: str, part: _Part, settings: Settings) -> Any
         return _picture(name, part, settings) if given else None
     text = _text(name, part)
     if kind == "text":
-        return _prompt(name, text, settings.max_prompt_chars)
+        return _prompt(name, text, settings.max_prompt_chars) or None
     if kind == "integer":
         return _number(name, text)
     if kind == "number":

@@ -172,7 +172,7 @@ class Animator:
             fps=request.fps or info.fps,
             seed=seed,
             steps=request.steps or info.steps,
-            passes=total * info.branches,
+            passes=total * self._branches(request),
             compute_s=time.perf_counter() - began,
             runtime=self.runtime if self._misses() == misses else "eager",
             prompt_length=pipe.prompt_length(request.prompt),
@@ -185,6 +185,15 @@ class Animator:
         from ..model.denoiser import evaluations
 
         return evaluations(self.pipe.scheduler, request.steps)
+
+    def _branches(self, request: AnimationRequest) -> int:
+        """Return how many guidance branches a request takes: a scale of its own can do without some."""
+        scale = request.controls.get("guidance_scale")
+        if scale is None or self.info.guidance_distilled:
+            return self.info.branches
+        from ..model.guidance import Guidance
+
+        return Guidance(scale, self.pipe.config.image_guidance_scale).passes
 
     def _arguments(
         self, image: Image.Image, request: AnimationRequest, last_image: Image.Image | None
