@@ -2,13 +2,13 @@
 
 import asyncio
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 from starlette.applications import Starlette
 from starlette.routing import Route
 
 from pipeline.serve.engine import Animation
+from pipeline.serve.manifest import ModelInfo
 from serving.endpoints import animate, animate_stream
 from serving.exchange import SCOPE_KEY
 from serving.host import Host, State
@@ -16,15 +16,11 @@ from serving.middleware import AdmissionMiddleware
 from serving.settings import Settings
 
 CLIP = np.zeros((2, 16, 16, 3), dtype=np.uint8)
-ABOUT = {
-    "family": "f",
-    "runtime": "eager",
-    "precision": "float32",
-    "steps": 3,
-    "evaluations": 3,
-    "passes": 3,
-    "controls": (),
-}
+INFO = ModelInfo(
+    teacher="none", family="f", steps=3, evaluations=3, passes=3, guidance_scale=None, image_guidance_scale=None,
+    guidance_distilled=True, runtime="eager", precision={"default": "float32"}, frames=2, least_frames=1,
+    most_frames=2, sizes=((16, 16),), fps=8,
+)  # fmt: skip
 
 
 class Engine:
@@ -33,20 +29,23 @@ class Engine:
     name = "animator:test"
     runtime = "eager"
     fallback = None
-    info = SimpleNamespace(**ABOUT, least_frames=1, most_frames=2, frames=2, fps=8)
+    info = INFO
 
     def __init__(self):
         self.allowed = threading.Semaphore(0)
         self.computing = self.most = 0
         self.error = None
 
-    def check(self, request):
+    def check(self, request, *, last_image=False):
         pass
+
+    def evaluations(self, request):
+        return 3
 
     def warm_up(self, on_step=None):
         return Animation(CLIP, 8, 0, 3, 3, 0.0)
 
-    def animate(self, image, request, on_step=None):
+    def animate(self, image, request, on_step=None, last_image=None):
         self.computing += 1
         self.most = max(self.most, self.computing)
         try:
