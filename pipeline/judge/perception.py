@@ -184,7 +184,7 @@ class I3D:
             self.sha256 = hashlib.sha256(self.file.read_bytes()).hexdigest()
             self._network = torch.jit.load(str(self.file), map_location=device).eval()
         except (OSError, RuntimeError) as error:
-            raise ModelError(f"{self.file}: not a TorchScript file that can be read ({first_line(error)})") from error
+            raise ModelError(f"{self.file}: not a TorchScript file that can be read ({_message(error)})") from error
         # The file that StyleGAN-V's authors publish, and most papers use, would otherwise classify.
         names = {argument.name for argument in self._network.forward.schema.arguments}
         wanted = {"rescale": False, "resize": False, "return_features": True}
@@ -206,6 +206,11 @@ class I3D:
             features = self._network(clips.to(self.device), **self._options)
         except (RuntimeError, torch.jit.Error) as error:
             raise ModelError(
-                f"{self.file}: fails on clips of {frames} frames (I3D needs about ten): {first_line(error)}"
+                f"{self.file}: fails on clips of {frames} frames (I3D needs about ten): {_message(error)}"
             ) from error
         return cast(Tensor, features).flatten(1).float().cpu()
+
+
+def _message(error: Exception) -> str:
+    """Return what an error says, on one line; a TorchScript program says it after a traceback of its own."""
+    return str(error).strip().splitlines()[-1].strip() if isinstance(error, torch.jit.Error) else first_line(error)

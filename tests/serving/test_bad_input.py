@@ -125,13 +125,13 @@ def test_a_body_over_the_limit_is_refused_by_its_length_before_it_is_read(server
 def test_a_body_over_the_limit_is_refused_however_it_comes(server):
     def chunks():
         yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
-        for _ in range(20):
+        for _ in range(40):
             yield bytes(2**20)
 
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     reply = httpx.post(server.url + "/animate", content=chunks(), headers=headers, timeout=LIMIT_S)
     assert_refused(reply, 413, "too_large", "body")
-    reply = server.animate(image=bytes(20 * 2**20))
+    reply = server.animate(image=bytes(40 * 2**20))
     assert_refused(reply, 413, "too_large", "body")
 
 
