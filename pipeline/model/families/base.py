@@ -7,6 +7,7 @@ checkpoint has, what one guidance branch is given (a `Cond`), how the network is
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast
@@ -16,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ...media.images import centre_crop, to_tensor
 from ..controls import Control as Control  # noqa: PLC0414  # families take it from here
 
 Cond = Mapping[str, Tensor]
@@ -135,7 +137,7 @@ class Request:
         return replace(self, images=images, last_images=last or None)
 
 
-class Family:
+class Family(ABC):
     """How the checkpoints of one kind are conditioned, called and decoded. Holds no state.
 
     Attributes:
@@ -194,7 +196,7 @@ class Family:
         """Return components as the family uses them, from those that a checkpoint has; some are made of two."""
         return components
 
-    def check(self, components: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    def check(self, components: Mapping[str, Any], options: Mapping[str, Any]) -> None:  # noqa: B027  # most need none
         """Refuse a checkpoint whose components do not go together.
 
         Raises:
@@ -224,10 +226,12 @@ class Family:
         """Return whether a clip can be given the picture that it ends with."""
         return "never"
 
+    @abstractmethod
     def size_step(self, parts: Parts) -> int:
         """Return what height and width have to be multiples of, in pixels."""
         raise NotImplementedError
 
+    @abstractmethod
     def latent_shape(self, parts: Parts, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return `(channels, frames, height, width)` of the latents of one clip."""
         raise NotImplementedError
@@ -244,6 +248,7 @@ class Family:
         """Return what `encode_text` returns, from hidden states that a caller brings, `(batch, tokens, width)`."""
         return {"text": embeds}
 
+    @abstractmethod
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
         """Return what the network is given of pictures, frame rate and controls."""
         raise NotImplementedError
@@ -278,6 +283,7 @@ class Family:
         """Return the name of the component that predicts at timestep `t`."""
         return self.networks[0]
 
+    @abstractmethod
     def predict(self, network: nn.Module, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Call the network once.
 
@@ -294,6 +300,7 @@ class Family:
         """Return latents after a step, with the frames put back that are given and not made."""
         return z
 
+    @abstractmethod
     def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
         """Return the latents that `decode` takes, `(batch, channels, latent frames, h, w)`, without random numbers.
 
@@ -306,6 +313,7 @@ class Family:
         """Return how many latent frames of a clip's size are decoded at a time; None: all of them."""
         return None
 
+    @abstractmethod
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         """Return clips, `(batch, 3, frames, height, width)`, float32, about [-1, 1].
 
@@ -314,6 +322,20 @@ class Family:
             request: for its generator and controls, of families whose decoder has some.
         """
         raise NotImplementedError
+
+
+def sampled_latents(parts: Parts, request: Request) -> Tensor:
+    """Return a sample of the autoencoder's posterior for each picture, `(batch, channels, 1, h, w)`, not scaled.
+
+    Pictures are encoded one by one, each with its clip's generator, in the order in which diffusers draws.
+    """
+    vae, count = parts.vae, len(request.images)
+    generators = request.generator if isinstance(request.generator, list) else [request.generator] * count
+    latents = []
+    for image, generator in zip(request.images, generators, strict=True):
+        pixels = to_tensor(centre_crop(image, request.width, request.height))[:, :, None]
+        latents.append(vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.sample(generator))
+    return torch.cat(latents)
 
 
 def turned_sizes(height: int, width: int, step: int) -> tuple[tuple[int, int], ...]:

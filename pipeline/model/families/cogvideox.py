@@ -18,9 +18,8 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resi
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from ...media.images import centre_crop, to_tensor
 from ..prompts import tokenize
-from .base import Cond, Defaults, Family, Generators, Parts, Request, check_widths
+from .base import Cond, Defaults, Family, Generators, Parts, Request, check_widths, sampled_latents
 
 
 class CogVideoXFamily(Family):
@@ -110,12 +109,7 @@ class CogVideoXFamily(Family):
 
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
         vae, count = parts.vae, len(request.images)
-        generators = request.generator if isinstance(request.generator, list) else [request.generator] * count
-        latents = []
-        for image, generator in zip(request.images, generators, strict=True):
-            pixels = to_tensor(centre_crop(image, request.width, request.height))[:, :, None]
-            latents.append(vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.sample(generator))
-        first = torch.cat(latents)  # (batch, channels, 1, h, w)
+        first = sampled_latents(parts, request)  # (batch, channels, 1, h, w)
         # Some checkpoints were trained on latents that were divided by the factor.
         scale = vae.config.scaling_factor
         first = first / scale if vae.config.invert_scale_latents else first * scale

@@ -13,7 +13,6 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from ...media.images import centre_crop, to_tensor
 from ..prompts import tokenize
 from .base import (
     Cond,
@@ -24,6 +23,7 @@ from .base import (
     Request,
     check_widths,
     of_padded,
+    sampled_latents,
     turned_sizes,
     without_padding,
 )
@@ -99,12 +99,7 @@ class LTXFamily(Family):
 
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
         vae, count = parts.vae, len(request.images)
-        generators = request.generator if isinstance(request.generator, list) else [request.generator] * count
-        latents = []
-        for image, generator in zip(request.images, generators, strict=True):
-            pixels = to_tensor(centre_crop(image, request.width, request.height))[:, :, None]
-            latents.append(vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.sample(generator))
-        picture = torch.cat(latents).float()
+        picture = sampled_latents(parts, request).float()
         mean, std = self._statistics(vae, picture)
         scale = [vae.temporal_compression_ratio / request.fps, *[vae.spatial_compression_ratio] * 2]
         return {
