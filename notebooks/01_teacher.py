@@ -44,7 +44,7 @@ from pipeline.media.video import sheet
 from pipeline.model.guidance import Guidance
 from pipeline.runs.display import show_clips, show_rows
 from pipeline.runs.results import Row, StageFolder
-from pipeline.runs.samples import read_samples
+from pipeline.runs.settings import read_samples
 from pipeline.serve.engine import AnimationRequest
 from pipeline.serve.sources import embedded_teacher, open_checkpoint
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..machine import peak_memory_mb
-from ..optimise.example import seeded_request
+from ..model.example import seeded_request
 from ..optimise.timing import Account
 from ..spans import listen
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from ..judge.evaluate import EvaluationResult
-    from ..model.solver import ConvergencePoint
+    from .convergence import ConvergencePoint
     from .measure import RungResult
 
 _INK, _SOFT, _ACCENT, _GOOD = "#1d1f24", "#9aa0aa", "#c2412d", "#2f7d4f"
@@ -76,19 +76,6 @@ def plot_convergence(points: Sequence[ConvergencePoint]) -> Image.Image:
         axes.set_ylabel("error of the latents (RMSE)")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
-    return _finished(canvas)
-
-
-def plot_block_cache(thresholds: Sequence[float], shares: Sequence[float], psnr_db: Sequence[float]) -> Image.Image:
-    """Likeness to the clip without caching against the share of layer calls that are computed."""
-    with _canvas(7.5, 3.8) as canvas:
-        axes = canvas.axes
-        axes.plot([100 * s for s in shares], psnr_db, "o-", color=_ACCENT)
-        for threshold, share, psnr in zip(thresholds, shares, psnr_db, strict=True):
-            axes.annotate(f"{threshold:g}", (100 * share, psnr), textcoords="offset points", xytext=(6, 5), fontsize=9)
-        axes.set_xlabel("layer calls computed, % (labels: threshold)")
-        axes.set_ylabel("PSNR to no caching, dB")
-        axes.grid(alpha=0.25)
     return _finished(canvas)
 
 

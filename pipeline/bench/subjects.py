@@ -14,7 +14,7 @@ import diffusers
 import numpy as np
 import torch
 
-from ..optimise.example import PROMPT, FirstPass, example_picture
+from ..model.example import PROMPT, FirstPass, example_picture
 from ..optimise.timing import Account, clock
 
 if TYPE_CHECKING:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from . import backgrounds, sprites
@@ -70,6 +72,11 @@ class ClipBatch:
     specs: list[ClipSpec]
     backgrounds: Tensor
     colours: Tensor
+
+    def pictures(self) -> list[Image.Image]:
+        """Return the first frames, as the pictures that a person would send."""
+        frames = (self.clips[:, :, 0].permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+        return [Image.fromarray(frame) for frame in frames]
 
 
 class ClipGenerator:

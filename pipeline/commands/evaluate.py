@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import counter, tell
+from ..console import Counter, tell
 from .options import add_model, open_model, positive
 
 if TYPE_CHECKING:
-    from ..judge.evaluate import Sampling
     from ..judge.gates import Gates
+    from ..judge.judging import Sampling
     from ..judge.perception import Perception
     from ..serve.engine import Animator
 
@@ -80,7 +80,7 @@ def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
         options.seed,
         options.batch,
         teacher,
-        on_progress=counter("clip"),
+        on_progress=Counter("clip"),
         sampling=_sampling(options, animator) if resampled else None,
         seeds_per_clip=options.diversity,
         perception=perception,
@@ -90,19 +90,20 @@ def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
 def _compare(
     options: argparse.Namespace, student: Animator, teacher: Animator, gates: Gates | None, perception: Perception
 ) -> dict[str, Any]:
-    from ..judge.evaluate import compare
+    from ..judge.evaluate import compare_students
     from ..judge.gates import GateFailed, check
 
-    comparison = compare(
-        student,
+    compared = compare_students(
+        {"student": student},
         teacher,
         options.clips,
         options.seed,
         options.batch,
-        on_progress=counter("clip"),
+        on_progress=Counter("clip"),
         seeds_per_clip=options.diversity,
         perception=perception,
     )
+    comparison = compared["student"]
     results = [] if gates is None else check(comparison, gates)
     if not all(result.passed for result in results):
         options.failure = GateFailed(comparison, results)  # said after the figures, which are wanted all the same
@@ -114,7 +115,7 @@ def _compare(
 
 
 def _sampling(options: argparse.Namespace, animator: Animator) -> Sampling:
-    from ..judge.evaluate import Sampling
+    from ..judge.judging import Sampling
 
     try:
         return Sampling.of(animator.pipe, options.steps, options.guidance_scale, options.image_guidance_scale)
@@ -124,9 +125,9 @@ def _sampling(options: argparse.Namespace, animator: Animator) -> Sampling:
 
 
 def _perception(options: argparse.Namespace, device: str) -> Perception:
-    from ..judge.perception import I3D, Clip, Perception
+    from ..judge.perception import I3D, ClipModel, Perception
 
-    clip = None if options.clip is None else Clip.load(options.clip, device)
+    clip = None if options.clip is None else ClipModel.load(options.clip, device)
     features = None if options.i3d is None else I3D(options.i3d, device)
     if features is not None:
         tell(f"I3D sha256 {features.sha256}")

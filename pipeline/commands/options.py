@@ -26,9 +26,6 @@ def open_model(tag_or_folder: str | None, **defaults: Any) -> Any:
 
     Args:
         defaults: of a call to a checkpoint that is not packaged; None is its own.
-
-    Raises:
-        StillmotionError: it cannot be opened, or cannot make what is asked for.
     """
     from ..quiet import quiet_libraries
 
@@ -46,11 +43,7 @@ def open_model(tag_or_folder: str | None, **defaults: Any) -> Any:
 
 
 def existing(path: Path) -> Path:
-    """The path of a file that is there.
-
-    Raises:
-        StillmotionError: it is not.
-    """
+    """The path of a file that is there."""
     if not path.is_file():
         raise StillmotionError(f"{path}: no such file")
     return path

@@ -25,11 +25,6 @@ model predicts: an x-loss with the paper's weight "SNR + 1".
 `Trajectory.BACKWARD`: the student's own sampling from pure noise, stopped at t (Kohler et al. 2024,
 "Imagine Flash", section 3.1). There no clip leaks into the student's input that it will not see when it
 is used, and none is needed: pictures and captions are enough.
-`Trajectory.TEACHER`: the teacher's own guided sampling from pure noise, run once for each of a number of pictures.
-Each of its stops z_t, with the stop after it as the landing, is an example that is used again and again, as Luhman &
-Luhman 2021 ("Knowledge Distillation in Iterative Generative Models for Improved Sampling Speed", section 3) keep the
-teacher's noise and the sample it ends in. An update then takes no pass of the teacher. The price: the student never
-sees its own mistakes, and learns by heart where it is shown few pictures many times (docs/distill.md has figures).
 
 **Noise correction** (Kohler et al. 2024, section 3.3). Sampling starts from pure noise, also where the
 schedule's first level leaks a little of the clip. There the noise is known and need not be worked out
@@ -65,7 +60,6 @@ class Trajectory(StrEnum):
 
     FORWARD = "forward"
     BACKWARD = "backward"
-    TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -117,12 +111,8 @@ class Grid:
         return cls(timesteps, alphas, sigmas, teacher_steps // student_steps, kind, noise_correction)
 
     def to(self, device: torch.device) -> Grid:
-        return replace(
-            self,
-            timesteps=self.timesteps.to(device),
-            alphas=self.alphas.to(device),
-            sigmas=self.sigmas.to(device),
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("timesteps", "alphas", "sigmas")}
+        return replace(self, **moved)
 
     @property
     def teacher_steps(self) -> int:
@@ -217,60 +207,26 @@ def student_states(grid: Grid, student: Predict, noise: Tensor, steps: Tensor) -
     return z
 
 
-@torch.no_grad()
-def teacher_states(grid: Grid, teacher: Predict, noise: Tensor) -> Tensor:
-    """Return the teacher's own sampling from pure noise, as seen by the student.
-
-    Args:
-        teacher: with all its guidance branches combined.
-        noise: `(batch, ...)`, of unit variance.
-
-    Returns:
-        `(batch, student_steps + 1, ...)`: where each of the student's steps begins, and the end of the last. Each
-        is where the teacher lands from the one before it.
-    """
-    states = [noise]
-    for k in range(grid.student_steps):
-        at = torch.full((len(noise),), k * grid.ratio, device=noise.device)
-        states.append(teacher_landing(grid, teacher, states[-1], at))
-    return torch.stack(states, dim=1)
-
-
 def forward_states(grid: Grid, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
     """Training clips with the noise of the times at which the student's `steps` begin."""
     a, s = grid.levels(steps * grid.ratio, clean)
     return a * clean + s * noise
 
 
-def distillation_loss(
-    grid: Grid, student: Predict, teacher: Predict, z: Tensor, steps: Tensor, weights: Tensor | None = None
-) -> Tensor:
+def distillation_loss(grid: Grid, student: Predict, teacher: Predict, z: Tensor, steps: Tensor) -> Tensor:
     """Mean of |v - v*|^2: the student's step against as many of the teacher's as it stands for.
 
     Args:
         teacher: with all its guidance branches combined.
         z: `(batch, ...)`, where the student's steps begin.
         steps: `(batch,)`, which of the student's steps.
-        weights: `(batch,)` of the clips in the mean; None: all alike.
-    """
-    with torch.no_grad():
-        landed = teacher_landing(grid, teacher, z, steps * grid.ratio)
-    return landing_loss(grid, student, z, landed, steps, weights)
-
-
-def landing_loss(
-    grid: Grid, student: Predict, z: Tensor, landed: Tensor, steps: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    """Return the mean of |v - v*|^2 where it is known already at which `landed`, `(batch, ...)`, the teacher arrives.
-
-    Other arguments as `distillation_loss` has them.
     """
     at = steps * grid.ratio
-    end = grid.levels(at + grid.ratio, z)
     with torch.no_grad():
-        x = landing_target(z, landed, grid.student_levels(at, z), end)
+        landed = teacher_landing(grid, teacher, z, at)
+        x = landing_target(z, landed, grid.student_levels(at, z), grid.levels(at + grid.ratio, z))
         target = velocity_of(z, x, *grid.levels(at, z))
-    return _weighted(_velocity(grid, student, z, at) - target, weights)
+    return (_velocity(grid, student, z, at) - target).square().mean()
 
 
 def shifted_reconstruction_loss(
@@ -298,7 +254,7 @@ def shifted_reconstruction_loss(
         renoised = begin[0] * x + begin[1] * noise
         landed = teacher_landing(grid, teacher, renoised, shifted)
         target = velocity_of(z, landing_target(renoised, landed, begin, end), *start)
-    return _weighted(velocity - target, None)
+    return (velocity - target).square().mean()
 
 
 def _velocity(grid: Grid, student: Predict, z: Tensor, at: Tensor) -> Tensor:
@@ -307,8 +263,3 @@ def _velocity(grid: Grid, student: Predict, z: Tensor, at: Tensor) -> Tensor:
     if grid.prediction_type == "v_prediction":
         return prediction
     return velocity_of(z, clean_of(z, prediction, a, s, grid.prediction_type), a, s)
-
-
-def _weighted(error: Tensor, weights: Tensor | None) -> Tensor:
-    each = error.square().flatten(1).mean(dim=1)
-    return each.mean() if weights is None else (weights * each).sum() / weights.sum()

@@ -1,14 +1,17 @@
-"""Checkpoints of a training run: what they hold, and how they are replaced without ever being lost."""
+"""What lets a training run be interrupted: checkpoints that are never lost, and signals that wait for an update."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..errors import StillmotionError
+from ..errors import StillmotionError, first_line
 
 _SETTINGS = "settings.json"
 # What torch, safetensors and the system raise of a full disk; the first two have no kind of their own for it.
@@ -203,6 +206,38 @@ class CheckpointFolder:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+class Interrupts:
+    """Notes an interrupt (Ctrl-C) or a request to end (SIGTERM) inside a `with` block, and raises nothing.
+
+    An update that is broken off leaves some weights old and some new. The second request no longer
+    waits: it raises `KeyboardInterrupt` at once. Outside the main thread signals cannot be caught, and
+    nothing is changed.
+
+    Attributes:
+        asked: whether there has been one.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.getsignal(number)
+                # None is a handler that is not Python's, and cannot be put back; one that ignores is meant.
+                if before not in (None, signal.SIG_IGN):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -62,12 +62,10 @@ class GeneratedSource(Dataset[Examples]):
         self.size, self.frames, self.batch, self.seed = size, frames, batch, seed
 
     def __getitem__(self, index: int) -> Examples:
-        from ..judge.evaluate import pictures_of
-
         # Seeds of neighbouring numbers lie far apart, so that no two sources run into each other.
         seed = (self.seed * 1_000_003 + index) * 7_919 % 2**62
         made = ClipGenerator(self.size, self.frames, seed=seed, variety=True, plain_share=0.2).batch(self.batch)
-        return Examples(pictures_of(made), made.captions, made.clips)
+        return Examples(made.pictures(), made.captions, made.clips)
 
 
 def read(source: Source, numbers: list[int], workers: int = 0) -> Iterator[tuple[int, Examples]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..model.families import Cond, Request, cast_cond, guidance_embedding, guidance_width, select, stack
+from ..model.families import Cond, Request, cast_cond, guidance_embedding, guidance_width, stack
 from ..model.families.guided import GUIDANCE_WIDTH
 from ..model.guidance import AnyGuidance
 from .algorithm import Predict
@@ -79,7 +79,8 @@ def student_pass(teacher: ImageAnimationPipeline, student: nn.Module, cond: Cond
     cond = cast_cond(cond, torch.float32)
 
     def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
-        return teacher.family.predict(student, z, timesteps, cond if rows is None else select(cond, rows))
+        seen = cond if rows is None else {name: tensor[rows] for name, tensor in cond.items()}
+        return teacher.family.predict(student, z, timesteps, seen)
 
     return predict
 

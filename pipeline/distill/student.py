@@ -5,14 +5,22 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..model.guidance import Guidance
+from ..media.video import Clip, sheet
+from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
 from ..model.solver import log_snr_solver
+from ..serve.engine import load_pipeline
 from .algorithm import Grid
+from .data import Examples
+from .memory import add_lora
+from .passes import seeded
+from .settings import DistillSettings
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -52,11 +60,6 @@ def teacher_digest(teacher: ImageAnimationPipeline) -> str:
     return digest.hexdigest()
 
 
-def guidance_of(teacher: ImageAnimationPipeline) -> Guidance:
-    """The guidance that a checkpoint is sampled with by default."""
-    return Guidance(teacher.config.guidance_scale, teacher.config.image_guidance_scale)
-
-
 def own_scale(teacher: ImageAnimationPipeline) -> float:
     """The scale of the caption that a teacher is sampled with by default; of a student, that of the first teacher."""
     config = teacher.config
@@ -80,6 +83,32 @@ def check_guidance_range(teacher: ImageAnimationPipeline, limits: tuple[float, f
             f"guidance_range: {list(limits)} leaves out {own_scale(teacher):g}, the teacher's own scale, which is "
             "the student's where it is told none"
         )
+
+
+def student_network(teacher: ImageAnimationPipeline, settings: DistillSettings) -> nn.Module:
+    """Return what a student begins as: the teacher's network in float32, with LoRA and an input of guidance where
+    they are wanted.
+
+    Raises:
+        ValueError: `start` is no student of this teacher's shape.
+    """
+    guided = settings.guidance_range is not None
+    network: nn.Module = guided_unet(teacher.network) if guided else copy.deepcopy(teacher.network)
+    if settings.start:
+        network.load_state_dict(_weights_of(settings.start, like=network))
+    network = network.float().requires_grad_().eval()
+    if not settings.lora_rank:
+        return network
+    with seeded(settings.seed, torch.device("cpu")):
+        return add_lora(network, settings.lora_rank, {GUIDANCE_WEIGHTS} if guided else ())
+
+
+def _weights_of(folder: str, like: nn.Module) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = load_pipeline(folder).network.state_dict()
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    if shapes != {name: weight.shape for name, weight in like.state_dict().items()}:
+        raise ValueError(f"start: {folder} has other weights than a student of this teacher")
+    return weights
 
 
 def build_student(
@@ -125,3 +154,37 @@ def build_student(
     student.set_progress_bar_config(disable=True)
     student.to(teacher.device)
     return student
+
+
+class SampleGrid:
+    """Draws what a student makes while it is trained: pairs of rows, the teacher's clip above the student's.
+
+    Args:
+        teacher: sampled once, as it is by default.
+        examples: pictures and captions; the first four are animated, from the same noise at every call.
+        folder: for `update-000100.png` and so on; made when it is needed.
+    """
+
+    def __init__(self, teacher: ImageAnimationPipeline, examples: Examples, folder: Path, seed: int = 0) -> None:
+        self.teacher, self.folder, self.seed = teacher, folder, seed
+        self.pictures, self.captions = examples.pictures[:4], examples.captions[:4]
+        self._above: list[Clip] = []
+
+    def __call__(self, student: ImageAnimationPipeline, updates: int) -> Path:
+        """Animate with a student of so many updates, and write the picture."""
+        self._above = self._above or self._animate(self.teacher)
+        rows = [clip for pair in zip(self._above, self._animate(student), strict=True) for clip in pair]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"update-{updates:06d}.png"
+        sheet(rows).save(path)
+        return path
+
+    def _animate(self, pipe: ImageAnimationPipeline) -> list[Clip]:
+        clips = []
+        for k, (picture, caption) in enumerate(zip(self.pictures, self.captions, strict=True)):
+            # The training's own random numbers stay as they were, so that samples change nothing of it.
+            with seeded(self.seed + k, pipe.device):
+                noise = torch.Generator().manual_seed(self.seed + k)
+                frames = pipe(picture, caption, generator=noise, output_type="np").frames[0]
+            clips.append((np.asarray(frames) * 255).round().astype(np.uint8))
+        return clips

@@ -6,7 +6,6 @@ checkpoints and captions of the real world.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ModelError, first_line
+from ..machine import sha256_of
 
 Features = Callable[[Tensor], Tensor]
 """Clips `(batch, 3, frames, height, width)` in [0, 1] to features `(batch, width)`."""
@@ -35,18 +35,18 @@ class Perception:
         features: for FVD; None leaves it out.
     """
 
-    clip: Clip | None = None
+    clip: ClipModel | None = None
     features: Features | None = None
 
 
-class Clip:
+class ClipModel:
     """A CLIP model with its tokenizer and picture processor."""
 
     def __init__(self, model: Any, tokenizer: Any, processor: Any) -> None:
         self.model, self.tokenizer, self.processor = model, tokenizer, processor
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> Clip:
+    def load(cls, folder: str | Path, device: str = "cpu") -> ClipModel:
         """Load a `CLIPModel` in transformers' format.
 
         Raises:
@@ -101,29 +101,23 @@ def _pooled(output: Any) -> Tensor:
     return cast(Tensor, output if isinstance(output, Tensor) else output.pooler_output)
 
 
-def _loaded(clip: Clip | str | Path) -> Clip:
-    return clip if isinstance(clip, Clip) else Clip.load(clip)
-
-
-def clip_score(videos: Tensor, captions: Sequence[str], clip_folder: Clip | str | Path) -> Tensor:
+def clip_score(videos: Tensor, captions: Sequence[str], clip: ClipModel) -> Tensor:
     """CLIP score of each clip (Hessel et al. 2021): mean over frames of 100 * max(cos(frame, caption), 0).
 
     Args:
         videos: `(batch, 3, frames, height, width)`, float in [0, 1].
         captions: one for each clip.
-        clip_folder: of a `CLIPModel`, or one that is loaded.
 
     Returns:
         `(batch,)`, in [0, 100]. Scores of different CLIP models cannot be compared.
     """
-    clip = _loaded(clip_folder)
     if len(captions) != len(videos):
         raise ValueError(f"captions: {len(captions)} for {len(videos)} clips")
     cosines = (clip.of_frames(videos) * clip.of_texts(captions)[:, None]).sum(dim=-1)  # (batch, frames)
     return 100 * cosines.clamp(min=0).mean(dim=1)
 
 
-def clip_consistency(videos: Tensor, clip_folder: Clip | str | Path) -> Tensor:
+def clip_consistency(videos: Tensor, clip: ClipModel) -> Tensor:
     """CLIP temporal consistency of each clip: mean of 100 * max(cos, 0) between frames that follow each other.
 
     Arguments as `clip_score` has them.
@@ -131,7 +125,7 @@ def clip_consistency(videos: Tensor, clip_folder: Clip | str | Path) -> Tensor:
     Returns:
         `(batch,)`, in [0, 100]; 100 for a clip that stands still, or has one frame.
     """
-    frames = _loaded(clip_folder).of_frames(videos)
+    frames = clip.of_frames(videos)
     if frames.shape[1] < 2:
         return torch.full((len(frames),), 100.0)
     cosines = (frames[:, 1:] * frames[:, :-1]).sum(dim=-1)  # (batch, frames - 1)
@@ -181,7 +175,7 @@ class I3D:
     def __init__(self, file: str | Path, device: str = "cpu") -> None:
         self.file, self.device = Path(file), device
         try:
-            self.sha256 = hashlib.sha256(self.file.read_bytes()).hexdigest()
+            self.sha256 = sha256_of(self.file)
             self._network = torch.jit.load(str(self.file), map_location=device).eval()
         except (OSError, RuntimeError) as error:
             raise ModelError(f"{self.file}: not a TorchScript file that can be read ({_message(error)})") from error

@@ -113,11 +113,7 @@ def weights_key(weights: Mapping[str, Tensor]) -> str:
 
 @torch.no_grad()
 def build(pipe: ImageAnimationPipeline, example: Example, folder: Path) -> Program:
-    """Export and compile the step module for the example's shapes, into `folder`.
-
-    Raises:
-        NotApplicable: it cannot be exported or compiled here (AOTInductor needs a C++ compiler).
-    """
+    """Export and compile the step module for the example's shapes, into `folder`."""
     module = prepared_denoiser(pipe).module
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step{SUFFIX}"

@@ -17,8 +17,8 @@ import torch
 from diffusers import I2VGenXLUNet, UNetMotionModel
 from torch import Tensor, nn
 
-from ..model.denoiser import PlainDenoiser, Predict
 from ..model.families import Cond, Family
+from ..model.sampling import PlainDenoiser, Predict
 from .base import Change, NotApplicable
 from .context import ClipAttnProcessor, cross_attentions, fold_context
 
@@ -198,11 +198,7 @@ def as_input(timestep: Tensor, latents: Tensor) -> Tensor:
 
 
 def prepare_once(pipe: ImageAnimationPipeline) -> Change:
-    """Compute what is the same at every step once a request: of a U-Net, keys and values of the context above all.
-
-    Raises:
-        NotApplicable: another denoiser is in place, or the checkpoint has several networks.
-    """
+    """Compute what is the same at every step once a request: of a U-Net, keys and values of the context above all."""
     if isinstance(pipe.denoiser, PreparedDenoiser):
         raise NotApplicable("prepare: it is in place already")
     if not isinstance(pipe.denoiser, PlainDenoiser):

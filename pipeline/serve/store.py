@@ -28,8 +28,8 @@ _PROGRAM_SUFFIX = ".pt2"
 def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, float | int | str | None]) -> ModelInfo:
     """Return `animator.json` of a pipeline, without digests."""
     from ..model.controls import Control
-    from ..model.denoiser import evaluations
     from ..model.guidance import Guidance  # needs PyTorch, which reading a package does not
+    from ..model.sampling import evaluations
 
     config, family, parts = pipe.config, pipe.family, pipe.parts
     guidance = Guidance(config.guidance_scale, config.image_guidance_scale)

@@ -26,15 +26,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import ImageAnimationPipeline, LogSNRDPMSolverScheduler
-from pipeline.model.solver import (
-    BETA_SCHEDULES,
+from pipeline.bench.convergence import (
     ConvergencePoint,
     compared_samplers,
     convergence,
     latent_sampler,
-    log_snr_solver,
     reference_latents,
 )
+from pipeline.model.solver import BETA_SCHEDULES, log_snr_solver
 
 TEACHERS = {
     "num_train_timesteps": 1024,
