@@ -36,7 +36,7 @@ quiet_libraries()  # before anything imports them
 # %%
 from dataclasses import asdict
 
-from pipeline.bench.baseline import baseline, branch_clips, timed_animation
+from pipeline.bench.baseline import baseline, branch_clips
 from pipeline.judge.evaluate import evaluate
 from pipeline.machine import machine, versions
 from pipeline.media.images import decode
@@ -73,11 +73,11 @@ chosen = read_samples(samples, pictures)
 images = [decode(sample.path) for sample in chosen]
 requests = [AnimationRequest(sample.prompt, seed=sample.seed) for sample in chosen]
 animator.pipe(images[0], requests[0].prompt, num_inference_steps=1, output_type="latent")
-takes = [timed_animation(animator, image, request) for image, request in zip(images, requests, strict=True)]
+figures, made = baseline(animator, list(zip(images, requests, strict=True)))
 
 shown = []
-for sample, image, take in zip(chosen, images, takes, strict=True):
-    path = stage.clip(sample.name, sample.name, sample.prompt, take.animation.clip, info.fps, image)
+for sample, image, animation in zip(chosen, images, made, strict=True):
+    path = stage.clip(sample.name, sample.name, sample.prompt, animation.clip, info.fps, image)
     shown.append((sample.prompt, path))
 show_clips(shown)
 
@@ -85,7 +85,7 @@ show_clips(shown)
 # The same clips as a contact sheet, one row a clip, time from left to right.
 
 # %%
-contact = sheet([take.animation.clip for take in takes])
+contact = sheet([animation.clip for animation in made])
 stage.picture("contact_sheet", "Contact sheet", "One row a clip, time from left to right.", contact)
 contact
 
@@ -120,7 +120,6 @@ rows
 # ## Baseline figures
 
 # %%
-figures = baseline(animator, takes)
 computer = machine()
 stage.row("Passes", info.passes, "", info.sampling, headline=True)
 stage.row(

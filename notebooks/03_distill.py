@@ -58,7 +58,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.bench.baseline import timed_animation
 from pipeline.bench.plots import plot_losses, plot_students
 from pipeline.console import Counter, news
 from pipeline.distill.data import GeneratedSource
@@ -159,15 +158,15 @@ print(f"{len(sketches)} sample grids" if sketches else "no sample grids were ask
 
 # %%
 chosen = read_samples("", pictures)
-timed_animation(student, decode(chosen[0].path), AnimationRequest(chosen[0].prompt, seed=0))  # warms up
+student.animate(decode(chosen[0].path), AnimationRequest(chosen[0].prompt, seed=0))  # warms up
 seconds: dict[str, list[float]] = {"teacher": [], "student": []}
 shown, rows = [], []
 for sample in chosen:
     picture, request = decode(sample.path), AnimationRequest(sample.prompt, seed=sample.seed)
-    takes = {name: timed_animation(one, picture, request) for name, one in (("teacher", teacher), ("student", student))}
-    for name, take in takes.items():
-        seconds[name].append(take.animation.compute_s)
-    pair = [take.animation.clip for take in takes.values()]
+    made = {name: one.animate(picture, request) for name, one in (("teacher", teacher), ("student", student))}
+    for name, animation in made.items():
+        seconds[name].append(animation.compute_s)
+    pair = [animation.clip for animation in made.values()]
     rows += pair
     together = np.concatenate(pair, axis=2)  # (frames, height, 2 * width, 3)
     path = stage.clip(sample.name, sample.name, f"{sample.prompt}: teacher, student", together, student.info.fps)

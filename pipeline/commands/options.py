@@ -81,11 +81,6 @@ def add_parameters(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def parameters(options: argparse.Namespace) -> dict[str, str]:
-    """`-p` pairs as they were typed; the parameter's type decides how a text is read."""
-    return dict(options.parameters)
-
-
 def settings_with_parameters(options: argparse.Namespace, settings: Any, of: str | None) -> Any:
     """A dataclass of settings with those of the `-p` values that it has.
 
@@ -95,7 +90,7 @@ def settings_with_parameters(options: argparse.Namespace, settings: Any, of: str
             may have it.
     """
     hints = get_type_hints(type(settings))
-    given, known = parameters(options), {field.name for field in fields(settings)}
+    given, known = dict(options.parameters), {field.name for field in fields(settings)}
     if of and (unknown := sorted(given.keys() - known)):
         options.usage_error(f"-p {unknown[0]}: not a setting of {of}; they are {', '.join(sorted(known))}")
     chosen = {}

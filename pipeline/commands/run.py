@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .options import add_parameters, existing, parameters, utf8_text
+from .options import add_parameters, existing, utf8_text
 
 _TEACHER = "folder in diffusers format or hub id (default: the shipped teacher)"
 
@@ -48,7 +48,7 @@ def run_preset(options: argparse.Namespace) -> dict[str, Any]:
             )
         folder = find_run(options.resume, options.runs)
     else:
-        folder = start(options.preset or "tiny", options.teacher or "", options.runs, parameters(options))
+        folder = start(options.preset or "tiny", options.teacher or "", options.runs, dict(options.parameters))
     run = go_on(folder)
     return {"run": str(run.folder), "report": str(run.report), "model": run.model, "metrics": run.metrics}
 
@@ -66,7 +66,9 @@ def show_demo(options: argparse.Namespace) -> dict[str, Any]:
     if (options.image is None) != (options.prompt is None):
         options.usage_error("--image and --prompt go together")
     own = None if options.image is None else (existing(options.image), options.prompt)
-    return asdict(demo(own, options.runs, options.teacher or "", options.port, parameters(options), options.preset))
+    return asdict(
+        demo(own, options.runs, options.teacher or "", options.port, dict(options.parameters), options.preset)
+    )
 
 
 def demo_lines(result: dict[str, Any]) -> list[str]:

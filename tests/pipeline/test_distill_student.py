@@ -183,7 +183,7 @@ def test_the_command_makes_a_student_and_goes_on_where_it_stopped(teacher_folder
     told, said = capsys.readouterr()
     result = json.loads(told)
     assert (result["updates"], result["steps"], result["guidance_scale"]) == (2, 1, 2.0)
-    assert "update 2/2  loss" in said
+    assert "update 2 of 2, loss" in said
     rows = list(csv.DictReader((tmp_path / "losses.csv").read_text().splitlines()))
     assert [row["update"] for row in rows] == ["1", "2"]
     assert json.loads((tmp_path / "settings.json").read_text())["student_steps"] == 1
