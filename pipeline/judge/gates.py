@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..console import tell
 from ..errors import StillmotionError
+from ..reading import read_yaml
 
 if TYPE_CHECKING:
     from .evaluate import Comparison
@@ -137,16 +137,9 @@ def load_gates(file: str | Path = "default") -> Gates:
     """
     path = DEFAULT_GATES if str(file) == "default" else Path(file)
     try:
-        read = _File.model_validate(_without_retired(yaml.safe_load(path.read_text(encoding="utf-8")), path))
+        read = read_yaml(path, _File, lambda content: _without_retired(content, path))
     except FileNotFoundError as error:
         raise StillmotionError(f"{path}: no such file of gates; `default` takes the project's own") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "(top)"
-        given = "" if isinstance(first["input"], (dict, list)) else f" (is {first['input']!r})"
-        raise StillmotionError(f"{path}: {key}: {first['msg']}{given}") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StillmotionError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
     return Gates(str(path), read.steps)
 
 

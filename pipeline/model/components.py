@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError, NotFiniteError, first_line
+from ..machine import dtype_name
 from .diffusers_folder import has_variant
 
 # With these diffusers spreads the components over devices, or changes their weights while it loads them.
@@ -42,10 +43,9 @@ _MOVED = {
 
 def with_moved_modules(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return a `model_index.json` with this project's modules as they are called now."""
-    moved = (isinstance(value, list) and value and value[0] in _MOVED for value in index.values())
     return {
-        name: [_MOVED[value[0]], *value[1:]] if has_moved else value
-        for (name, value), has_moved in zip(index.items(), moved, strict=True)
+        name: [_MOVED.get(value[0], value[0]), *value[1:]] if isinstance(value, list) and value else value
+        for name, value in index.items()
     }
 
 
@@ -153,8 +153,7 @@ def check_output(name: str, output: Tensor) -> None:
         NotFiniteError: some are NaN or infinite.
     """
     if not bool(torch.isfinite(output).all()):
-        kind = str(output.dtype).removeprefix("torch.")
         raise NotFiniteError(
-            f"{name}: computed NaN or infinity in {kind}, so that there is no clip to show; package the model again, "
-            "in a wider precision or from an earlier checkpoint"
+            f"{name}: computed NaN or infinity in {dtype_name(output.dtype)}, so that there is no clip to show; "
+            "package the model again, in a wider precision or from an earlier checkpoint"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..media.formats import MEDIA_TYPES
@@ -13,13 +14,14 @@ from .results import Row
 _KINDS = {".png": "image/png", **{f".{name}": kind for name, kind in MEDIA_TYPES.items()}}
 
 
-class Html(str):
+@dataclass(frozen=True, repr=False)
+class Html:
     """HTML that a notebook shows as the value of a cell."""
 
-    __slots__ = ()
+    text: str
 
     def _repr_html_(self) -> str:
-        return self
+        return self.text
 
 
 def data_uri(path: Path) -> str:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import StillmotionError
+from ..reading import read_yaml
 
 PRESETS = Path(__file__).parent.parent / "presets"
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -104,18 +105,11 @@ def load_preset(name_or_file: str) -> Preset:
     """
     path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else PRESETS / f"{name_or_file}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        preset = Preset.model_validate(content)
-        return preset.model_copy(update={"notebooks": (path.parent / preset.notebooks).resolve()})
+        preset = read_yaml(path, Preset)
     except FileNotFoundError as error:
         known = ", ".join(preset_names())
         raise UsageError(f"preset {name_or_file}: not found; known are {known}, or give a .yaml file") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(top)"
-        raise StillmotionError(f"{path}: {key}: {first['msg']}") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StillmotionError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    return preset.model_copy(update={"notebooks": (path.parent / preset.notebooks).resolve()})
 
 
 class _Entry(BaseModel):

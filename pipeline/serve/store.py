@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
-from ..machine import sha256_of
+from ..machine import dtype_name, sha256_of
 from .manifest import INFO_FILE, PROGRAMS_FOLDER, ModelInfo
 
 if TYPE_CHECKING:
@@ -76,12 +76,10 @@ def precision_of(pipe: ImageAnimationPipeline) -> dict[str, str]:
     """Return the precision of the network as "default", and of each component that has another."""
     from torch import nn
 
-    def name(module: Any) -> str:
-        return str(module.dtype).removeprefix("torch.")
-
-    parts = {key: part for key, part in pipe.components.items() if isinstance(part, nn.Module)}
-    default = name(pipe.network)
-    return {"default": default, **{key: name(part) for key, part in parts.items() if name(part) != default}}
+    modules: dict[str, Any] = {key: part for key, part in pipe.components.items() if isinstance(part, nn.Module)}
+    kinds = {key: dtype_name(part.dtype) for key, part in modules.items()}
+    default = dtype_name(pipe.network.dtype)
+    return {"default": default, **{key: kind for key, kind in kinds.items() if kind != default}}
 
 
 def write_package(
