@@ -65,6 +65,11 @@ FIRST = (
 """Files that take longest, the longest first: started last, one of them keeps a process busy when the rest are done."""
 
 
+def pytest_xdist_auto_num_workers():
+    """Take a process more than there are cores, since tests wait for servers as often as they compute."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 def pytest_configure(config):
     """Let pytest-xdist take files in the order of collection; by itself it begins with those of most tests."""
     if hasattr(config.option, "loadscopereorder"):
