@@ -110,8 +110,9 @@ show_rows([Row(name=f"{name} branch", value=float(weight)) for name, weight in g
 
 # %%
 alone = branch_clips(animator, images[0], requests[0].prompt, chosen[0].seed)
-rows = sheet(list(alone.values()))
-order = ", ".join(alone)
+together = alone | {"guided": made[0].clip}
+rows = sheet(list(together.values()))
+order = ", ".join(together)
 stage.picture("branches", "Guidance branches", f"“{chosen[0].prompt}”, from top to bottom: {order}.", rows)
 print("from top to bottom:", order)
 rows

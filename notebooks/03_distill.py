@@ -19,8 +19,8 @@
 # The teacher needs many steps, and up to three guided passes in each. A student starts from its weights
 # and learns to land, in one step of one pass, where the teacher lands after several guided ones
 # (`pipeline/distill/algorithm.py` derives the target). It is trained along its own path, from pure
-# noise, so that it meets its own mistakes. Then it is judged: a student that falls short of its gates
-# is not packaged.
+# noise, on what it will meet when it is served. Then it is judged: a student that falls short of its
+# gates is not packaged.
 
 # %% tags=["parameters"]
 checkpoint = ""  # the teacher, folder or hub id; empty: the one of this run's 01_teacher, else the shipped one

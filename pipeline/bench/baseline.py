@@ -70,16 +70,15 @@ def baseline(
 
 
 def branch_clips(animator: Animator, picture: Image.Image, prompt: str, seed: int) -> dict[str, Clip]:
-    """Return what each guidance branch makes alone of the same noise, and what they make together.
+    """Return what each guidance branch makes alone, by its name in the order of the formula.
 
-    Returns:
-        By name of the branch, in the order of the formula; then "guided". A student has no branches, since
-        guidance is part of its weights: "guided" alone.
+    A student has no branches, since guidance is part of its weights: the result is then empty.
     """
+    if animator.info.guidance_distilled:
+        return {}
     alone = {"unconditional": (0.0, 0.0), "image": (0.0, 1.0), "full": (1.0, 1.0)}
-    scales: dict[str, dict[str, float]] = {"guided": {}}
-    if not animator.info.guidance_distilled:
-        named = {name: {"guidance_scale": t, "image_guidance_scale": i} for name, (t, i) in alone.items()}
-        scales = {**named, **scales}
-    clips = {name: seeded_request(animator.pipe, picture, prompt, seed, **own) for name, own in scales.items()}
+    clips = {
+        name: seeded_request(animator.pipe, picture, prompt, seed, guidance_scale=text, image_guidance_scale=image)
+        for name, (text, image) in alone.items()
+    }
     return {name: (clip * 255).round().astype(np.uint8) for name, clip in clips.items()}

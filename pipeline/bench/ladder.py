@@ -68,6 +68,7 @@ class Rung:
         base: changes of rungs that it stands on; one that does not fit is left out.
         kept: whether later rungs stand on this one.
         program: whether the network runs as a program, whose operations cannot be counted from outside.
+        uneven: whether the steps of a request differ in their operations.
         speed_only: whether the output means nothing.
         steps: steps of the solver while it is measured, where a whole request would take minutes.
         settings: settings of the training, where an update is measured.
@@ -81,6 +82,7 @@ class Rung:
     base: tuple[Apply, ...] = ()
     kept: bool = True
     program: bool = False
+    uneven: bool = False
     speed_only: bool = False
     steps: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -163,8 +165,8 @@ class Ladder:
         rung("layout", f"convolutions in channels last{gpu}", _layout, keep=self.on_gpu)
         rung("attention", f"the fastest attention for each shape{gpu}", self.attention, keep=self.on_gpu)
         rung("solver", f"DPM-Solver++ on log-SNR, {STEPS} steps", use_solver)
-        cached = partial(cache_blocks, threshold=CACHE_THRESHOLD)
-        rung("block cache", "blocks of a transformer that hardly change are reused between steps", cached, keep=False)
+        cached, text = partial(cache_blocks, threshold=CACHE_THRESHOLD), "blocks of a transformer that hardly change"
+        rung("block cache", f"{text} are reused between steps", cached, keep=False, uneven=True)
         rung("torchscript", "traced and frozen", self.torchscript, keep=False, program=True)
         what = "whole network and decoder" if self.on_gpu else "repeated blocks"
         compilers = (self.compile, compile_decoder) if self.on_gpu else (compile_blocks,)

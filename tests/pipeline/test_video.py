@@ -67,7 +67,7 @@ def test_what_comes_back_is_what_went_in(file_format):
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-@pytest.mark.parametrize("fps", [1, 8, 25, 30, 60])
+@pytest.mark.parametrize("fps", [8, 30, 60])
 def test_a_clip_is_shown_at_its_rate(file_format, fps):
     data = encode(moving_clip(12), fps, file_format)
     # Files of pictures count in hundredths or thousandths of a second: half a one may be lost at the end.
