@@ -33,7 +33,7 @@ def machine() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that matter; those that are not installed are left out."""
+    """Return Python and the packages that matter; those that are not installed are left out."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -90,7 +90,7 @@ def _has_affinity() -> bool:
 
 
 def processor() -> str:
-    """Name of the processor, as its maker writes it."""
+    """Return name of the processor, as its maker writes it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

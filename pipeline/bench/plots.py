@@ -44,7 +44,7 @@ def _finished(canvas: _Canvas) -> Image.Image:
 
 
 def plot_ladder(rungs: Sequence[RungResult]) -> Image.Image:
-    """Seconds of a request on each rung, as bars; those that later rungs stand on in colour."""
+    """Draw the seconds of a request on each rung, as bars; those that later rungs stand on in colour."""
     shown = [r for r in rungs if r.median_s is not None and not r.partial]
     with _canvas(8.5, 0.9 + 0.36 * len(shown)) as canvas:
         axes = canvas.axes
@@ -101,7 +101,7 @@ def plot_losses(losses: Mapping[str, Sequence[float]]) -> Image.Image:
 
 
 def plot_students(students: Mapping[str, tuple[EvaluationResult, EvaluationResult]]) -> Image.Image:
-    """PSNR to the teacher of each student, and in grey of the undistilled teacher with as many passes."""
+    """Draw the PSNR to the teacher of each student, and in grey of the undistilled teacher with as many passes."""
     with _canvas(7.5, 0.9 + 0.5 * len(students)) as canvas:
         axes = canvas.axes
         for k, (student, undistilled) in enumerate(students.values()):

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _option(one: Field) -> dict[str, Any]:
-    """How argparse reads a field of a request."""
+    """Return how argparse reads a field of a request."""
     about = one.about[0].lower() + one.about[1:]
     if one.kind == "file":
         return {"type": Path, "metavar": "FILE", "help": about}

@@ -132,13 +132,13 @@ def demo(
 
 
 def serve_line(model: str) -> str:
-    """What a person types to serve a model of the store, or a packaged model's folder."""
+    """Return what a person types to serve a model of the store, or a packaged model's folder."""
     return f"STILLMOTION_MODEL={shlex.quote(model)} {_near(Path(sys.executable).parent / 'bentoml')} serve"
 
 
 @contextlib.contextmanager
 def serving(model: str, port: int, log: Path, ready_s: float = _READY_S) -> Iterator[str]:
-    """A `bentoml serve` of this checkout while the block runs; gives its address.
+    """Run `bentoml serve` of this checkout while the block runs, and give its address.
 
     Args:
         log: what the server prints goes there.
@@ -204,7 +204,7 @@ def _animate(address: str, sample: Sample, stage: StageFolder, model: str, suffi
 
 
 def post_animate(client: httpx.Client, sample: Sample) -> bytes:
-    """An animation as an MP4 file; a busy server is asked again when it says it will be free."""
+    """Return an animation as an MP4 file; a busy server is asked again when it says it will be free."""
     for _ in range(20):
         response = client.post(
             "/animate",
@@ -227,5 +227,5 @@ def _free_port() -> int:
 
 
 def _near(path: Path) -> str:
-    """A path as seen from here, where it is below."""
+    """Return a path as seen from here, where it is below."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -135,7 +135,7 @@ def _perception(options: argparse.Namespace, device: str) -> Perception:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """What `evaluate` prints for people."""
+    """Return what `evaluate` prints for people."""
     if "comparison" not in result:
         return [f"{key:26} {value}" for key, value in result.items()]
     from ..judge.gates import GateResult

@@ -43,7 +43,7 @@ def open_model(tag_or_folder: str | None, **defaults: Any) -> Any:
 
 
 def existing(path: Path) -> Path:
-    """The path of a file that is there."""
+    """Return the path of a file that is there."""
     if not path.is_file():
         raise StillmotionError(f"{path}: no such file")
     return path
@@ -58,7 +58,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Return a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
@@ -82,7 +82,7 @@ def add_parameters(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def settings_with_parameters(options: argparse.Namespace, settings: Any, of: str | None) -> Any:
-    """A dataclass of settings with those of the `-p` values that it has.
+    """Return a dataclass of settings with those of the `-p` values that it has.
 
     Args:
         settings: with its defaults.

@@ -128,12 +128,12 @@ class Grid:
         return [int(t) for t in self.timesteps[:: self.ratio]]
 
     def levels(self, at: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """A and s at places `at` of the grid, `(n,)`, shaped so that they multiply `like`, `(n, ...)`."""
+        """Return a and s at places `at` of the grid, `(n,)`, shaped so that they multiply `like`, `(n, ...)`."""
         shape = (-1, *[1] * (like.dim() - 1))
         return self.alphas[at].view(shape), self.sigmas[at].view(shape)
 
     def student_levels(self, at: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for the start of a student's step, with the noise correction where it is wanted."""
+        """Return the same for the start of a student's step, with the noise correction where it is wanted."""
         a, s = self.levels(at, like)
         if not self.noise_correction:
             return a, s
@@ -142,7 +142,7 @@ class Grid:
 
 
 def clean_of(z: Tensor, prediction: Tensor, a: Tensor, s: Tensor, kind: PredictionType) -> Tensor:
-    """The clean sample x that a prediction stands for."""
+    """Return the clean sample x that a prediction stands for."""
     match kind:
         case "v_prediction":
             return a * z - s * prediction
@@ -153,12 +153,12 @@ def clean_of(z: Tensor, prediction: Tensor, a: Tensor, s: Tensor, kind: Predicti
 
 
 def velocity_of(z: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Tensor:
-    """V of a clean sample: (a * z - x) / s."""
+    """Return v of a clean sample: (a * z - x) / s."""
     return (a * z - x) / s
 
 
 def move(z: Tensor, x: Tensor, start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> Tensor:
-    """One DDIM step from `start` to `end`, each (a, s)."""
+    """Take one DDIM step from `start` to `end`, each (a, s)."""
     (a, s), (a_end, s_end) = start, end
     return a_end * x + s_end / s * (z - a * x)
 
@@ -170,7 +170,7 @@ def landing_target(z: Tensor, landed: Tensor, start: tuple[Tensor, Tensor], end:
 
 
 def teacher_landing(grid: Grid, teacher: Predict, z: Tensor, at: Tensor) -> Tensor:
-    """Where the teacher lands after the steps that one of the student's stands for, from places `at`, `(n,)`."""
+    """Return where the teacher lands after the steps that one of the student's stands for, from places `at`, `(n,)`."""
     for k in range(grid.ratio):
         start, end = grid.levels(at + k, z), grid.levels(at + k + 1, z)
         prediction = teacher(z, grid.timesteps[at + k], None).float()
@@ -179,7 +179,7 @@ def teacher_landing(grid: Grid, teacher: Predict, z: Tensor, at: Tensor) -> Tens
 
 
 def student_step(grid: Grid, student: Predict, z: Tensor, at: Tensor, rows: Tensor | None = None) -> Tensor:
-    """One step of the student from places `at` of the grid, `(n,)`.
+    """Take one step of the student from places `at` of the grid, `(n,)`.
 
     Args:
         rows: which of the batch z is, for `student`.
@@ -191,7 +191,7 @@ def student_step(grid: Grid, student: Predict, z: Tensor, at: Tensor, rows: Tens
 
 @torch.no_grad()
 def student_states(grid: Grid, student: Predict, noise: Tensor, steps: Tensor) -> Tensor:
-    """Where the student is after as many of its own steps from pure noise as `steps` says, clip by clip.
+    """Return where the student is after as many of its own steps from pure noise as `steps` says, clip by clip.
 
     Args:
         noise: `(batch, ...)`, of unit variance.
@@ -208,13 +208,13 @@ def student_states(grid: Grid, student: Predict, noise: Tensor, steps: Tensor) -
 
 
 def forward_states(grid: Grid, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-    """Training clips with the noise of the times at which the student's `steps` begin."""
+    """Return training clips with the noise of the times at which the student's `steps` begin."""
     a, s = grid.levels(steps * grid.ratio, clean)
     return a * clean + s * noise
 
 
 def distillation_loss(grid: Grid, student: Predict, teacher: Predict, z: Tensor, steps: Tensor) -> Tensor:
-    """Mean of |v - v*|^2: the student's step against as many of the teacher's as it stands for.
+    """Return mean of |v - v*|^2: the student's step against as many of the teacher's as it stands for.
 
     Args:
         teacher: with all its guidance branches combined.

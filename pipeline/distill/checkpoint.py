@@ -82,7 +82,7 @@ class Averaged(EMAModel):  # type: ignore[misc]  # diffusers is untyped
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP may have spread over processes; all of them have to ask."""
+    """Return a tensor that FSDP may have spread over processes; all of them have to ask."""
     if isinstance(tensor, DTensor):
         full: Tensor = tensor.full_tensor()
         return full

@@ -42,7 +42,7 @@ class Source(Protocol):
     """Whether there are clips beside the pictures, which `Trajectory.FORWARD` needs."""
 
     def __getitem__(self, index: int) -> Examples:
-        """The examples of number `index`; there is no last one."""
+        """Return the examples of number `index`; there is no last one."""
         ...
 
 

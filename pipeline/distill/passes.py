@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def draw_scales(limits: tuple[float, float], count: int, random: torch.Generator) -> Tensor:
-    """Scales of the caption, `(count,)`, each as likely as any other (Meng et al. 2023, section 3.1)."""
+    """Return scales of the caption, `(count,)`, each as likely as any other (Meng et al. 2023, section 3.1)."""
     least, most = limits
     return least + (most - least) * torch.rand(count, generator=random)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def teacher_grid(
     teacher: ImageAnimationPipeline, student_steps: int, noise_correction: bool = False, teacher_steps: int = 0
 ) -> Grid:
-    """The grid of a teacher, divided into the student's steps.
+    """Return the grid of a teacher, divided into the student's steps.
 
     Args:
         teacher_steps: of that grid; 0: as many as the teacher is sampled with by default, or the next lower
@@ -68,7 +68,7 @@ def own_scale(teacher: ImageAnimationPipeline) -> float:
 
 
 def check_guidance_range(teacher: ImageAnimationPipeline, limits: tuple[float, float] | None) -> None:
-    """Whether a student of this teacher can be told scales within limits (None: it is told none).
+    """Refuse limits of the scale that a student of this teacher cannot be told (None: it is told none).
 
     Raises:
         ValueError: with the reason.
@@ -114,7 +114,7 @@ def _weights_of(folder: str, like: nn.Module) -> dict[str, Tensor]:
 def build_student(
     teacher: ImageAnimationPipeline, network: nn.Module, grid: Grid, guidance_range: tuple[float, float] | None = None
 ) -> ImageAnimationPipeline:
-    """A pipeline around a student's network; the other components are the teacher's.
+    """Return a pipeline around a student's network; the other components are the teacher's.
 
     It samples with DDIM (DPM-Solver++ of order 1) on the student's own grid, which is kept in the
     scheduler's config, and in one pass a step: guidance is part of the weights.

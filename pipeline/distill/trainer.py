@@ -182,7 +182,7 @@ class Distiller:
         return True
 
     def loss(self, examples: Examples, number: int) -> Tensor:
-        """Loss of a batch; its random numbers depend on the seed and `number` alone."""
+        """Return loss of a batch; its random numbers depend on the seed and `number` alone."""
         s, device = self.settings, self.accelerator.device
         random = torch.Generator().manual_seed((s.seed * 1_000_003 + number) % 2**63)
         count = len(examples.captions)

@@ -144,7 +144,7 @@ def load_gates(file: str | Path = "default") -> Gates:
 
 
 def _without_retired(content: object, path: Path) -> object:
-    """The content of a file of gates without limits that are no longer judged; a line is written for each."""
+    """Return the content of a file of gates without limits that are no longer judged; a line is written for each."""
     steps = content.get("steps") if isinstance(content, dict) else None
     for number, limits in steps.items() if isinstance(steps, dict) else ():
         for name in _RETIRED.keys() & (limits.keys() if isinstance(limits, dict) else ()):

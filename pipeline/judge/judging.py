@@ -125,7 +125,7 @@ class Candidate:
         }
 
     def animate(self, batch: ClipBatch, seeds: Sequence[int], side: int) -> Tensor:
-        """Clips from the batch's pictures, `(batch, 3, frames, side, side)`, float in [0, 1]."""
+        """Return clips from the batch's pictures, `(batch, 3, frames, side, side)`, float in [0, 1]."""
         # Published I2VGen-XL checkpoints draw their picture latents from torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds[0])
@@ -216,7 +216,7 @@ class Trial:
 
 
 def to_size(video: Tensor, size: int) -> Tensor:
-    """Square clips `(batch, 3, frames, side, side)` at another size, by the mean of the area."""
+    """Return square clips `(batch, 3, frames, side, side)` at another size, by the mean of the area."""
     if video.shape[-1] == size:
         return video
     frames = video.shape[2]
@@ -226,7 +226,7 @@ def to_size(video: Tensor, size: int) -> Tensor:
 
 @torch.no_grad()
 def vae_psnr_db(pipe: ImageAnimationPipeline, batch: ClipBatch, side: int) -> Tensor:
-    """PSNR of each clip's picture after one round through the autoencoder, `(batch,)`, in dB.
+    """Return PSNR of each clip's picture after one round through the autoencoder, `(batch,)`, in dB.
 
     Args:
         side: of the pictures that the autoencoder sees, in pixels.

@@ -76,7 +76,7 @@ class ClipModel:
 
     @torch.no_grad()
     def of_frames(self, videos: Tensor) -> Tensor:
-        """Unit embeddings of each frame, `(batch, frames, width)`.
+        """Return unit embeddings of each frame, `(batch, frames, width)`.
 
         Args:
             videos: `(batch, 3, frames, height, width)`, float in [0, 1].
@@ -91,7 +91,7 @@ class ClipModel:
 
     @torch.no_grad()
     def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings of captions, `(batch, width)`; what is too long for the model is cut off."""
+        """Return unit embeddings of captions, `(batch, width)`; what is too long for the model is cut off."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         return F.normalize(_pooled(self.model.get_text_features(**tokens)).float().cpu(), dim=-1)
 
@@ -102,7 +102,7 @@ def _pooled(output: Any) -> Tensor:
 
 
 def clip_score(videos: Tensor, captions: Sequence[str], clip: ClipModel) -> Tensor:
-    """CLIP score of each clip (Hessel et al. 2021): mean over frames of 100 * max(cos(frame, caption), 0).
+    """Return CLIP score of each clip (Hessel et al. 2021): mean over frames of 100 * max(cos(frame, caption), 0).
 
     Args:
         videos: `(batch, 3, frames, height, width)`, float in [0, 1].
@@ -118,7 +118,7 @@ def clip_score(videos: Tensor, captions: Sequence[str], clip: ClipModel) -> Tens
 
 
 def clip_consistency(videos: Tensor, clip: ClipModel) -> Tensor:
-    """CLIP temporal consistency of each clip: mean of 100 * max(cos, 0) between frames that follow each other.
+    """Return CLIP temporal consistency of each clip: mean of 100 * max(cos, 0) between frames that follow each other.
 
     Arguments as `clip_score` has them.
 
@@ -133,7 +133,7 @@ def clip_consistency(videos: Tensor, clip: ClipModel) -> Tensor:
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Squared Fréchet distance of the Gaussians that fit two sets of features (Dowson & Landau 1982)::
+    """Return squared Fréchet distance of the Gaussians that fit two sets of features (Dowson & Landau 1982)::
 
         |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
 

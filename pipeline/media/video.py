@@ -138,7 +138,7 @@ def delays_ms(frames: int, fps: int, unit_ms: int, least_ms: int) -> dict[int, i
 
 
 def decode(data: bytes) -> Clip:
-    """Frames of an encoded clip, as a player would show them."""
+    """Return frames of an encoded clip, as a player would show them."""
     if data[:4] == b"RIFF" or data[:3] == b"GIF":
         with Image.open(io.BytesIO(data)) as picture:
             frames = []

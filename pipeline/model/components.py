@@ -133,7 +133,7 @@ def _misfits(report: Mapping[str, Any]) -> list[str]:
 
 
 def check_finite(name: str, model: nn.Module) -> None:
-    """Whether all weights are numbers.
+    """Refuse weights that are not all numbers.
 
     Raises:
         ModelError: some are NaN or infinite; names the component and the first key.
@@ -147,7 +147,7 @@ def check_finite(name: str, model: nn.Module) -> None:
 
 
 def check_output(name: str, output: Tensor) -> None:
-    """Whether what a component computed are numbers.
+    """Refuse what a component computed where that is not all numbers.
 
     Raises:
         NotFiniteError: some are NaN or infinite.

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def has_only_variant(source: str | Path, variant: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Whether a component of a pipeline, in a folder or on the hub, has weights of this variant and no others.
+    """Return whether a component of a pipeline, in a folder or on the hub, has weights of this variant and no others.
 
     Args:
         options: of `from_pretrained`; what they say of the hub counts here too.
@@ -25,7 +25,7 @@ def has_only_variant(source: str | Path, variant: str, options: Mapping[str, Any
 
 
 def has_variant(component: Path, variant: str) -> bool:
-    """Whether a component's folder has weights of this variant, perhaps beside others."""
+    """Return whether a component's folder has weights of this variant, perhaps beside others."""
     return any(_is_variant(file.name, variant) for file in component.iterdir() if file.suffix in _WEIGHTS)
 
 

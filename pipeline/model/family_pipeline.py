@@ -96,7 +96,7 @@ class FamilyPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """As `DiffusionPipeline.from_pretrained`; where there are fp16 files alone, no `variant` is needed.
+        """Load as `DiffusionPipeline.from_pretrained` does; where there are fp16 files alone, no `variant` is needed.
 
         Args:
             kwargs: `device` beside those of diffusers: weights are read straight to it, so that they lie in memory
@@ -127,13 +127,13 @@ class FamilyPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As diffusers has it, without what earlier releases of this project wrote otherwise."""
+        """Do as diffusers does, without what this project once wrote otherwise."""
         known = {*cls.family.components, *cls.family.options, *OWN_SETTINGS}
         index = {name: value for name, value in config_dict.items() if name in known or value != [None, None]}
         return super().extract_init_dict(with_moved_modules(index), **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As diffusers' own class of the family writes it, which reads it back."""
+        """Save as diffusers' own class of the family does, which reads it back."""
         super().save_pretrained(save_directory, *args, **kwargs)
         self._finish_index(Path(save_directory))
 

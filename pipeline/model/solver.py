@@ -213,7 +213,7 @@ def log_snr_solver(
     timesteps: Sequence[float] | None = None,
     noise_correction: bool = False,
 ) -> LogSNRDPMSolverScheduler:
-    """The solver for the model that another scheduler was made for.
+    """Return the solver for the model that another scheduler was made for.
 
     Args:
         scheduler: of diffusers, with betas (DDIM, DPM-Solver, Euler and their like); its way of laying

@@ -77,7 +77,7 @@ class Programs(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Programs:
-        """Programs of a folder.
+        """Return programs of a folder.
 
         Raises:
             ModelError: the file is missing or damaged.
@@ -100,7 +100,7 @@ def device_key(device: torch.device) -> str:
 
 
 def weights_key(weights: Mapping[str, Tensor]) -> str:
-    """What a package needs of a model's weights: all but their values, as a SHA-256.
+    """Return what a package needs of a model's weights: all but their values, as a SHA-256.
 
     AOTInductor compares names alone: it would read beyond the end of a smaller weight, and one whose
     memory is laid out in another way (`layout.channels_last`) in the wrong order.

@@ -54,7 +54,7 @@ class StepModule(nn.Module):
         return getattr(self, self.family.networks[0])
 
     def prepare(self, cond: Cond) -> Prepared:
-        """What `forward` takes beside latents and timestep.
+        """Return what `forward` takes beside latents and timestep.
 
         All are contiguous: a compiled program reads them by the strides it was built for.
         """

@@ -18,7 +18,7 @@ class RanksDiffer(StillmotionError):
 
 
 def shares(total: int, ranks: int) -> list[int]:
-    """How many of `total` frames or positions each rank has: as even as can be, the first ranks one more."""
+    """Return how many of `total` frames or positions each rank has: as even as can be, the first ranks one more."""
     each, more = divmod(total, ranks)
     return [each + (rank < more) for rank in range(ranks)]
 

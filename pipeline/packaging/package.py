@@ -129,7 +129,7 @@ def package(
 
 
 def _figures_of(metrics: Mapping[str, object], precision: str) -> dict[str, float | int | str | None]:
-    """The figures that go into `animator.json`: none, where they were taken in another precision."""
+    """Return the figures that go into `animator.json`: none, where they were taken in another precision."""
     if metrics.get("precision", "float32") != precision:
         return {}
     return {key: value for key in KEPT_FIGURES if isinstance(value := metrics.get(key), (int, float, str))}
@@ -177,7 +177,7 @@ def _compile(pipe: ImageAnimationPipeline, folder: Path) -> None:
 
 
 def animate_probe(model: Animator, seed: int = 7) -> Clip:
-    """A clip of a picture with every brightness and a gradient in each direction, so that no weight can hide."""
+    """Animate a picture with every brightness and a gradient in each direction, so that no weight can hide."""
     ramp = np.linspace(0, 255, 256, dtype=np.uint8)
     picture = Image.fromarray(
         np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.full((256, 256), 90, np.uint8)], -1)

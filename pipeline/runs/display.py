@@ -30,7 +30,7 @@ def data_uri(path: Path) -> str:
 
 
 def is_video(path: Path | str) -> bool:
-    """Whether a browser plays it in `<video>` (the other formats are animated pictures)."""
+    """Return whether a browser plays it in `<video>` (the other formats are animated pictures)."""
     return _KINDS[Path(path).suffix].startswith("video/")
 
 

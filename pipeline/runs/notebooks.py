@@ -35,7 +35,7 @@ class NotebookError(StillmotionError):
 
 
 def parameters_of(notebook: Path) -> dict[str, object]:
-    """Names and default values in the cell tagged `parameters`."""
+    """Return names and default values in the cell tagged `parameters`."""
     import papermill
 
     if not notebook.is_file():
@@ -107,7 +107,7 @@ class _News(io.StringIO):
 
 
 def _headings(notebook: Path) -> dict[str, str]:
-    """For the first code cell below each heading its id and the heading's words."""
+    """Return the words of each heading by the id of the first code cell below it."""
     found: dict[str, str] = {}
     heading = ""
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
@@ -194,7 +194,7 @@ class _Kernel:
         return KernelManager
 
     def end(self) -> str:
-        """What ended it, in words, where the system tells."""
+        """Return what ended it, in words, where the system tells."""
         status = None if self._process is None else self._process.poll()
         if status is None or status >= 0:
             return "" if status is None else f"exit status {status}; "
@@ -246,7 +246,7 @@ def _execute(
 
 
 def _literal(path: Path) -> str:
-    """A path as papermill takes it, which fills in what stands in braces."""
+    """Return a path as papermill takes it, which fills in what stands in braces."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 

@@ -182,7 +182,7 @@ def metric_of(run: Path, stage: str, name: str) -> Any:
 
 
 def read_result(run: str | Path, stage: str) -> StageResult:
-    """Result of a finished stage."""
+    """Return result of a finished stage."""
     path = Path(run) / stage / RESULT_FILE
     try:
         return StageResult.model_validate_json(path.read_bytes())

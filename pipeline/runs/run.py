@@ -198,7 +198,7 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookE
 
 
 def _intact(folder: Path, stage: StageState) -> bool:
-    """Whether all that a stage made is still there as it made it, its model in the store included."""
+    """Return whether all that a stage made is still there as it made it, its model in the store included."""
     if artefacts_of(folder, stage.name) != stage.artefacts:
         return False
     result = read_result(folder, stage.name)
@@ -239,7 +239,7 @@ def summarise(folder: Path) -> Run:
 
 
 def find_run(name_or_folder: str, runs: Path) -> Path:
-    """Folder of an earlier run, by its path or its name below `runs`; "latest" is the newest."""
+    """Return folder of an earlier run, by its path or its name below `runs`; "latest" is the newest."""
     for folder in (Path(name_or_folder), runs / name_or_folder):
         if (folder / "state.json").is_file():
             return folder.resolve()
@@ -263,7 +263,7 @@ def _refuse_unknown(preset: Preset, given: Mapping[str, Parameter]) -> None:
 
 
 def _command_line() -> str:
-    """What a person would type to repeat this."""
+    """Return what a person would type to repeat this."""
     return shlex.join(["python", "-m", "pipeline", *sys.argv[1:]])
 
 

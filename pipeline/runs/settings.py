@@ -87,12 +87,12 @@ class Preset(BaseModel):
     notebooks: Path = NOTEBOOKS
 
     def notebook(self, stage: StageSettings) -> Path:
-        """Where the notebook of a stage is."""
+        """Return where the notebook of a stage is."""
         return self.notebooks / f"{stage.notebook}.ipynb"
 
 
 def preset_names() -> list[str]:
-    """Presets that ship with the project."""
+    """Return presets that ship with the project."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "gates")  # which are no run
 
 
@@ -134,7 +134,7 @@ class Sample:
 
 
 def read_samples(file: str | Path | None = None, count: int | None = None) -> list[Sample]:
-    """Samples of a YAML file: a list of `picture` (a path beside the file), `prompt` and `seed`.
+    """Return samples of a YAML file: a list of `picture` (a path beside the file), `prompt` and `seed`.
 
     Args:
         file: None takes the project's own.

@@ -66,7 +66,7 @@ class RunState(BaseModel):
 
     @classmethod
     def read(cls, run: Path) -> RunState:
-        """State of an earlier run."""
+        """Return state of an earlier run."""
         path = run / STATE_FILE
         try:
             return cls.model_validate_json(path.read_bytes())

@@ -141,7 +141,7 @@ def save_to_store(
 
 
 def resolve(tag_or_folder: str) -> tuple[str, Path]:
-    """Name and folder of a packaged model, from a folder's path or a tag in the store.
+    """Return name and folder of a packaged model, from a folder's path or a tag in the store.
 
     Raises:
         ModelError: neither a folder nor in the store.
@@ -163,7 +163,7 @@ def resolve(tag_or_folder: str) -> tuple[str, Path]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file but `animator.json` itself, by its path in the folder."""
+    """Return SHA-256 of each file but `animator.json` itself, by its path in the folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

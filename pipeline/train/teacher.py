@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_scheduler() -> DDIMScheduler:
-    """The teacher's schedule: cosine with zero terminal SNR, so that sampling starts from pure noise
+    """Return the teacher's schedule: cosine with zero terminal SNR, so that sampling starts from pure noise
     (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
 
     1024 training steps make the grids of 32 and of 8 steps exact.
@@ -46,7 +46,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_pipeline(settings: TeacherSettings, vae: AutoencoderKL) -> ImageAnimationPipeline:
-    """An untrained teacher around a trained autoencoder."""
+    """Return an untrained teacher around a trained autoencoder."""
     tokenizer = build_tokenizer()
     unet = I2VGenXLUNet(
         sample_size=settings.size // 4,
@@ -84,7 +84,7 @@ def build_pipeline(settings: TeacherSettings, vae: AutoencoderKL) -> ImageAnimat
 
 
 def draw_timesteps(count: int, progress: float | None, steps: int, generator: torch.Generator) -> Tensor:
-    """Timesteps of a batch, `(count,)`.
+    """Return timesteps of a batch, `(count,)`.
 
     Only near t = T does the caption say what the clip does: everywhere else the noisy frames give it
     away. While motion is being bound to the caption nearly all draws are T itself, where the noise
@@ -102,7 +102,7 @@ def draw_timesteps(count: int, progress: float | None, steps: int, generator: to
 
 
 def motion_weight(clean: Tensor, progress: float | None) -> Tensor:
-    """Weight of each place of the clip in the loss, `(batch, 1, frames, h, w)`.
+    """Return weight of each place of the clip in the loss, `(batch, 1, frames, h, w)`.
 
     What moves is a twentieth of a clip. Early on it counts five times, so that its gradient is not
     lost in that of the background; the weight falls to one, since it favours moving over still.
@@ -182,7 +182,7 @@ class TeacherTrainer:
         }
 
     def loss(self, batch: EncodedBatch, progress: float | None) -> Tensor:
-        """Mean squared error of v (Salimans & Ho 2022, section 4): v = sqrt(a) * noise - sqrt(1 - a) * x."""
+        """Return mean squared error of v (Salimans & Ho 2022, section 4): v = sqrt(a) * noise - sqrt(1 - a) * x."""
         clean = batch.latents  # (batch, 4, frames, h, w)
         timesteps = draw_timesteps(clean.shape[0], progress, len(self.alphas), self.random).to(self.device)
         alpha = self.alphas[timesteps][:, None, None, None, None]
@@ -202,7 +202,7 @@ class TeacherTrainer:
         return 0 if self.refines else self.settings.bind_steps
 
     def progress(self, step: int) -> float | None:
-        """How far the steps after the binding have come, 0 to 1; None while binding."""
+        """Return how far the steps after the binding have come, 0 to 1; None while binding."""
         return None if step < self.bind_steps else (step - self.bind_steps) / max(1, self.steps - self.bind_steps)
 
     def step(self, batch: EncodedBatch, step: int) -> float:

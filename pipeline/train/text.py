@@ -20,7 +20,7 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def words_of_captions() -> list[str]:
-    """Every word that a generated caption can hold."""
+    """Return every word that a generated caption can hold."""
     words = {"a", "an", "the", "and"}
     for text in (*COLOURS, *SHAPES, *MOTIONS, *GENERIC_SHAPES):
         words.update(text.split())
@@ -39,7 +39,7 @@ def _merged(parts: list[str], merges: list[tuple[str, str]]) -> list[str]:
 
 
 def build_tokenizer(max_length: int = 20) -> CLIPTokenizer:
-    """A byte-level BPE that has one token for each caption word and spells out all other text."""
+    """Return a byte-level BPE that has one token for each caption word and spells out all other text."""
     vocabulary: list[str] = []
     for character in bytes_to_unicode().values():
         vocabulary += [character, character + "</w>"]
@@ -57,7 +57,7 @@ def build_tokenizer(max_length: int = 20) -> CLIPTokenizer:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel:
-    """A CLIP text transformer of one layer."""
+    """Return a CLIP text transformer of one layer."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -75,7 +75,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel:
 
 
 def build_image_encoder(size: int, width: int) -> CLIPVisionModelWithProjection:
-    """A CLIP vision transformer of one layer over 16-pixel patches."""
+    """Return a CLIP vision transformer of one layer over 16-pixel patches."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             image_size=size,

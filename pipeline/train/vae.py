@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_vae(settings: VaeSettings) -> AutoencoderKL:
-    """A KL autoencoder that maps `size` pixels to `size / 4` cells of 4 channels."""
+    """Return a KL autoencoder that maps `size` pixels to `size / 4` cells of 4 channels."""
     levels = len(settings.block_out_channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -38,7 +38,7 @@ def build_vae(settings: VaeSettings) -> AutoencoderKL:
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error (what PSNR counts) with a little absolute error of the gradients (sharp edges)."""
+    """Return squared error (what PSNR counts) with a little absolute error of the gradients (sharp edges)."""
     loss = F.mse_loss(output, target)
     for dim in (-1, -2):
         loss = loss + 0.05 * F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
@@ -47,7 +47,7 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate_vae(vae: AutoencoderKL, size: int, clips: int = 64) -> float:
-    """Mean PSNR in dB of first frames of held-out clips after one round through the autoencoder."""
+    """Return mean PSNR in dB of first frames of held-out clips after one round through the autoencoder."""
     batch = ClipGenerator(size, frames=2, seed=10_001, held_out=True).batch(clips)
     pictures = (batch.clips[:, :, 0] * 2 - 1).to(vae.device)
     decoded = vae.decode(vae.encode(pictures).latent_dist.mode()).sample
