@@ -84,9 +84,6 @@ def updates(
     """Give what makes one update of a student, from one clip, and how many million parameters it changes.
 
     The first update has been made when the block begins: it makes the optimizer's state.
-
-    Args:
-        settings: settings of `DistillSettings` that differ from the default.
     """
     from ..distill.data import GeneratedSource
     from ..distill.trainer import Distiller, DistillSettings

@@ -34,12 +34,7 @@ class DistillationError(StillmotionError):
 
 @dataclass
 class Progress:
-    """What a checkpoint holds beside weights.
-
-    Attributes:
-        updates: done so far.
-        losses: one for each update.
-    """
+    """What a checkpoint holds beside weights: the number of updates done, and the loss of each."""
 
     updates: int = 0
     losses: list[float] = field(default_factory=list)
@@ -59,7 +54,6 @@ class Averaged(EMAModel):  # type: ignore[misc]  # diffusers is untyped
     """Exponential moving average of weights. FSDP spreads it over the processes; in a checkpoint it is whole.
 
     Args:
-        parameters: averaged.
         decay: the most; it rises to it as (1 + n) / (10 + n).
     """
 
@@ -210,14 +204,11 @@ def _reason(error: Exception) -> str:
 
 
 class Interrupts:
-    """Notes an interrupt (Ctrl-C) or a request to end (SIGTERM) inside a `with` block, and raises nothing.
+    """Notes in `asked` an interrupt (Ctrl-C) or a request to end (SIGTERM) inside a `with` block, and raises nothing.
 
     An update that is broken off leaves some weights old and some new. The second request no longer
     waits: it raises `KeyboardInterrupt` at once. Outside the main thread signals cannot be caught, and
     nothing is changed.
-
-    Attributes:
-        asked: whether there has been one.
     """
 
     def __init__(self) -> None:

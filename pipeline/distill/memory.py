@@ -52,17 +52,11 @@ def checkpoint_blocks(network: nn.Module) -> Change:
 def add_lora(network: nn.Module, rank: int, whole: Collection[str] = ()) -> nn.Module:
     """Train low-rank additions to the attention layers instead of all weights (Hu et al. 2021).
 
-    The U-Net is changed in place; everything but the additions is frozen.
+    The U-Net is changed in place; everything but the additions, which begin as zero, is frozen.
 
     Args:
-        rank: of each addition; they begin as zero.
         whole: parameters that are trained as they are, by name.
-
-    Raises:
-        ValueError: `rank` is below 1.
     """
-    if rank < 1:
-        raise ValueError(f"lora_rank: {rank} is below 1")
     import peft
 
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(_ATTENTION), init_lora_weights=True)

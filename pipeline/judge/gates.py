@@ -91,10 +91,7 @@ class GateResult:
     """One gate of a student.
 
     Attributes:
-        name: of the limit.
         value: what the student reached, to six digits; it is judged before it is rounded.
-        limit: from the file.
-        passed: whether the value is on the right side of the limit.
     """
 
     name: str
@@ -113,11 +110,7 @@ class GateResult:
 
 
 class GateFailed(StillmotionError):
-    """A student that is not good enough. After a first line each failed gate has one of its own.
-
-    Attributes:
-        failed: the gates.
-    """
+    """A student that is not good enough. After a first line each failed gate has one of its own."""
 
     def __init__(self, comparison: Comparison, results: Sequence[GateResult]) -> None:
         self.failed = [result for result in results if not result.passed]

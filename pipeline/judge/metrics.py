@@ -44,9 +44,6 @@ def ssim(output: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         `(batch,)`, in [-1, 1]; 1 for equal clips.
-
-    Raises:
-        ValueError: the shapes differ.
     """
     if output.shape != target.shape:
         raise ValueError(f"output: shape {tuple(output.shape)} is not {tuple(target.shape)}, the target's")
@@ -95,9 +92,6 @@ def diversity(videos: Tensor) -> Tensor:
 
     Returns:
         `(batch,)`, in steps of 255; 0 where the seed makes no difference.
-
-    Raises:
-        ValueError: fewer than two seeds.
     """
     if videos.shape[1] < 2:
         raise ValueError(f"videos: {videos.shape[1]} clips of a picture cannot be compared with each other")

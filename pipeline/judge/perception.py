@@ -28,12 +28,7 @@ _FRAMES_AT_ONCE = 64  # of CLIP; bounds the memory of long clips
 
 @dataclass(frozen=True)
 class Perception:
-    """Models that clips are judged with beside the project's own figures.
-
-    Attributes:
-        clip: for the CLIP scores; None leaves them out.
-        features: for FVD; None leaves it out.
-    """
+    """What clips are judged with beside the project's own figures: a CLIP model, and features for FVD."""
 
     clip: ClipModel | None = None
     features: Features | None = None
@@ -143,10 +138,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     figure then lies far above that of many clips: compare figures of as many clips only.
 
     Args:
-        features_a, features_b: `(n_a, width)` and `(n_b, width)`.
-
-    Raises:
-        ValueError: fewer than two items in a set, or another width.
+        features_a, features_b: `(n_a, width)` and `(n_b, width)`, of two items or more.
     """
     if features_a.shape[1:] != features_b.shape[1:]:
         raise ValueError(f"features_b: width {features_b.shape[1]} is not {features_a.shape[1]}")
@@ -167,9 +159,6 @@ class I3D:
     """Features of an I3D network in a TorchScript file, as FVD takes them.
 
     Loading such a file runs the code in it: take it from where you trust, and compare `sha256`.
-
-    Attributes:
-        sha256: of the file.
     """
 
     def __init__(self, file: str | Path, device: str = "cpu") -> None:

@@ -60,15 +60,8 @@ class AttentionShape:
 def tiny(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Compute attention of short rows as products and sums that a compiler fuses, without a matrix multiplication.
 
-    Every product is spelt out, `queries * keys * head_dim` of them a head, so eager PyTorch needs
-    as much memory: for compiled programs only.
-
-    Args:
-        query: `(batch, heads, queries, head_dim)`.
-        key, value: `(batch, heads, keys, head_dim)`.
-
-    Returns:
-        The query's shape and type; sums are in float32.
+    Every product is spelt out, `queries * keys * head_dim` of them a head, so eager PyTorch needs as much memory: for
+    compiled programs only. Shapes are those of `attend`; sums are in float32.
     """
     scaled = query.float() * query.shape[-1] ** -0.5
     scores = (scaled[:, :, :, None] * key.float()[:, :, None]).sum(-1)  # (batch, heads, queries, keys)

@@ -31,12 +31,7 @@ Step = Callable[..., Tensor]
 
 
 class StepModule(nn.Module):
-    """What a family's network computes at one step, from tensors alone.
-
-    Args:
-        family: of the checkpoint.
-        network: as the pipeline has it.
-    """
+    """What a family's network computes at one step, from tensors alone."""
 
     folds_context: ClassVar[bool] = False
     """Whether the network's context has to be folded (`fold_context`) first."""

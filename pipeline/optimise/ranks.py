@@ -27,10 +27,6 @@ class Ranks:
     """The processes that work on one request, and what they exchange.
 
     All methods are collective: each rank calls them in the same order, or all wait.
-
-    Attributes:
-        rank: of this process.
-        size: number of processes.
     """
 
     def __init__(self) -> None:

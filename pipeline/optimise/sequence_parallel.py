@@ -175,12 +175,7 @@ def exchange_around(layers: Mapping[str, nn.Module], split: FrameSplit) -> Calla
 
 
 class SequenceParallelDenoiser:
-    """Runs a step module on this rank's frames, between the exchange that the others take part in.
-
-    Args:
-        module: with the exchange around its temporal layers (`exchange_around`).
-        split: that the exchange goes by.
-    """
+    """Runs a step module, with the exchange around its temporal layers (`exchange_around`), on this rank's frames."""
 
     def __init__(self, module: StepModule, split: FrameSplit) -> None:
         self.module, self.split = module, split
@@ -188,13 +183,11 @@ class SequenceParallelDenoiser:
     def start(self, cond: Cond) -> Predict:
         """Begin a request, the same one on all ranks.
 
-        Returns:
-            A prediction function that takes the whole clip's latents and gives the whole prediction
-            on every rank. It raises `RanksDiffer` where latents or timesteps are not the same.
+        The prediction function takes the whole clip's latents and gives the whole prediction on every rank.
 
         Raises:
             NotApplicable: there are fewer frames than processes.
-            RanksDiffer: the ranks were not given the same request.
+            RanksDiffer: the ranks were not given the same request, or differ in latents or timestep at a step.
         """
         ranks, split, module = self.split.ranks, self.split, self.module
         latents = cond["image_latents"]

@@ -54,9 +54,6 @@ class Packaged:
     """A model in the store.
 
     Attributes:
-        tag: `animator:<version>`.
-        path: its folder.
-        info: its `animator.json`.
         max_difference: between frames of source and stored model from the same seed, in steps of 255.
         animator: the model as a server loads it.
         ways: to run it that were timed, the best first, where one was to be chosen.

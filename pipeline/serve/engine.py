@@ -111,14 +111,7 @@ class Animator:
             self.fallback = f"{'; '.join(faster.skipped)}; the network runs without {without}, slower"
 
     def check(self, request: AnimationRequest, *, last_image: bool = False) -> None:
-        """Refuse what the model cannot do, before any work.
-
-        Args:
-            last_image: whether there is a picture that the clip ends with.
-
-        Raises:
-            InputError: with the field and the limit.
-        """
+        """Refuse what the model cannot do, before any work, by an `InputError` with the field and the limit."""
         requests.check(request, self.info, self.name, last_image=last_image)
 
     def animate(
