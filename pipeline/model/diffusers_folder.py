@@ -91,7 +91,7 @@ def save_changed(pipe: Any, folder: Path, source: str | Path, changed: Collectio
 
     Args:
         source: folder that the other components were loaded from; of anything else, such as a hub id, all is written.
-        changed: names of the components that are not the source's. Those of another class than there are none, either.
+        changed: names of the components to write; those of another class than the source's are written too.
     """
     source = Path(source)
     if not source.is_dir():
