@@ -41,11 +41,11 @@ from pipeline.judge.evaluate import evaluate
 from pipeline.machine import machine, versions
 from pipeline.media.images import decode
 from pipeline.media.video import sheet
+from pipeline.model.example import seeded_request
 from pipeline.model.guidance import Guidance
 from pipeline.runs.display import show_clips, show_rows
 from pipeline.runs.results import Row, StageFolder
 from pipeline.runs.settings import read_samples
-from pipeline.serve.engine import AnimationRequest
 from pipeline.serve.sources import embedded_teacher, open_checkpoint
 
 stage = StageFolder(run_folder, "01_teacher", "The teacher")
@@ -65,14 +65,14 @@ show_rows(
 # %% [markdown]
 # ## Pictures in, clips out
 #
-# Each request is timed: its steps one by one, and the whole. A request of one step comes first and is not
+# Each request is timed: its steps one by one, and the whole. A request of two steps comes first and is not
 # counted: it warms the machine up (memory is allocated, kernels are chosen).
 
 # %%
 chosen = read_samples(samples, pictures)
 images = [decode(sample.path) for sample in chosen]
-requests = [AnimationRequest(sample.prompt, seed=sample.seed) for sample in chosen]
-animator.pipe(images[0], requests[0].prompt, num_inference_steps=1, output_type="latent")
+requests = [sample.request(info) for sample in chosen]
+seeded_request(animator.pipe, images[0], chosen[0].prompt, num_inference_steps=2, output_type="latent")
 figures, made = baseline(animator, list(zip(images, requests, strict=True)))
 
 shown = []

@@ -76,7 +76,7 @@ from pipeline.optimise.precision import choose, in_precision, precision_trials
 from pipeline.runs.display import show_clips, show_rows
 from pipeline.runs.results import Row, StageFolder
 from pipeline.runs.settings import read_samples
-from pipeline.serve.engine import AnimationRequest, Animator
+from pipeline.serve.engine import Animator
 from pipeline.serve.sources import EMBEDDED_STUDENT, EMBEDDED_TEACHER, embedded_teacher, name_of, open_checkpoint
 from pipeline.serve.store import describe
 
@@ -158,11 +158,11 @@ print(f"{len(sketches)} sample grids" if sketches else "no sample grids were ask
 
 # %%
 chosen = read_samples("", pictures)
-student.animate(decode(chosen[0].path), AnimationRequest(chosen[0].prompt, seed=0))  # warms up
+student.animate(decode(chosen[0].path), chosen[0].request(student.info))  # warms up
 seconds: dict[str, list[float]] = {"teacher": [], "student": []}
 shown, rows = [], []
 for sample in chosen:
-    picture, request = decode(sample.path), AnimationRequest(sample.prompt, seed=sample.seed)
+    picture, request = decode(sample.path), sample.request(student.info)
     made = {name: one.animate(picture, request) for name, one in (("teacher", teacher), ("student", student))}
     for name, animation in made.items():
         seconds[name].append(animation.compute_s)

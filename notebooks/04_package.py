@@ -43,7 +43,6 @@ from pipeline.packaging.package import package
 from pipeline.runs.display import show_rows
 from pipeline.runs.results import Row, StageFolder
 from pipeline.runs.settings import read_samples
-from pipeline.serve.engine import AnimationRequest
 from pipeline.serve.sources import open_checkpoint
 
 stage = StageFolder(run_folder, "04_package", "The packaged model")
@@ -85,7 +84,7 @@ teacher_s, passes = stage.read("01_teacher", "baseline.request_s"), stage.read("
 timed = {"packaged": packaged.animator} if teacher_s else {"teacher": source, "packaged": packaged.animator}
 seconds: dict[str, list[float]] = {name: [] for name in timed}
 for sample in read_samples("", requests):
-    picture, request = decode(sample.path), AnimationRequest(sample.prompt, seed=sample.seed)
+    picture, request = decode(sample.path), sample.request(source.info)
     for name, animator in timed.items():
         seconds[name].append(animator.animate(picture, request).compute_s)
 request_s = {"teacher": teacher_s, **{name: float(np.median(taken)) for name, taken in seconds.items()}}

@@ -72,11 +72,14 @@ def baseline(
 def branch_clips(animator: Animator, picture: Image.Image, prompt: str, seed: int) -> dict[str, Clip]:
     """Return what each guidance branch makes alone, by its name in the order of the formula.
 
-    A student has no branches, since guidance is part of its weights: the result is then empty.
+    A student has no branches, since guidance is part of its weights: the result is then empty. A family that cannot do
+    without its picture has the full one alone.
     """
     if animator.info.guidance_distilled:
         return {}
-    alone = {"unconditional": (0.0, 0.0), "image": (0.0, 1.0), "full": (1.0, 1.0)}
+    alone: dict[str, tuple[float, float | None]] = {"full": (1.0, None)}
+    if animator.pipe.family.drops_picture:
+        alone = {"unconditional": (0.0, 0.0), "image": (0.0, 1.0), "full": (1.0, 1.0)}
     clips = {
         name: seeded_request(animator.pipe, picture, prompt, seed, guidance_scale=text, image_guidance_scale=image)
         for name, (text, image) in alone.items()

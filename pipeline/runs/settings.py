@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import StillmotionError
 from ..reading import read_yaml
+from ..serve.manifest import ModelInfo
+from ..serve.request import AnimationRequest
 
 PRESETS = Path(__file__).parent.parent / "presets"
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -131,6 +133,10 @@ class Sample:
     @property
     def name(self) -> str:
         return self.path.stem
+
+    def request(self, info: ModelInfo) -> AnimationRequest:
+        """Return what to ask a model for; one that reads no prompt is given none."""
+        return AnimationRequest(self.prompt if info.takes_prompt else "", seed=self.seed)
 
 
 def read_samples(file: str | Path | None = None, count: int | None = None) -> list[Sample]:
