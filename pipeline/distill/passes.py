@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Image, fromarray
 from torch import Tensor, nn
 
 from ..model.families import Cond, Request, cast_cond, guidance_embedding, guidance_width, stack
@@ -42,7 +43,14 @@ def conditions(
     controls = {name: control.default for name, control in family.controls.items() if control.default is not None}
     height, width = teacher.default_size
     request = Request(
-        examples.pictures, config.num_frames, height, width, config.fps, generator=random, controls=controls
+        examples.pictures,
+        config.num_frames,
+        height,
+        width,
+        config.fps,
+        last_images=last_pictures(examples) if family.last_image(parts) == "always" else None,
+        generator=random,
+        controls=controls,
     )
     # I2VGen-XL as published draws from its posterior with torch's global generator.
     with seeded(int(torch.randint(2**62, (), generator=random)), teacher.device):
@@ -59,6 +67,13 @@ def conditions(
     if "guidance" in of_teacher:
         of_teacher = {**of_teacher, "guidance": told.to(parts.dtype)}
     return of_teacher, {**of_student, "guidance": told}
+
+
+def last_pictures(examples: Examples) -> list[Image]:
+    """Return the pictures that the examples' clips end with."""
+    assert examples.clips is not None
+    ends = (examples.clips[:, :, -1] * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [fromarray(end) for end in ends]
 
 
 class Networks(nn.Module):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..media.video import Clip, sheet
 from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
-from ..model.solver import log_snr_solver
+from ..model.solver import log_snr_solver, solver_problem
 from ..serve.engine import load_pipeline
-from .algorithm import Grid
+from .algorithm import Grid, NotSplittable
 from .data import Examples
 from .memory import add_lora
 from .passes import Networks, networks_of, seeded
@@ -38,6 +38,8 @@ def teacher_grid(
     Raises:
         NotSplittable: there is no such grid.
     """
+    if problem := solver_problem(teacher.scheduler):
+        raise NotSplittable(problem)  # a student's solver would have other noise levels
     parts, family, config = teacher.parts, teacher.family, teacher.config
     shape = (1, *family.latent_shape(parts, config.num_frames, *teacher.default_size))
     ratio = config.boundary_ratio if "boundary_ratio" in family.options else None
@@ -155,7 +157,7 @@ def build_student(
         **{name: config[name] for name in family.options},
         num_inference_steps=grid.student_steps,
         guidance_scale=1.0,
-        image_guidance_scale=1.0,
+        image_guidance_scale=1.0 if family.drops_picture else None,
         # Of a student of a student, the scales are still those of the first teacher.
         distilled_guidance_scale=own_scale(teacher),
         distilled_image_guidance_scale=config.distilled_image_guidance_scale

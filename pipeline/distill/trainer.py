@@ -77,6 +77,8 @@ class Distiller:
     ) -> None:
         if settings.trajectory is Trajectory.FORWARD and not source.has_clips:
             raise ValueError("trajectory: 'forward' needs clips, and there are pictures alone; use 'backward'")
+        if teacher.family.last_image(teacher.parts) == "always" and not source.has_clips:
+            raise ValueError("data: this teacher is given the picture that a clip ends with, and there are no clips")
         check_guidance_range(teacher, settings.guidance_range)
         grid = teacher_grid(teacher, settings.student_steps, settings.noise_correction, settings.teacher_steps)
         self.settings, self.source = settings, source
@@ -261,6 +263,9 @@ class Distiller:
         if scales is not None and self.teacher.config.guidance_range is None:
             by_clip = ClipGuidance(scales.to(self.accelerator.device), guidance.image)
         of_teacher, of_student = conditions(self.teacher, examples, by_clip, random, scales)
+        family, parts, grid = self.teacher.family, self.teacher.parts, self.grid
+        of_teacher = family.with_grid(parts, of_teacher, grid.timesteps)
+        of_student = family.with_grid(parts, of_student, grid.timesteps[grid.starts[:-1]])
         return (
             teacher_pass(self.teacher, of_teacher, by_clip),
             student_pass(self.teacher, self.student, of_student),
