@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from PIL.Image import Image
 from torch import Tensor
 
+from ..model.flow_solver import is_flow
 from ..model.solver import log_snr_solver
 
 if TYPE_CHECKING:
@@ -36,8 +42,16 @@ class ConvergencePoint:
 
 
 def compared_samplers(scheduler: SchedulerMixin) -> dict[str, SchedulerMixin]:
-    """Return samplers to compare, by name, all with the betas and the prediction type of `scheduler`."""
+    """Return samplers to compare, by name, all with the noise levels and the prediction type of `scheduler`."""
     solver = log_snr_solver(scheduler)
+    if is_flow(scheduler):
+        config = {name: value for name, value in solver.config.items() if value is not None}
+        unipc = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": config["shift"]}
+        return {
+            "Euler": FlowMatchEulerDiscreteScheduler.from_config(config),
+            "UniPC": UniPCMultistepScheduler(**unipc, use_dynamic_shifting=config["use_dynamic_shifting"]),
+            "DPM-Solver++, uniform log-SNR": solver,
+        }
     return {
         "DDIM": DDIMScheduler.from_config(
             solver.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
@@ -73,7 +87,7 @@ def reference_latents(sample: Sample, scheduler: SchedulerMixin, steps: int = 25
 def latent_sampler(
     pipe: ImageAnimationPipeline, images: Sequence[Image], prompts: Sequence[str], seed: int = 0, **arguments: Any
 ) -> Sample:
-    """Return what samples latents of clips, `(batch, 4, frames, height, width)`, with any scheduler from one noise.
+    """Return what samples latents, `(batch, channels, frames, height, width)`, with any scheduler from one noise.
 
     The pipeline's own scheduler is put back after each call.
 

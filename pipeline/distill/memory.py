@@ -24,6 +24,9 @@ def checkpoint_blocks(network: nn.Module) -> Change:
         NotApplicable: no `down_blocks`, `mid_block` and `up_blocks`.
     """
     parts: Any = network
+    if not hasattr(network, "down_blocks") and getattr(network, "_supports_gradient_checkpointing", False):
+        parts.enable_gradient_checkpointing()
+        return Change("checkpointing", "as diffusers has it", parts.disable_gradient_checkpointing)
     try:
         blocks: list[Any] = [*parts.down_blocks, parts.mid_block, *parts.up_blocks]
     except (AttributeError, TypeError) as error:

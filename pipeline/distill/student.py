@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 
 from ..media.video import Clip, sheet
 from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
-from ..model.solver import log_snr_solver
+from ..model.solver import log_snr_solver, solver_problem
 from ..serve.engine import load_pipeline
-from .algorithm import Grid
+from .algorithm import Grid, NotSplittable
 from .data import Examples
 from .memory import add_lora
-from .passes import seeded
+from .passes import Networks, networks_of, seeded
 from .settings import DistillSettings
 
 if TYPE_CHECKING:
@@ -32,17 +33,24 @@ def teacher_grid(
     """Return the grid of a teacher, divided into the student's steps.
 
     Args:
-        teacher_steps: of that grid; 0: as many as the teacher is sampled with by default, or the next lower
-            multiple of the student's.
+        teacher_steps: of that grid; 0: as many as the teacher is sampled with by default.
 
     Raises:
-        NotSplittable: the teacher's steps cannot be divided so.
+        NotSplittable: there is no such grid.
     """
-    scheduler = copy.deepcopy(teacher.scheduler)
-    own: int = teacher.config.num_inference_steps
-    if not teacher_steps:
-        teacher_steps = own - own % student_steps if 0 < student_steps <= own else own
-    return Grid.of(scheduler, teacher_steps, student_steps, noise_correction)
+    if problem := solver_problem(teacher.scheduler):
+        raise NotSplittable(problem)  # a student's solver would have other noise levels
+    parts, family, config = teacher.parts, teacher.family, teacher.config
+    shape = (1, *family.latent_shape(parts, config.num_frames, *teacher.default_size))
+    ratio = config.boundary_ratio if "boundary_ratio" in family.options else None
+    return Grid.of(
+        copy.deepcopy(teacher.scheduler),
+        teacher_steps or config.num_inference_steps,
+        student_steps,
+        noise_correction,
+        lay=lambda scheduler, steps: family.set_timesteps(scheduler, steps, shape, torch.device("cpu")),
+        boundary=None if ratio is None else ratio * teacher.scheduler.config.num_train_timesteps,
+    )
 
 
 def teacher_digest(teacher: ImageAnimationPipeline) -> str:
@@ -85,26 +93,31 @@ def check_guidance_range(teacher: ImageAnimationPipeline, limits: tuple[float, f
         )
 
 
-def student_network(teacher: ImageAnimationPipeline, settings: DistillSettings) -> nn.Module:
-    """Return what a student begins as: the teacher's network in float32, with LoRA and an input of guidance where
+def student_network(teacher: ImageAnimationPipeline, settings: DistillSettings) -> Networks:
+    """Return what a student begins as: the teacher's networks in float32, with LoRA and an input of guidance where
     they are wanted.
 
     Raises:
-        ValueError: `start` is no student of this teacher's shape.
+        ValueError: `start` is no student of this teacher's shape, or the network can be told no guidance scale.
     """
     guided = settings.guidance_range is not None
-    network: nn.Module = guided_unet(teacher.network) if guided else copy.deepcopy(teacher.network)
-    if settings.start:
-        network.load_state_dict(_weights_of(settings.start, like=network))
-    network = network.float().requires_grad_().eval()
-    if not settings.lora_rank:
-        return network
-    with seeded(settings.seed, torch.device("cpu")):
-        return add_lora(network, settings.lora_rank, {GUIDANCE_WEIGHTS} if guided else ())
+    if guided and teacher.family.flow:
+        raise ValueError(f"guidance_range: networks of the {teacher.family.name} family can be told no scale")
+    networks: dict[str, nn.Module] = {}
+    for name, own in networks_of(teacher).items():
+        network: nn.Module = guided_unet(own) if guided else copy.deepcopy(own)
+        if settings.start:
+            network.load_state_dict(_weights_of(settings.start, name, like=network))
+        network = network.float().requires_grad_().eval()
+        if settings.lora_rank:
+            with seeded(settings.seed, torch.device("cpu")):
+                network = add_lora(network, settings.lora_rank, {GUIDANCE_WEIGHTS} if guided else ())
+        networks[name] = network
+    return Networks(teacher, networks)
 
 
-def _weights_of(folder: str, like: nn.Module) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = load_pipeline(folder).network.state_dict()
+def _weights_of(folder: str, name: str, like: nn.Module) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = getattr(load_pipeline(folder), name).state_dict()
     shapes = {name: weight.shape for name, weight in weights.items()}
     if shapes != {name: weight.shape for name, weight in like.state_dict().items()}:
         raise ValueError(f"start: {folder} has other weights than a student of this teacher")
@@ -112,34 +125,39 @@ def _weights_of(folder: str, like: nn.Module) -> dict[str, Tensor]:
 
 
 def build_student(
-    teacher: ImageAnimationPipeline, network: nn.Module, grid: Grid, guidance_range: tuple[float, float] | None = None
+    teacher: ImageAnimationPipeline,
+    networks: nn.Module | Mapping[str, nn.Module],
+    grid: Grid,
+    guidance_range: tuple[float, float] | None = None,
 ) -> ImageAnimationPipeline:
     """Return a pipeline around a student's network; the other components are the teacher's.
 
-    It samples with DDIM (DPM-Solver++ of order 1) on the student's own grid, which is kept in the
+    It samples with DDIM or Euler's method (DPM-Solver++ of order 1) on the student's own grid, which is kept in the
     scheduler's config, and in one pass a step: guidance is part of the weights.
 
     Args:
+        networks: by name, where the teacher has more than one.
         guidance_range: of the scale of the caption, where the network is told it.
     """
     from ..model.animation import ImageAnimationPipeline
 
     config, family = teacher.config, teacher.family
-    solver = log_snr_solver(
-        teacher.scheduler,
-        solver_order=1,
-        timesteps=[float(t) for t in grid.student_timesteps],
-        noise_correction=grid.noise_correction,
-    )
+    own_grid: dict[str, Any] = {"solver_order": 1, "timesteps": grid.student_timesteps}
+    if grid.prediction_type == "flow_prediction":
+        own_grid |= {"sigmas": grid.student_sigmas}
+    else:
+        own_grid |= {"noise_correction": grid.noise_correction}
+    solver = log_snr_solver(teacher.scheduler, **own_grid)
     # The motion adapter of a PIA checkpoint is in its U-Net by now.
-    own = {family.networks[0]: network, "scheduler": solver, "motion_adapter": None}
+    trained = {family.networks[0]: networks} if isinstance(networks, nn.Module) else dict(networks)
+    own = {**trained, "scheduler": solver, "motion_adapter": None}
     student = ImageAnimationPipeline(
         **{name: getattr(teacher, name) for name in family.components if name not in own},
         **{name: part for name, part in own.items() if name in family.components},
         **{name: config[name] for name in family.options},
         num_inference_steps=grid.student_steps,
         guidance_scale=1.0,
-        image_guidance_scale=1.0,
+        image_guidance_scale=1.0 if family.drops_picture else None,
         # Of a student of a student, the scales are still those of the first teacher.
         distilled_guidance_scale=own_scale(teacher),
         distilled_image_guidance_scale=config.distilled_image_guidance_scale

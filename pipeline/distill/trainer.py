@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from ..machine import default_device
@@ -31,7 +31,7 @@ from .algorithm import (
 from .checkpoint import Averaged, CheckpointFolder, DistillationError, Interrupts, Progress, whole
 from .data import Examples, Source, read
 from .memory import checkpoint_blocks, merge_lora
-from .passes import conditions, draw_scales, student_pass, teacher_pass
+from .passes import conditions, draw_scales, networks_of, student_pass, teacher_pass
 from .settings import DistillSettings
 from .student import build_student, check_guidance_range, student_network, teacher_digest, teacher_grid
 
@@ -77,10 +77,12 @@ class Distiller:
     ) -> None:
         if settings.trajectory is Trajectory.FORWARD and not source.has_clips:
             raise ValueError("trajectory: 'forward' needs clips, and there are pictures alone; use 'backward'")
+        if teacher.family.last_image(teacher.parts) == "always" and not source.has_clips:
+            raise ValueError("data: this teacher is given the picture that a clip ends with, and there are no clips")
         check_guidance_range(teacher, settings.guidance_range)
         grid = teacher_grid(teacher, settings.student_steps, settings.noise_correction, settings.teacher_steps)
         self.settings, self.source = settings, source
-        self.accelerator = accelerator or _accelerator(settings)
+        self.accelerator = accelerator or _accelerator(settings, networks=len(networks_of(teacher)))
         self.accelerator.gradient_accumulation_steps = settings.accumulate
         self._sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if self._sharded and not self.accelerator.is_fsdp2:
@@ -94,7 +96,8 @@ class Distiller:
                 component.eval()
         network = student_network(teacher, settings)
         if settings.gradient_checkpointing:
-            checkpoint_blocks(network)
+            for one in network.networks.values():
+                checkpoint_blocks(one)
         optimizer = torch.optim.AdamW(
             [p for p in network.parameters() if p.requires_grad],
             lr=settings.learning_rate,
@@ -186,10 +189,10 @@ class Distiller:
         s, device = self.settings, self.accelerator.device
         random = torch.Generator().manual_seed((s.seed * 1_000_003 + number) % 2**63)
         count = len(examples.captions)
-        teacher, student = self._passes(examples, random)
+        teacher, student, hold = self._passes(examples, random)
         frames, size = self.teacher.config.num_frames, self.teacher.default_size
         shape = (count, *self.teacher.family.latent_shape(self.teacher.parts, frames, *size))
-        noise, fresh = (torch.randn(shape, generator=random).to(device) for _ in range(2))
+        noise, fresh = (hold(torch.randn(shape, generator=random).to(device)) for _ in range(2))
         # Each step of the student is drawn as often as every other, in the batch too where it is large enough.
         first = int(torch.randint(s.student_steps, (), generator=random))
         order = torch.randperm(count, generator=random)
@@ -198,7 +201,7 @@ class Distiller:
             assert examples.clips is not None
             with torch.no_grad():
                 clean = self.teacher.family.encode_clip(self.teacher.parts, examples.clips * 2 - 1).float()
-            z = forward_states(self.grid, clean, noise, steps)
+            z = hold(forward_states(self.grid, clean, noise, steps))
         else:
             z = self._backward_states(student, noise, steps)
         if s.shifted_reconstruction:
@@ -234,10 +237,10 @@ class Distiller:
         with torch.no_grad():
             for name, averaged in zip(self._names, self.averaged.whole(), strict=True):
                 parameters[name].copy_(averaged)
+        networks = dict(network.requires_grad_(requires_grad=False).eval().networks.items())
         if self.settings.lora_rank:
-            network = merge_lora(network)
-        network = network.requires_grad_(requires_grad=False).eval()
-        return build_student(self.teacher, network, self.grid, self.settings.guidance_range)
+            networks = {name: merge_lora(one) for name, one in networks.items()}
+        return build_student(self.teacher, networks, self.grid, self.settings.guidance_range)
 
     def close(self) -> None:
         """Let go of what accelerate holds on to."""
@@ -250,15 +253,24 @@ class Distiller:
         numbers = [number * world + rank for number in range(first, last)]
         return read(self.source, numbers, self.settings.workers)
 
-    def _passes(self, examples: Examples, random: torch.Generator) -> tuple[Predict, Predict]:
-        """Return teacher and student as they are conditioned on the examples."""
+    def _passes(
+        self, examples: Examples, random: torch.Generator
+    ) -> tuple[Predict, Predict, Callable[[Tensor], Tensor]]:
+        """Return teacher and student as they are conditioned on the examples, and what puts given frames in place."""
         limits, guidance = self.settings.guidance_range, self.guidance
         scales = None if limits is None else draw_scales(limits, len(examples.captions), random)
         by_clip: AnyGuidance = guidance
         if scales is not None and self.teacher.config.guidance_range is None:
             by_clip = ClipGuidance(scales.to(self.accelerator.device), guidance.image)
         of_teacher, of_student = conditions(self.teacher, examples, by_clip, random, scales)
-        return teacher_pass(self.teacher, of_teacher, by_clip), student_pass(self.teacher, self.student, of_student)
+        family, parts, grid = self.teacher.family, self.teacher.parts, self.grid
+        of_teacher = family.with_grid(parts, of_teacher, grid.timesteps)
+        of_student = family.with_grid(parts, of_student, grid.timesteps[grid.starts[:-1]])
+        return (
+            teacher_pass(self.teacher, of_teacher, by_clip),
+            student_pass(self.teacher, self.student, of_student),
+            lambda z: self.teacher.family.hold(z, of_student),
+        )
 
     @torch.no_grad()
     def _backward_states(self, student: Predict, noise: Tensor, steps: Tensor) -> Tensor:
@@ -305,11 +317,13 @@ class Distiller:
         }
 
 
-def _accelerator(settings: DistillSettings) -> Accelerator:
+def _accelerator(settings: DistillSettings, networks: int) -> Accelerator:
     # accelerate keeps one state a process, and refuses a second run in another precision.
     AcceleratorState._reset_state()  # noqa: SLF001  # its own tests and those of transformers do the same
     return Accelerator(
         # Without this it starts no group of processes where there is no GPU.
         cpu=default_device() == "cpu",
         mixed_precision=settings.mixed_precision,
+        # A batch may have no clip at the noise levels of one of two networks.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=networks > 1)],
     )

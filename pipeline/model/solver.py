@@ -18,6 +18,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from .flow_solver import LogSNRFlowScheduler, flow_solver, is_flow
+
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -211,19 +213,26 @@ def log_snr_solver(
     solver_order: int = 2,
     log_snr_start: float = LOG_SNR_START,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     noise_correction: bool = False,
-) -> LogSNRDPMSolverScheduler:
+) -> LogSNRDPMSolverScheduler | LogSNRFlowScheduler:
     """Return the solver for the model that another scheduler was made for.
 
     Args:
-        scheduler: of diffusers, with betas (DDIM, DPM-Solver, Euler and their like); its way of laying
-            timesteps does not matter.
+        scheduler: of diffusers, with betas (DDIM, DPM-Solver, Euler and their like) or of flow matching; its way of
+            laying timesteps does not matter.
         solver_order, log_snr_start, timesteps, noise_correction: see `LogSNRDPMSolverScheduler`.
+        sigmas: those of `timesteps`, of flow matching alone.
 
     Raises:
-        ValueError: `scheduler` has no betas, as those of flow matching, or other noise levels than they give, as
-            those of Stable Video Diffusion and CogVideoX, or an argument is out of range.
+        ValueError: `scheduler` has other noise levels than its betas or its shift give, as those of Stable Video
+            Diffusion and CogVideoX, or an argument is out of range.
     """
+    if is_flow(scheduler):
+        if noise_correction:
+            raise ValueError("noise_correction: a schedule of flow matching begins with noise, and needs none")
+        grid = {} if sigmas is None or timesteps is None else {"sigmas": list(sigmas), "timesteps": list(timesteps)}
+        return flow_solver(scheduler, solver_order=solver_order, log_snr_start=log_snr_start, **grid)
     config = scheduler.config
     betas = getattr(scheduler, "betas", None)
     if betas is None or "prediction_type" not in config:
