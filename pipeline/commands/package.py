@@ -66,6 +66,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("euler",),
         help="euler: first-order steps, as few-step students of Wan are sampled (default: the checkpoint's)",
     )
+    student.add_argument(
+        "--timesteps",
+        type=timesteps,
+        default=[],
+        metavar="T,T,...",
+        help="where a student of distribution matching noises its prediction again, as 1000,757,522 of FastWan",
+    )
+
+
+def timesteps(text: str) -> list[float]:
+    """Return the numbers of `T,T,...`."""
+    return [float(part) for part in text.split(",")]
 
 
 def lora_file(text: str) -> LoraFile:
@@ -101,7 +113,13 @@ def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
 
     height, width = options.size or (None, None)
     distilled = Distilled(
-        options.lora, options.lora_2, options.transformer, options.transformer_2, options.shift, options.solver
+        loras=options.lora,
+        loras_2=options.lora_2,
+        transformer=options.transformer,
+        transformer_2=options.transformer_2,
+        shift=options.shift,
+        solver=options.solver,
+        timesteps=options.timesteps,
     )
     try:
         source = open_distilled(

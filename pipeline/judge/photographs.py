@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,41 +46,32 @@ class Picture:
     caption: str
 
 
-def held_out(source: str | Path, most: int | None = None) -> list[Picture]:
-    """Return pictures with captions, in the order of their names.
+def read_pictures(rows: Iterable[tuple[Path, str]]) -> list[Picture]:
+    """Read pictures.
 
     Args:
-        source: a folder of pictures, each with a text beside it (`cat.png`, `cat.txt`) or named in a metadata.csv, as
-            `pipeline distill` reads it; or "photographs" for those of scikit-image.
-        most: how many at most.
+        rows: file and caption of each.
 
     Raises:
-        StillmotionError: the folder has none, a file is damaged or has no caption, or scikit-image is not installed.
+        StillmotionError: a file is no picture, or damaged.
     """
-    rows = _packaged() if str(source) == PHOTOGRAPHS and not Path(source).is_dir() else _of_folder(Path(source))
-    return [Picture(path.name, _read(path), caption) for path, caption in rows[:most]]
+    return [Picture(path.name, _read(path), caption) for path, caption in rows]
 
 
-def _packaged() -> list[tuple[Path, str]]:
+def photographs() -> list[tuple[Path, str]]:
+    """Return file and caption of eight photographs that scikit-image brings in its wheel.
+
+    Raises:
+        StillmotionError: it is not installed.
+    """
     found = find_spec("skimage")
     if found is None or found.origin is None:
         raise StillmotionError(
-            "--pictures photographs: takes those of scikit-image, which is not installed; pip install "
+            f"--pictures {PHOTOGRAPHS}: takes those of scikit-image, which is not installed; pip install "
             "'stillmotion[judge]', or give a folder"
         )
     folder = Path(found.origin).parent / "data"
     return [(folder / name, caption) for name, caption in _PHOTOGRAPHS.items()]
-
-
-def _of_folder(folder: Path) -> list[tuple[Path, str]]:
-    from ..distill.folders import CaptionedSource, open_folder
-
-    # Shape and batch are of training; the files and captions are what counts here.
-    source = open_folder(folder, frames=1, height=8, width=8, batch=1)
-    assert isinstance(source, CaptionedSource)
-    if source.has_clips:
-        raise StillmotionError(f"{folder}: holds videos; a folder to judge with holds pictures")
-    return sorted(source.rows)
 
 
 def _read(path: Path) -> Image:

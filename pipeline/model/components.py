@@ -40,6 +40,9 @@ _MOVED = {
 }
 """Modules of this project that checkpoints name as they were called when they were saved."""
 
+_OWN_MODULES = frozenset({*_MOVED.values(), "pipeline.model.renoising"})
+"""Modules of this project that a checkpoint's index may name."""
+
 
 def with_moved_modules(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return a `model_index.json` with this project's modules as they are called now."""
@@ -75,7 +78,7 @@ def load_components(
         entry = index[name]
         if not (isinstance(entry, list) and len(entry) == 2 and entry[0] and (folder / name).is_dir()):
             continue
-        module, own = entry[0], entry[0] in _MOVED.values()
+        module, own = entry[0], entry[0] in _OWN_MODULES
         # Only modules that are imported already, or the project's own: a folder does not decide which code is run.
         kind = getattr(importlib.import_module(module) if own else sys.modules.get(module), str(entry[1]), None)
         if isinstance(kind, type) and issubclass(kind, (ModelMixin, PreTrainedModel)):

@@ -42,6 +42,7 @@ class Distilled:
     transformer_2: Path | None = None
     shift: float | None = None
     solver: Literal["euler"] | None = None
+    timesteps: Sequence[float] = ()
 
     @property
     def changes_weights(self) -> bool:
@@ -69,12 +70,18 @@ def open_distilled(
 
     device = device or default_device()
     stored = device != "cpu" if stored is None else stored
+    if distilled.timesteps:
+        if distilled.shift is not None or distilled.solver is not None:
+            raise ModelError("--timesteps: says where each step is; leave out --shift and --solver")
+        if defaults.get("num_inference_steps") not in {None, len(distilled.timesteps)}:
+            raise ModelError(f"--steps: is not {len(distilled.timesteps)}, the number of --timesteps; leave it out")
+        defaults["num_inference_steps"] = len(distilled.timesteps)
     components = _networks(source, distilled, "stored" if stored else None, device)
     merged: list[MergedFile] = []
 
     def change(pipe: ImageAnimationPipeline) -> None:
         merged.extend(_merge(pipe, distilled))
-        if distilled.shift is not None or distilled.solver is not None:
+        if distilled.shift is not None or distilled.solver is not None or distilled.timesteps:
             pipe.register_modules(scheduler=_scheduler(pipe, distilled))
         if distilled.changes_weights and defaults.get("guidance_scale") == 1:
             own = pipe.family.defaults_of(pipe.parts).guidance_scale
@@ -169,7 +176,13 @@ def _scheduler(pipe: ImageAnimationPipeline, distilled: Distilled) -> Any:
 
     scheduler, shift = pipe.scheduler, distilled.shift
     if not pipe.family.flow:
-        raise ModelError(f"--shift and --solver: the {pipe.family.name} family has no noise levels of flow matching")
+        raise ModelError(
+            f"--shift, --solver, --timesteps: the {pipe.family.name} family has no noise levels of flow matching"
+        )
+    if distilled.timesteps:
+        from ..model.renoising import RenoisingScheduler
+
+        return RenoisingScheduler(list(distilled.timesteps), scheduler.config.num_train_timesteps)
     own = shift_of(scheduler)
     if own is None:
         raise ModelError(

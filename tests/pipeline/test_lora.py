@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from pipeline.commands.cli import main
 from pipeline.errors import ModelError
+from pipeline.model.renoising import RenoisingScheduler
 from pipeline.packaging.lora import merge
 from pipeline.packaging.lora_file import LoraFile
 from pipeline.serve.manifest import ModelInfo
@@ -265,6 +266,11 @@ def test_files_named_after_the_other_expert_are_said(package, tmp_path):
         ("wan-2.1", ["--transformer", "none"], "none: no config.json"),
         ("svd", ["--transformer", "x"], "--transformer: a checkpoint of the svd family has no transformer"),
         ("svd", ["--shift", "5"], "the svd family has no noise levels of flow matching"),
+        ("svd", ["--timesteps", "1000"], "the svd family has no noise levels of flow matching"),
+        ("wan-2.1", ["--timesteps", "1000,500", "--shift", "5"], "leave out --shift and --solver"),
+        ("wan-2.1", ["--timesteps", "1000,500", "--steps", "4"], "--steps: is not 2"),
+        ("wan-2.1", ["--timesteps", "500,1000"], "timesteps: [500.0, 1000.0] do not descend"),
+        ("wan-2.1", ["--timesteps", "1001"], "timesteps: [1001.0] are not within 0 (not allowed) to 1000"),
         ("ltx", ["--solver", "euler"], "takes its shift from the size of a clip"),
     ],
 )
@@ -273,7 +279,9 @@ def test_what_a_checkpoint_does_not_have_is_refused(kind, options, told, package
     assert told in package(*options, checkpoint=tmp_path / kind)
 
 
-@pytest.mark.parametrize("option", [["--lora", "x.safetensors:nan"], ["--shift", "0"], ["--shift", "nan"]])
+@pytest.mark.parametrize(
+    "option", [["--lora", "x.safetensors:nan"], ["--shift", "0"], ["--shift", "nan"], ["--timesteps", "1,x"]]
+)
 def test_a_scale_or_a_shift_that_is_no_number_is_wrong_use(option, package, capsys):
     with pytest.raises(SystemExit) as caught:
         package(*option)
@@ -288,9 +296,12 @@ def test_a_whole_distilled_network_takes_the_place_of_the_checkpoints(package, t
     for parameter in other.transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     other.transformer.save_pretrained(tmp_path / "fast" / "transformer")
-    options = ("--steps", "3", "--guidance-scale", "1", "--shift", "8")
+    options = ("--guidance-scale", "1", "--timesteps", "1000,757,522")
     packaged = package("--transformer", tmp_path / "fast", *options, checkpoint=tmp_path / "base")
-    assert (packaged["passes"], packaged["shift"], packaged["merged"]) == (3, 8.0, [])
+    assert (packaged["steps"], packaged["passes"], packaged["merged"]) == (3, 3, [])
+    assert packaged["max_difference"] == 0  # from one seed the noise of each step is the same too
+    scheduler = json.loads((Path(packaged["path"]) / "scheduler" / "scheduler_config.json").read_text())
+    assert (scheduler["_class_name"], scheduler["timesteps"]) == ("RenoisingScheduler", [1000, 757, 522])
     stored = type(other.transformer).from_pretrained(Path(packaged["path"]) / "transformer")
     for name, tensor in other.transformer.state_dict().items():
         assert torch.equal(stored.state_dict()[name], tensor), name
@@ -301,6 +312,18 @@ def test_one_experts_network_alone_and_a_network_of_another_shape_are_refused(pa
     assert "give --transformer-2 FOLDER too" in package("--transformer", tmp_path / "fast")
     error = package("--transformer", tmp_path / "fast", "--transformer-2", tmp_path / "fast")
     assert "transformer: takes 48 channels where image to video has 36" in error
+
+
+def test_a_student_of_distribution_matching_noises_its_prediction_again():
+    scheduler = RenoisingScheduler([1000, 600])
+    scheduler.set_timesteps(2)
+    x, v = torch.randn(2, 2, 3, 4, 4).unbind()
+    stepped = scheduler.step(v, scheduler.timesteps[0], x, generator=torch.Generator().manual_seed(3)).prev_sample
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(stepped, 0.4 * (x - v) + 0.6 * noise)
+    torch.testing.assert_close(scheduler.step(v, scheduler.timesteps[1], x).prev_sample, x - 0.6 * v)
+    with pytest.raises(ValueError, match="num_inference_steps: 4 is not 2, the steps of this student"):
+        scheduler.set_timesteps(4)
 
 
 def test_the_euler_solver_takes_eulers_steps_on_the_shifted_grid(two_experts):

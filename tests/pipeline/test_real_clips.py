@@ -13,10 +13,11 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from pipeline.commands.cli import main
+from pipeline.commands.evaluate_pictures import listed
 from pipeline.errors import ModelError, StillmotionError
 from pipeline.judge.gates import check_pictures, load_gates
 from pipeline.judge.on_pictures import compare_on_pictures, evaluate_on_pictures
-from pipeline.judge.photographs import Picture, held_out
+from pipeline.judge.photographs import Picture, read_pictures
 from pipeline.judge.real_clips import EfficientNetLite0, check_clip, colours, likeness_db, motion
 
 from .small_checkpoints import SMALL
@@ -91,7 +92,7 @@ def test_a_clip_is_nearest_to_the_picture_it_shows():
 
 
 def test_features_see_a_clip_of_the_picture_as_nearer_than_one_of_another():
-    cat, cup = (as_tensor(one.image.resize((SIDE, SIDE))) for one in held_out("photographs")[1:3])
+    cat, cup = (as_tensor(one.image.resize((SIDE, SIDE))) for one in read_pictures(listed("photographs"))[1:3])
     features = EfficientNetLite0()
     own, other = (features.figures(one[:, None].expand(-1, 2, -1, -1), cat) for one in (cat, cup))
     assert own["efficientnet_lite0_to_picture"] == pytest.approx(1, abs=1e-4)
@@ -253,21 +254,21 @@ def folder(tmp_path):
 
 
 def test_photographs_come_from_a_package_and_a_folder_is_read_by_name(folder):
-    photographs = held_out("photographs")
+    photographs = read_pictures(listed("photographs"))
     assert len(photographs) == 8
     assert all(one.caption and min(one.image.size) >= 200 for one in photographs)
-    assert [one.name for one in held_out(folder, 1)] == ["0.png"]
+    assert [one.name for one in read_pictures(listed(str(folder))[:1])] == ["0.png"]
 
 
 def test_a_folder_without_captions_or_with_a_damaged_picture_is_refused(folder):
     (folder / "1.png").write_bytes(b"\x89PNG")
     with pytest.raises(StillmotionError, match=r"1\.png: not a picture that can be read"):
-        held_out(folder)
+        read_pictures(listed(str(folder)))
     (folder / "0.txt").unlink()
     with pytest.raises(StillmotionError, match=r"0\.png: has no caption"):
-        held_out(folder)
+        read_pictures(listed(str(folder)))
     with pytest.raises(StillmotionError, match="no such folder"):
-        held_out(folder / "none")
+        listed(str(folder / "none"))
 
 
 @pytest.mark.parametrize("kind", ["wan-2.2-a14b", "svd"])
