@@ -30,7 +30,9 @@ Progress = Callable[[int, int], None]
 """Called with (clips done, clips in all)."""
 
 _SEEDS_APART = 1_000_003  # further seeds of a clip; no other clip's, for up to a million clips
-_STILL = 1e-3  # percent of the side a second: a teacher that moves less is no measure of motion
+# Percent of the side a frame: 0.05 pixels at the size that flow is measured at, which noise of three steps of 255 gives by
+# itself. A teacher that moves less is no measure of motion.
+_STILL = 0.02
 
 # Figures of generated clips, which readers of the document expect, and which need a true clip.
 _NEED_TRUE_CLIPS = ("motion_accuracy", "motion_accuracy_interval", "unclear", "ground_truth_psnr_db", "fvd")
@@ -328,7 +330,8 @@ class _Trial:
         """
         means = {name: float(np.mean(values)) for name, values in self.found.items()}
         if teacher is not None:
-            for name, least in (("motion", _STILL), ("saturation", 1e-6), ("diversity", 1e-6)):
+            still = _STILL * self.candidate.animator.info.fps
+            for name, least in (("motion", still), ("saturation", 1e-6), ("diversity", 1e-6)):
                 if name in means:
                     base = float(np.mean(teacher.found[name]))
                     means[f"{name}_of_teacher"] = means[name] / base if base > least else 0.0
