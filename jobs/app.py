@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -152,4 +153,6 @@ def serve(settings: Settings) -> None:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=10,
         )
+        # uvicorn raises the signal that stopped it again when it is done; this one has done its work then.
+        signal.signal(signal.SIGTERM, lambda *_: None)
         uvicorn.Server(config).run([sock])

@@ -57,17 +57,17 @@ class Files:
         Raises:
             StorageError: there is no room, or the store refuses.
         """
-        with _translated():
+        with _translated(missing=True):
             await obstore.put_async(self._store, f"{job_id}/{name}", data, use_multipart=False)
 
     async def get(self, job_id: str, name: str) -> bytes | None:
         """Return a file; None where there is none."""
-        with _translated():
-            try:
+        try:
+            with _translated():
                 found = await obstore.get_async(self._store, f"{job_id}/{name}")
                 return bytes(await found.bytes_async())
-            except FileNotFoundError:
-                return None
+        except FileNotFoundError:
+            return None
 
     async def open(
         self, job_id: str, name: str, span: tuple[int, int] | None = None
@@ -78,11 +78,11 @@ class Files:
             span: first byte and the one after the last; None: all.
         """
         path, options = f"{job_id}/{name}", None if span is None else {"range": span}
-        with _translated():
-            try:
+        try:
+            with _translated():
                 found = await obstore.get_async(self._store, path, options=options)  # type: ignore[arg-type]
-            except FileNotFoundError:
-                return None
+        except FileNotFoundError:
+            return None
         return found.meta["size"], _bytes(found.stream())
 
     async def save_video(self, job_id: str, data: bytes, about: Mapping[str, Any]) -> None:
@@ -92,11 +92,11 @@ class Files:
 
     async def saved_video(self, job_id: str) -> dict[str, Any] | None:
         """Return what is known of a job's video; None where it has none."""
-        with _translated():
-            try:
+        try:
+            with _translated():
                 await obstore.head_async(self._store, f"{job_id}/{VIDEO}")
-            except FileNotFoundError:
-                return None
+        except FileNotFoundError:
+            return None
         about = await self.get(job_id, ABOUT)
         return None if about is None else dict(json.loads(about))
 
@@ -137,11 +137,18 @@ async def _bytes(stream: Any) -> AsyncIterator[bytes]:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _translated(*, missing: bool = False) -> Iterator[None]:
+    """Turn what the store's client raises into errors of ours.
+
+    Args:
+        missing: whether that something is not there is one too. That the bucket is not there always is.
+    """
     try:
         yield
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        if not missing and "NoSuchBucket" not in str(error):
+            raise
+        raise StorageError(f"the store of files does not answer: {_line(error)}") from error
     except (BaseError, OSError, ValueError) as error:
         raise StorageError(f"the store of files does not answer: {_line(error)}") from error
 

@@ -85,8 +85,8 @@ class Limits:
         least, most = int(frames.get("least") or 1), int(frames.get("most") or 1)
         least, most = -(-(least - 1) // step) * step + 1, (most - 1) // step * step + 1
         nearest = min(most, max(least, round((wanted * rate - 1) / step) * step + 1))
-        # A clip is as long as frames can make it; what is off by more than half a step of them is out of range.
-        if abs(wanted * rate - nearest) > max(step / 2, 0.5) + 1e-6:
+        # A clip is as long as frames can make it: half of one beyond what the model makes is still within its range.
+        if not least - 0.5 <= wanted * rate <= most + 0.5:
             limits = f"{least / rate:.3g} to {most / rate:.3g}"
             message = f"{seconds} is outside {limits}, which this model can make; the nearest is {nearest / rate:.3g}"
             raise bad("seconds", "out_of_range", message)

@@ -241,13 +241,15 @@ class Reader:
 
     def _check_header(self, name: str, data: bytes) -> None:
         """Look at the header alone: the server decodes it, with all of its limits."""
+        if not data:
+            raise bad(name, "empty", "the file is empty; send a picture (PNG, JPEG or WebP)")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
                     width, height = picture.size
         except Exception as error:  # Pillow raises anything at what is no picture
-            raise bad(name, "not_an_image", "not a PNG, JPEG or WebP picture", 415 if data else 400) from error
+            raise bad(name, "not_an_image", "not a PNG, JPEG or WebP picture", 415) from error
         most = self._settings.max_image_pixels
         if width * height > most:
             raise bad(name, "too_many_pixels", f"{width} x {height} is over the limit of {most} pixels")

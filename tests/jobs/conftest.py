@@ -105,6 +105,11 @@ class Client:
     def wait(self, *videos, status="completed"):
         until(lambda: all(self.status(video) == status for video in videos), f"{videos} are {status}")
 
+    def until_computed(self, video, computes):
+        """Wait until a server computes a job, or has done so."""
+        until(lambda: self.status(video) != "queued", "it has begun")
+        until(lambda: computes() or self.status(video) != "in_progress", "it computes")
+
     def metric(self, series):
         for line in self.http.get("/metrics").text.splitlines():
             if line.startswith(series + " "):
@@ -139,7 +144,7 @@ def service(tmp_path):
             stack.callback(store.close)
             app = make_app(settings, store, Files(settings.files_url))
             client = Client(stack.enter_context(served(app)), key)
-            client.store = store
+            client.store, client.data = store, settings.data
             return client
 
         yield start
@@ -203,6 +208,18 @@ def processes(tmp_path):
     yield Starter()
     for process in started:
         process.kill()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")
@@ -271,16 +288,17 @@ def s3(monkeypatch):
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    httpx.put(f"{endpoint}/clips").raise_for_status()
+    bucket = f"clips-{os.urandom(4).hex()}"  # the server's buckets outlive it in this process
+    httpx.put(f"{endpoint}/{bucket}").raise_for_status()
 
     class Bucket:
-        url = "s3://clips/jobs"
+        url = f"s3://{bucket}/jobs"
 
         def __init__(self):
             self.environment = environment
 
         def names(self):
-            text = httpx.get(f"{endpoint}/clips?list-type=2").text
+            text = httpx.get(f"{endpoint}/{bucket}?list-type=2").text
             return sorted(part.partition("</Key>")[0] for part in text.split("<Key>")[1:])
 
     yield Bucket()

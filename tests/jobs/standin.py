@@ -20,7 +20,8 @@ FIELDS = [
     {"name": "seed", "kind": "integer", "least": 0, "most": 4294967295, "label": "Seed", "about": "", "choices": []},
     {"name": "frames", "kind": "integer", "least": 1, "most": 49, "step": 4, "default": 17, "label": "Frames",
      "about": "", "choices": []},
-    {"name": "fps", "kind": "integer", "least": 1, "most": 60, "default": 8, "label": "Fps", "about": "", "choices": []},
+    {"name": "fps", "kind": "integer", "least": 1, "most": 60, "default": 8, "label": "Fps",
+     "about": "", "choices": []},
     {"name": "size", "kind": "choice", "choices": ["64x64", "96x64"], "label": "Size", "about": ""},
     {"name": "format", "kind": "choice", "choices": ["mp4", "gif"], "default": "mp4", "label": "Format", "about": ""},
 ]  # fmt: skip
