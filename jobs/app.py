@@ -83,7 +83,7 @@ def make_app(settings: Settings, store: Store, files: Files) -> Starlette:
         return ApiError(error.status_code, "not_found", "there is nothing at this path").response()
 
     own = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", guarded(series))]
-    routes = [*own, *api.routes(), *page.routes(settings, api, limits, dispatcher, fleet)]
+    routes = [*own, *api.routes(), *page.routes(settings, store, api, limits, dispatcher, fleet)]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: odd})
     app.router.redirect_slashes = False  # Starlette's redirect names the host that the request named, whoever that is
     return app

@@ -20,13 +20,15 @@ from .api import Api, guarded
 from .dispatch import Dispatcher
 from .errors import ApiError
 from .limits import Limits
+from .records import State
 from .settings import Settings
+from .store import Store
 
 _FOLDER = Path(__file__).parent / "ui"
 # Nothing from elsewhere; blob: is the picture that was chosen and the video that came back.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
-    "media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
@@ -80,15 +82,21 @@ class Fleet:
         return self._status
 
 
-def routes(settings: Settings, api: Api, limits: Limits, dispatcher: Dispatcher, fleet: Fleet) -> list[BaseRoute]:
+def routes(
+    settings: Settings, store: Store, api: Api, limits: Limits, dispatcher: Dispatcher, fleet: Fleet
+) -> list[BaseRoute]:
     """Return the routes of the page."""
 
     async def about(_: Request) -> Response:
         await limits.refresh()
-        known = limits.about
+        known, totals = limits.about, await asyncio.to_thread(store.totals)
         told = {
             "needs_key": bool(settings.keys),
             "state": dispatcher.state(reachable=limits.reachable),
+            "queue": {
+                state: sum(count for (which, _), count in totals.items() if which == state)
+                for state in (State.QUEUED, State.IN_PROGRESS)
+            },
             "fleet": settings.control is not None,
             "expires_s": settings.expires_s,
             "max_image_bytes": settings.max_image_bytes,

@@ -37,8 +37,9 @@ class StandIn:
         log: file to which each event is appended, beside `events`.
     """
 
-    def __init__(self, steps=4, step_s=0.0, retry_after=1, log=None):
+    def __init__(self, steps=4, step_s=0.0, retry_after=1, log=None, clip=None):
         self.steps, self.step_s, self.retry_after, self.log = steps, step_s, retry_after, log
+        self.clip = clip  # a video's file
         self.allowed = threading.Semaphore(0)
         self.events = []
         self.requests = {}
@@ -100,8 +101,13 @@ class StandIn:
                 if self.break_at == step:
                     raise ConnectionError
             ended = True
-            data = f"video of {form['prompt']}".encode()
-            about = {"seed": form.get("seed", "7"), "model": "standin:1", "steps": str(self.steps), "region": "test"}
+            data = self.clip or f"video of {form['prompt']}".encode()
+            about = {
+                "seed": form.get("seed", "7"),
+                "model": "standin:1",
+                "steps": str(self.steps),
+                "marks": "c2pa, iptc",
+            }
             self.note("end", job)
             self.busy = False
             yield event("result", {**about, "format": "mp4", "media_type": "video/mp4",
