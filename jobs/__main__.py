@@ -15,8 +15,8 @@ from pathlib import Path
 from .errors import JobsError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="jobs", description="Submit a picture, come back for the video.")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="run the job service")
@@ -28,7 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     key = commands.add_parser("key", help="make an API key, and the lines of the settings that admit it")
     key.add_argument("name", help="of its holder")
     commands.add_parser("secret", help="make a secret that signs webhooks")
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parsed = build_parser().parse_args(arguments)
     if parsed.command == "key":
         made = f"sk-{secrets.token_urlsafe(32)}"
         digest = hashlib.sha256(made.encode()).hexdigest()

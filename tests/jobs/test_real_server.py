@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import httpx
 import pytest
 
+from pipeline.commands.demo import jobs_beside
 from pipeline.media.video import decode
 
 from ..serving.conftest import packaged_model, server
@@ -47,3 +51,19 @@ def test_what_the_model_cannot_make_is_refused_by_its_own_limits(server, service
     assert "the nearest is 0.5" in answer.json()["error"]["message"]
     assert "is not one of 32x32" in client.create(size="1280x720").json()["error"]["message"]
     server.wait_until_free()
+
+
+def test_a_demo_has_jobs_beside_its_server(server):
+    with jobs_beside(server.url) as url:
+        client = Client(url)
+
+        def answers():
+            with contextlib.suppress(httpx.TransportError):
+                return client.http.get("/readyz").status_code == 200
+
+        until(answers, "the job service answers")
+        video = client.openai.videos.create_and_poll(prompt="a star grows", input_reference=("p.png", picture()))
+        assert video.status == "completed"
+        assert video.result["marks"] == "iptc"
+    with pytest.raises(httpx.TransportError):
+        client.http.get("/readyz")
