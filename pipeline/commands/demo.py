@@ -89,7 +89,8 @@ def demo(
         ready_s = time.monotonic() - began
         clips.append(_animate(address, samples[0], stage, "shipped student", "-shipped")[0])
         tell(f"first clip after {time.monotonic() - began:.0f} s, from the shipped student: {_near(clips[0])}")
-        tell(f"more of it while the notebooks run: {jobs}/ui/, or the openai package with base_url={jobs}/v1")
+        tell(f"jobs for the openai package: base_url={jobs}/v1")
+        tell(f"more of it while the notebooks run: {jobs}/ui")
         failure, model = "", ""
         try:
             run = go_on(folder)

@@ -11,7 +11,7 @@ from pipeline.commands.demo import jobs_beside
 from pipeline.media.video import decode
 
 from ..serving.conftest import packaged_model, server
-from .conftest import picture
+from .conftest import Client, picture, until
 
 __all__ = ["packaged_model", "server"]
 
