@@ -35,7 +35,7 @@ _TIDY_S = 600.0
 _ORPHAN_S = 3600.0
 _SAVE_S = 600.0
 _WRITE_S = 10.0
-PRIORITY_HEADER = "X-Stillmotion-Priority"
+CLASS_HEADER = "X-Job-Class"  # what a dispatcher of GPU servers orders its line by
 
 
 @dataclass
@@ -304,7 +304,7 @@ class Dispatcher:
         def on_step(done: int, total: int) -> None:
             flight.step, flight.steps = done, total
 
-        headers = {"X-Request-Id": job.id, PRIORITY_HEADER: PRIORITIES[job.priority]}
+        headers = {"X-Request-Id": job.id, CLASS_HEADER: PRIORITIES[job.priority]}
         fields = {"prompt": job.prompt, **job.fields}
         return await self._upstream.animate(fields, pictures, headers, on_start, on_step)
 

@@ -168,13 +168,13 @@ const actions = {
     } catch (error) {
       if (error.status !== 404) return complain(error.message);
     }
-    drop_(job.id);
+    forget(job.id);
     (next?.querySelector("button") || list).focus();
     await refresh();
   },
 };
 
-function drop_(id) {
+function forget(id) {
   jobs.get(id)?.card.remove();
   jobs.delete(id);
   if (compared.includes(id)) { compared = compared.filter((other) => other !== id); showCompared(); }
@@ -191,7 +191,7 @@ async function refresh() {
   }
   older.hidden = !more;
   const there = new Set(found.map((job) => job.id));
-  for (const id of [...jobs.keys()]) if (!there.has(id)) drop_(id);
+  for (const id of [...jobs.keys()]) if (!there.has(id)) forget(id);
   let before = null;
   for (const job of found.toReversed ? found.toReversed() : [...found].reverse()) {
     let known = jobs.get(job.id);

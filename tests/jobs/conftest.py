@@ -153,10 +153,11 @@ def service(tmp_path):
 class Process:
     """`python -m jobs serve`, or a stand-in, as a process that a test can kill."""
 
-    def __init__(self, command, log, environment=None, port=None):
+    def __init__(self, command, log, environment=None, port=None, *, python=True):
         self.port = port or free_port()
         self.url, self.log = f"http://127.0.0.1:{self.port}", log
-        command = [sys.executable, *(str(part).replace("PORT", str(self.port)) for part in command)]
+        command = [str(part).replace("PORT", str(self.port)) for part in command]
+        command = [sys.executable, *command] if python else command
         env = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
         with log.open("ab") as out:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)

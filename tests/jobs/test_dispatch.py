@@ -24,7 +24,7 @@ def test_interactive_jobs_go_before_batch_jobs_that_came_first(stand_in, service
     client.wait(*batch, *interactive)
     # The second was sent when there seemed to be room, and refused: it keeps its place within its class.
     assert server.order() == [running, *interactive, *batch]
-    assert server.requests[batch[0]]["headers"]["x-stillmotion-priority"] == "batch"
+    assert server.requests[batch[0]]["headers"]["x-job-class"] == "batch"
 
 
 def test_a_refusal_is_no_attempt_and_the_wait_is_what_the_server_asked_for(stand_in, service):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
 from collections import Counter
 
 import httpx
@@ -179,25 +178,6 @@ def test_a_second_service_in_the_same_folder_is_refused_in_one_line(processes, t
     with pytest.raises(AssertionError, match="another job service uses"):
         processes.jobs("http://127.0.0.1:9", data=tmp_path / "data")
     assert jobs.stop() == 0
-
-
-@pytest.mark.slow
-def test_hundreds_of_jobs_survive_a_kill_of_each_part(processes):
-    gpus = [processes.gpu(step_s=0.02) for _ in range(3)]
-    jobs, client = start(processes, gpus[0].url, {"options": {}, "environment": {}})
-    videos = []
-    for number in range(120):
-        videos.append(client.submit(f"clip {number}", priority="batch" if number % 3 else "interactive"))
-        if number == 60:
-            jobs.kill()
-            jobs, client = start(processes, gpus[0].url, {"options": {}, "environment": {}}, jobs.port)
-        if number == 90:
-            gpus[0].kill()
-            time.sleep(1)
-            processes.gpu(step_s=0.02, port=gpus[0].port)
-    client.wait(*videos)
-    ends = Counter(job for what, job in processes.computed if what == "end")
-    assert all(ends[video] == 1 for video in videos)
 
 
 def _picture():
