@@ -151,7 +151,7 @@ class Dispatcher:
             return "draining"
         if not reachable and not self.pace.computing:
             return "unreachable"
-        return "busy" if self.pace.held_s(time.monotonic()) else "ready"
+        return "busy" if self.pace.busy(time.monotonic()) else "ready"
 
     def poll_after_ms(self, job: Job) -> int:
         """Return when a client should ask again: about ten times a job, and rarely while it waits."""
@@ -316,6 +316,8 @@ class Dispatcher:
             await self._kept_on(lambda: self.remove(job), 5.0)
         elif why == "taken over":
             logger.warning("%s: another process has it now", job.id)
+        elif flight.computed:
+            logger.warning("%s: its video could not be noted; whoever takes it over finds it", job.id)
         else:
             await self._kept_on(lambda: self._release(job, 0.0, counts=False), 5.0)
 

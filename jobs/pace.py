@@ -12,6 +12,7 @@ import random
 
 _AT_ONCE_S = 1.0
 _MOST_WAITING = 32
+_BUSY_S = 5.0  # so that a page does not say and unsay it with each job
 
 
 class Pace:
@@ -25,7 +26,7 @@ class Pace:
     def __init__(self, most: int, rng: random.Random | None = None) -> None:
         self._most, self._rng = most, rng or random.Random()  # noqa: S311  # guards nothing
         self._bound = 1
-        self._held_until = 0.0
+        self._held_until, self._busy_until = 0.0, 0.0
         self.waiting = 0
         self.computing = 0
 
@@ -45,6 +46,10 @@ class Pace:
     def held_s(self, now: float) -> float:
         """Seconds until a job may be sent again after a refusal."""
         return max(0.0, self._held_until - now)
+
+    def busy(self, now: float) -> bool:
+        """Whether there was no room a moment ago."""
+        return now < self._busy_until
 
     def sent(self) -> None:
         self.waiting += 1
@@ -67,3 +72,4 @@ class Pace:
         """There was no room: no more is sent until one of ours ends, or until the upstream said."""
         self._bound = 1
         self._held_until = max(self._held_until, now + wait_s * self._rng.uniform(1.0, 1.25))
+        self._busy_until = max(self._held_until, now + _BUSY_S)
