@@ -65,7 +65,7 @@ class Settings(BaseModel):
     upstream: str = Field(pattern=_HTTP)
     """Address of a server or an edge: jobs go to its `/animate/stream`."""
     upstream_key: SecretStr | None = None
-    """Sent to it as `Authorization: Bearer`."""
+    """Sent to it as `X-API-Key`."""
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8080, ge=0, le=65535)
     data: Path = Path("jobs-data")
@@ -97,7 +97,7 @@ class Settings(BaseModel):
     """How long the service waits for jobs in flight when it is stopped; the rest goes back to the queue."""
     max_image_bytes: int = Field(default=16 * 2**20, ge=1024, le=2**30)
     max_image_pixels: int = Field(default=50_000_000, ge=64)
-    max_uploads: int = Field(default=32, ge=1, le=10_000)
+    max_uploads: int = Field(default=16, ge=1, le=10_000)
     """Requests whose pictures are read at the same time."""
     upload_s: float = Field(default=60.0, gt=0, le=3600)
     """Time in which a request's body must arrive."""

@@ -74,14 +74,14 @@ class Upstream:
 
     Args:
         url: its address.
-        key: sent as a bearer token; None: no key is needed.
+        key: sent as `X-API-Key`, which is what an edge takes; None: no key is needed.
         start_s: how long it may take to begin with a job.
         compute_s: how long it may compute, from then on.
     """
 
     def __init__(self, url: str, key: str | None, start_s: float, compute_s: float) -> None:
         self._start_s, self._compute_s = start_s, compute_s
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"X-API-Key": key} if key else {}
         # One connection a job; it is closed where the job is stopped, which tells the server to stop.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         timeout = httpx.Timeout(10, read=None, write=60, pool=None)

@@ -15,7 +15,7 @@ from .conftest import until
 
 def test_interactive_jobs_go_before_batch_jobs_that_came_first(stand_in, service):
     server = stand_in(step_s=None)
-    client = service(server.url)
+    client = service(server.url, upstream_key="sk-edge")
     running = client.submit("first")
     until(lambda: server.count("begin") == 1, "it is computed")
     batch = [client.submit("b", priority="batch") for _ in range(3)]
@@ -25,6 +25,7 @@ def test_interactive_jobs_go_before_batch_jobs_that_came_first(stand_in, service
     # The second was sent when there seemed to be room, and refused: it keeps its place within its class.
     assert server.order() == [running, *interactive, *batch]
     assert server.requests[batch[0]]["headers"]["x-job-class"] == "batch"
+    assert server.requests[batch[0]]["headers"]["x-api-key"] == "sk-edge"
 
 
 def test_a_refusal_is_no_attempt_and_the_wait_is_what_the_server_asked_for(stand_in, service):
