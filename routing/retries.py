@@ -49,23 +49,22 @@ def attempts_by_table(policy: RetryPolicy) -> int:
 
 
 def attempt_groups(fleet: Fleet, source: str, row: Mapping[str, float]) -> list[dict[str, float]]:
-    """Where the attempts of a job go: {region: weight}, first by the table, then where retries may find room.
+    """Return where the attempts of a job go: {region: share of the group}, by the table, then where there may be room.
 
-    The first group is what the planner placed, by its shares, and has the first `attempts_by_table` attempts. The
-    regions that have no more than the floor share, or none, follow ring by ring: the other attempts go to the first
-    of these groups of which a region is alive, and all attempts do when every region before it is dead. Regions
-    beyond the rings that overflow may use are in none.
+    The first group is the row of the table, and has the first `attempts_by_table` attempts. The regions that are not
+    in it follow ring by ring, in proportion to their GPUs: the other attempts go to the first of these groups of
+    which a region is alive, and all attempts do when every region before it is dead. Regions beyond the rings that
+    overflow may use, and those that `never` forbids, are in none.
 
     Args:
         fleet: whose regions they are.
         source: region whose users' jobs they are.
         row: of the table.
     """
-    # A share this small is there for retries to find. As a weight it would send first attempts away from home.
-    placed = {name: share for name, share in row.items() if share > fleet.floor_share or (share and name == source)}
-    groups = [placed or dict(row)]
+    groups = [{name: share for name, share in row.items() if share > 0}]
     for ring in fleet.rings(source)[: fleet.farthest_ring + 1]:
-        groups.append({name: row.get(name) or fleet.floor_share for name in ring if name not in groups[0]})
+        gpus = {name: fleet.regions[name].gpus for name in ring if name not in groups[0]}
+        groups.append({name: count / sum(gpus.values()) for name, count in gpus.items() if count})
     return groups
 
 

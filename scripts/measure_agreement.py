@@ -126,12 +126,9 @@ def fixed_table(fleet: Fleet) -> RoutingTable:
 
 
 def home_table(fleet: Fleet) -> RoutingTable:
-    """All at home, with the floor."""
-    rows = {}
-    for source in fleet.names:
-        floors = {to: fleet.floor_share for to in fleet.names if to != source and fleet.ring(source, to) is not None}
-        rows[source] = {source: 1 - sum(floors.values()), **floors}
-    return RoutingTable(generated_at=datetime.now(UTC), shares=rows)
+    """All at home."""
+    shares = {source: {source: 1.0} for source in fleet.names}
+    return RoutingTable(generated_at=datetime.now(UTC), shares=shares)
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float]:

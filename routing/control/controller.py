@@ -172,7 +172,7 @@ class Controller:
             changes=changes(state.rows, rows),
             targets=targets,
             moves=planned.moves,
-            left_over_rps=planned.left_over_rps,
+            unserved_rps=planned.unserved_rps,
             held=held,
             step=part,
         )

@@ -59,9 +59,9 @@ class Exported:
             self._region(name, region)
         self._matrix("share", status.shares)
         self._matrix("served_rps", status.rps)
-        left = self._gauges["left_over_rps"]
+        left = self._gauges["unserved_rps"]
         left.clear()
-        for name, rps in status.left_over_rps.items():
+        for name, rps in status.unserved_rps.items():
             left.labels(name).set(rps)
 
     def page(self, age_s: float | None) -> bytes:
@@ -123,7 +123,7 @@ _GAUGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("burst", "1 while a burst is seen", ("region",)),
     ("share", "Share of a source's requests that a destination gets", ("source", "destination")),
     ("served_rps", "Jobs per second that were answered with a result", ("source", "destination")),
-    ("left_over_rps", "Jobs per second above capacity that find no other region", ("region",)),
+    ("unserved_rps", "Jobs per second above capacity that find no other region", ("region",)),
     ("frozen", "1 while the table is frozen", ()),
     ("table_version", "Version of the published table", ()),
     ("last_good_round_age_seconds", "Time since the last round that succeeded", ()),

@@ -168,7 +168,7 @@ class Loop:
             generated_at=self.wall(),
             shares=decision.rows,
             moves=decision.moves,
-            left_over_rps=decision.left_over_rps,
+            unserved_rps=decision.unserved_rps,
         )
         await self._write(self.publisher.publish, table)
         self.journal.table(table, decision, after.state)

@@ -84,7 +84,7 @@ class Decision:
         changes: what is different in them; empty: nothing to publish.
         targets: shares that are aimed at; empty when nothing was planned.
         moves: of the plan, with their reasons.
-        left_over_rps: of the plan.
+        unserved_rps: of the plan.
         held: by source; rows that are not in it went towards their target, or are there.
         step: part of the way that was gone, 0 to 1; below 1 the largest step held the rest back.
         frozen: why the whole table stays as it is; empty: it does not.
@@ -96,7 +96,7 @@ class Decision:
     changes: tuple[Change, ...] = ()
     targets: Shares = field(default_factory=dict)
     moves: tuple[Move, ...] = ()
-    left_over_rps: Mapping[str, float] = field(default_factory=dict)
+    unserved_rps: Mapping[str, float] = field(default_factory=dict)
     held: Mapping[str, Held] = field(default_factory=dict)
     step: float = 1.0
     frozen: str = ""

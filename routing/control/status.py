@@ -72,7 +72,7 @@ class Status:
         step: part of the way that was gone in the last round.
         rps: {source: {destination: jobs per second answered with a result}}.
         moves: of the table.
-        left_over_rps: of the table.
+        unserved_rps: of the table.
         oddities: what is wrong with metrics.
         recent: the newest events, newest first.
     """
@@ -93,7 +93,7 @@ class Status:
     step: float
     rps: Mapping[str, Mapping[str, float]]
     moves: tuple[Move, ...]
-    left_over_rps: Mapping[str, float]
+    unserved_rps: Mapping[str, float]
     oddities: tuple[Mapping[str, str], ...]
     recent: tuple[Mapping[str, Any], ...]
 
@@ -137,7 +137,7 @@ def status(fleet: Fleet, snapshot: Snapshot, journal: Journal, now: float, inter
         step=decision.step if decision else 1.0,
         rps={source: dict(row) for source, row in observation.rps.items()} if observation else {},
         moves=table.moves,
-        left_over_rps=dict(table.left_over_rps),
+        unserved_rps=dict(table.unserved_rps),
         oddities=tuple(journal.oddities),
         recent=tuple(journal.recent),
     )

@@ -40,7 +40,7 @@ class Placed:
     """What a solver found.
 
     Attributes:
-        flow: (source, destination), overflow in requests per second; the floor is not in it.
+        flow: (source, destination), overflow in requests per second.
         steps: that lead from all traffic at home to it.
         iterations: chunks that were moved.
     """

@@ -35,9 +35,9 @@ def limit(tmp_path, region):
 def test_a_table_goes_to_the_edges_whose_row_is_new_and_is_mended(fleet, publisher, tmp_path):
     home = Controller.of(fleet).at_home()
     assert publisher.publish(home) == []
-    moved = home.model_copy(update={"shares": {**home.shares, "a": {"a": 0.7, "b": 0.29, "c": 0.01}}})
+    moved = home.model_copy(update={"shares": {**home.shares, "a": {"a": 0.7, "b": 0.3}}})
     assert publisher.publish(moved) == ["a/edge/endpoints.yaml"]
-    assert weights(tmp_path, "a") == {"a": 700_000, "b": 290_000}  # c has the floor, which is for retries
+    assert weights(tmp_path, "a") == {"a": 700_000, "b": 300_000}
     assert publisher.publish(moved) == []
     (tmp_path / "b" / "edge" / "endpoints.yaml").write_text("{")
     assert publisher.publish(moved) == ["b/edge/endpoints.yaml"]

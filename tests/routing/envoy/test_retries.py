@@ -24,12 +24,12 @@ def policy(**changes):
 
 def test_a_job_that_a_full_region_refuses_goes_to_another(running):
     async def scenario():
-        async with running({"a": 2, "b": 2}, {"a": {"a": 0.99, "b": 0.01}}) as fleet:
+        async with running({"a": 2, "b": 2}, {"a": {"a": 1.0}}) as fleet:
             responses = await fleet.crowd(4, fleet.url("a"))
             assert statuses(responses) == {200: 4}
             served = Counter(response.headers["x-stillmotion-region"] for response in responses)
             assert served == {"a": 2, "b": 2}
-            # Of five attempts the first three go by the table, and the rest to where the floor is.
+            # Of five attempts the first three go by the table, and the rest to the rings.
             attempts = Counter(response.headers["x-stillmotion-attempts"] for response in responses)
             assert attempts == {"1": 2, "4": 2}
             assert sum(server.refused for server in fleet.all_servers()) == 0  # ingresses refuse, GPUs see no attempt
@@ -127,7 +127,7 @@ def test_a_job_whose_ingress_dies_is_not_computed_twice(running):
 
 def test_a_server_that_drains_is_tried_no_more_and_its_refusal_is_retried(running):
     async def scenario():
-        async with running({"a": 1, "b": 1}, {"a": {"a": 0.99, "b": 0.01}}, service_s=0.05) as fleet:
+        async with running({"a": 1, "b": 1}, {"a": {"a": 1.0}}, service_s=0.05) as fleet:
             fleet.servers["a"][0].draining = True
             (response,) = await fleet.jobs(1, fleet.url("a"))
             assert response.status_code == 200
@@ -168,7 +168,7 @@ def test_the_policy_changes_while_it_runs(running):
 
 def test_a_large_picture_is_sent_again_too(running):
     async def scenario():
-        async with running({"a": 1, "b": 1}, {"a": {"a": 0.99, "b": 0.01}}, service_s=0.2) as fleet:
+        async with running({"a": 1, "b": 1}, {"a": {"a": 1.0}}, service_s=0.2) as fleet:
             fleet.servers["a"][0].busy = 1
             picture = b"p" * (16 * 2**20)
             response = await fleet.client.post(fleet.url("a"), content=picture)

@@ -37,7 +37,7 @@ def test_the_loop_relieves_a_hot_region_and_keeps_what_it_can_at_home(hot):
 def test_a_loop_that_is_down_leaves_the_table_as_it_is(hot):
     dead = hot(table="control", control={"down": [{"at_s": 0.0}]})
     assert dead["tables"] == 0
-    # The floor of the first table lets retries find other regions: few jobs fail, but many try again and again.
+    # Retries find other regions by the rings: few jobs fail, but many try again and again.
     assert dead["attempts_per_request"] > 1.5
     assert dead["wait_s"]["p95"] > 10 * hot(table="control")["wait_s"]["p95"]
 
