@@ -9,24 +9,14 @@ from typing import Annotated, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from .console import tell
 from .data_plane import DataPlane, Place, loopback_places
 from .errors import InputError
 from .files import read_yaml
+from .jobs import Jobs, Queue
 from .metrics.settings import MetricsSettings
-from .schema import (
-    MOST,
-    Count,
-    Items,
-    Number,
-    Positive,
-    RegionName,
-    Share,
-    Strict,
-    did_you_mean,
-    validated,
-    without_retired,
-    wrong,
-)
+from .old_names import in_todays_names
+from .schema import MOST, Count, Items, Number, Positive, RegionName, Share, Strict, did_you_mean, validated, wrong
 
 EARTH_RADIUS_KM = 6371.0  # mean (IUGG)
 FIBRE_KM_PER_MS = 200.0  # light in glass, 2/3 of its speed in vacuum
@@ -145,6 +135,8 @@ class Fleet(Strict):
         hysteresis: changes of a share that are smaller are not published.
         max_step: largest change of a share in one update.
         stale_after_s: metrics that are older freeze the table.
+        jobs: what the service behind the dispatchers takes.
+        queue: how long jobs may wait in a region's line, and who is served first.
         retry: what an edge does with a job that is refused.
         data_plane: its proxies.
         metrics: where they are taken from.
@@ -164,16 +156,12 @@ class Fleet(Strict):
     max_step: Annotated[Share, Field(gt=0)] = 0.2
     stale_after_s: Positive = 15.0
     metrics: MetricsSettings = MetricsSettings()
+    jobs: Jobs = Jobs()
+    queue: Queue = Queue()
     retry: RetryPolicy = RetryPolicy()
     data_plane: DataPlane = DataPlane()
 
     _latency_ms: dict[str, dict[str, float]] = PrivateAttr(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _retire(cls, content: object) -> object:
-        text = "the table has no shares for retries any more, which go by the rings; remove it"
-        return without_retired(content, {"floor_share": text})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -325,7 +313,9 @@ def load_fleet(path: Path | str) -> Fleet:
     Raises:
         InputError: it cannot be read, or a key or value is wrong; the text names file, key and limit.
     """
-    content = read_yaml(Path(path))
+    content, changes = in_todays_names(read_yaml(Path(path)))
+    for change in changes:
+        tell(f"warning: {path}: {change}")
     try:
         return validated(Fleet, content)
     except InputError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -16,7 +16,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from .console import tell
 from .errors import InputError
 
 MOST = 1e9
@@ -66,20 +65,6 @@ def validated(model: type[Model], content: object) -> Model:
 def wrong(key: str, message: str) -> PydanticCustomError:
     """For validators: an error at `key`, a path seen from what is validated; empty for itself."""
     return PydanticCustomError("wrong", "{text}", {"key": key, "text": message})
-
-
-def without_retired(content: object, retired: Mapping[str, str]) -> object:
-    """For validators: content without the keys that an earlier release had; each is named with what to do instead.
-
-    Args:
-        content: as it is in the file.
-        retired: advice by key.
-    """
-    if not isinstance(content, Mapping):
-        return content
-    for key in retired.keys() & content.keys():
-        tell(f"warning: {key} is no longer used: {retired[key]}")
-    return {key: value for key, value in content.items() if key not in retired}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -43,6 +43,6 @@ class EnvoyPublisher:
         return [path for path, text in after.items() if before.get(path) != text]
 
     def _limits(self, region: str) -> dict[str, bytes]:
-        numbers = range(1, len(self._fleet.places()[region].ingresses) + 1)
+        numbers = range(1, len(self._fleet.places()[region].dispatchers) + 1)
         paths = [ingress_folder(Path(), region, number) / RUNTIME for number in numbers]
         return {str(path): (self._root / path).read_bytes() for path in paths if (self._root / path).is_file()}

@@ -51,7 +51,7 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
     manager = connection_manager(
         "edge",
         {"rds": {"route_config_name": ROUTES, "config_source": file_source(root / "routes.yaml")}},
-        _filters(plane, root),
+        _filters(plane, root, fleet.jobs.body_bytes),
         limits,
         faces_users=True,
         request_timeout=seconds(limits.upload_s),
@@ -75,7 +75,7 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
 
 def patience_s(fleet: Fleet, policy: RetryPolicy | None = None) -> float:
     """Time that an edge gives a job, from its last byte on: the whole backoff, and one computation."""
-    return Waits.of(policy or fleet.retry).total_longest_s + fleet.data_plane.limits.job_s
+    return Waits.of(policy or fleet.retry).total_longest_s + fleet.jobs.deadline_s
 
 
 def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) -> Message:
@@ -99,7 +99,7 @@ def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) ->
             "retry_policy": job_retries(policy or fleet.retry),
         },
         # Above 1 MiB, its default, a body is sent once and not again.
-        "request_body_buffer_limit": fleet.data_plane.limits.body_mb * MIB,
+        "request_body_buffer_limit": fleet.jobs.body_bytes,
     }
     pages = {
         "route": {
@@ -118,7 +118,7 @@ def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) ->
     # By its length, before any of it is here: the buffer, which would wait for the body, is passed by.
     buffer_passed_by = typed("envoy.config.route.v3.FilterConfig", disabled=True)
     oversize: Message = {
-        "match": {"prefix": "/", "headers": [_longer_than(fleet.data_plane.limits.body_mb * MIB)]},
+        "match": {"prefix": "/", "headers": [_longer_than(fleet.jobs.body_bytes)]},
         "direct_response": {"status": 413},
         "typed_per_filter_config": {_BUFFER: buffer_passed_by},
     }
@@ -173,7 +173,7 @@ def edge_endpoints(fleet: Fleet, region: str, places: Mapping[str, Place], table
     Priorities are `attempt_groups`: retries get to the second and those after it by `job_retries`.
     """
     groups = attempt_groups(fleet, region, table.shares[region])
-    found = [{name: share for name, share in group.items() if places[name].ingresses} for group in groups]
+    found = [{name: share for name, share in group.items() if places[name].dispatchers} for group in groups]
     localities = [
         _locality(name, places[name], round(share * _WEIGHT), priority)
         for priority, group in enumerate(filter(None, found))
@@ -198,18 +198,18 @@ def _locality(name: str, place: Place, weight: int, priority: int) -> Message:
                 "endpoint": {"address": socket_address(ingress.address)},
                 "load_balancing_weight": max(1, ingress.size),
             }
-            for ingress in place.ingresses
+            for ingress in place.dispatchers
         ],
     }
 
 
-def _filters(plane: DataPlane, root: PurePath) -> list[Message]:
+def _filters(plane: DataPlane, root: PurePath, body_bytes: int) -> list[Message]:
     """In order: health needs no key, keys come before work, a whole request comes before delay and routing."""
     whole = extension(
         _BUFFER,
         "envoy.extensions.filters.http.buffer.v3.Buffer",
         # A request goes on when all of it is here: a slow upload keeps no GPU waiting. Larger ones: 413.
-        max_request_bytes=plane.limits.body_mb * MIB,
+        max_request_bytes=body_bytes,
     )
     keys = [] if plane.api_keys is None else [key_filter(root / "keys.yaml")]
     health = [health_filter(path, JOBS) for path in ("/readyz", "/healthz")]

@@ -107,7 +107,7 @@ def write_fleet(
             write_resources(folder / KEYS, EXTENSION_CONFIG, [keys], secret=True)
         write_message(folder / BOOTSTRAP, edge_bootstrap(fleet, region, place, at))
         proxies.append(Proxy(region, "edge", folder, plane.limits.edge_threads))
-        for number, ingress in enumerate(place.ingresses, start=1):
+        for number, ingress in enumerate(place.dispatchers, start=1):
             folder, at = ingress_folder(root, region, number), ingress_folder(Path(seen), region, number)
             write_resources(folder / ENDPOINTS, ENDPOINTS_KIND, [ingress_endpoints(region, ingress.servers)])
             write_runtime(folder / RUNTIME, ready_values(len(ingress.servers)))

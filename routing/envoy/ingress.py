@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from ..data_plane import Ingress
+from ..data_plane import Dispatcher
 from ..fleet import Fleet
 from ..retries import RETRIABLE_CONDITIONS
 from . import tls
@@ -17,7 +17,7 @@ from .tracing import tracing_of
 
 
 def ingress_bootstrap(
-    fleet: Fleet, region: str, ingress: Ingress, root: PurePath, *, emulate_latency: bool = False
+    fleet: Fleet, region: str, ingress: Dispatcher, root: PurePath, *, emulate_latency: bool = False
 ) -> Message:
     """All of an ingress that does not change while it runs.
 
@@ -33,12 +33,12 @@ def ingress_bootstrap(
     peers = tls.accepting_socket(mutual, root / "peers.yaml", root / "authority.yaml") if mutual else None
     manager = connection_manager(
         "ingress",
-        {"route_config": ingress_routes(region, limits.job_s)},
+        {"route_config": ingress_routes(region, fleet.jobs.deadline_s)},
         [health_filter("/readyz", JOBS), *(latency_filters(fleet, region) if emulate_latency else ())],
         limits,
         faces_users=False,
         # Above the routes' own limit, which gives a proper answer.
-        stream_idle_timeout=seconds(limits.job_s + 5),
+        stream_idle_timeout=seconds(fleet.jobs.deadline_s + 5),
         **({"tracing": tracing_of(plane.tracing, "ingress", region)} if plane.tracing else {}),
     )
     endpoints = root / "endpoints.yaml"
@@ -50,7 +50,7 @@ def ingress_bootstrap(
         root / "runtime.yaml",
         [listener("edges", ingress.address, manager, MIB, peers)],
         [jobs_cluster(endpoints, ingress.size), pages_cluster(endpoints)],
-        ingress.metrics,
+        None,
         plane.tracing,
     )
 

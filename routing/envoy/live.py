@@ -80,7 +80,7 @@ def write_ready(root: Path, fleet: Fleet, region: str, ready: Collection[str]) -
         Jobs at once, by number of the ingress.
     """
     limits = {}
-    for number, ingress in enumerate(fleet.places()[region].ingresses, start=1):
+    for number, ingress in enumerate(fleet.places()[region].dispatchers, start=1):
         limits[number] = len(set(ingress.servers) & set(ready))
         write_runtime(ingress_folder(root, region, number) / RUNTIME, ready_values(limits[number]))
     return limits

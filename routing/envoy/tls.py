@@ -47,8 +47,8 @@ def calling_socket(tls: MutualTls, own: PurePath, authority: PurePath) -> Messag
     return extension(
         _SOCKET,
         f"{_KIND}.UpstreamTlsContext",
-        **({"sni": tls.ingress_name} if tls.ingress_name else {}),
-        common_tls_context={**_own(PEERS, own), **_checked(tls.ingress_name, authority), "alpn_protocols": ["h2"]},
+        **({"sni": tls.dispatcher_name} if tls.dispatcher_name else {}),
+        common_tls_context={**_own(PEERS, own), **_checked(tls.dispatcher_name, authority), "alpn_protocols": ["h2"]},
     )
 
 

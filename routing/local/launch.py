@@ -197,7 +197,7 @@ def _laid_out(fleet: Fleet, file: Path, folder: Path, options: Options) -> tuple
     mean_s: float | None = None
     if options.servers == "standin":
         mean_s = _service_time(fleet, options).mean_s or 0.001
-    if any(len(place.ingresses) > 1 for place in fleet.data_plane.places.values()):
+    if any(len(place.dispatchers) > 1 for place in fleet.data_plane.places.values()):
         tell("note: each region has one ingress here, whatever the fleet file says")
     reservation = reserve(ports_needed(fleet), options.port_base)
     try:
@@ -245,7 +245,7 @@ def _about(layout: Layout, file: Path, options: Options, components: list[Compon
     with_ingress = {one.region for one in components if one.kind == "ingress"}
     regions = {}
     for name, place in layout.places.items():
-        ingress = place.ingresses[0] if name in with_ingress else None
+        ingress = place.dispatchers[0] if name in with_ingress else None
         regions[name] = RegionAbout(
             edge=f"{layout.scheme}://{place.edge}",
             edge_admin=f"http://{place.admin}",

@@ -125,7 +125,7 @@ def proxies(layout: Layout, envoy: Envoy, found: list[Proxy]) -> Iterator[Compon
     """Edges and ingresses."""
     for proxy in found:
         place, edge = layout.places[proxy.region], proxy.role == "edge"
-        addresses = (place.edge, place.admin) if edge else (place.ingresses[0].address, place.ingresses[0].admin)
+        addresses = (place.edge, place.admin) if edge else (place.dispatchers[0].address, place.dispatchers[0].admin)
         yield Component(
             name=f"{proxy.role}-{proxy.region}",
             kind="edge" if edge else "ingress",
@@ -156,7 +156,7 @@ def prometheus(layout: Layout) -> Component | None:
     ingresses = [
         Page("ingress", region, f"http://{one.admin}/stats/prometheus")
         for region, place in layout.places.items()
-        for one in place.ingresses
+        for one in place.dispatchers
     ]
     more = [*ingresses, Page("control", "", f"http://{layout.control}/metrics")]
     # Where there is a repository around this package, the rules that operators take are tried here as well.

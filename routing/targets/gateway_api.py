@@ -80,7 +80,7 @@ def traffic_policy(fleet: Fleet, place: Place, source: str) -> Manifest:
             "maxParallelRetries": limits.connections,
         },
         # The whole request first: a body that is not held cannot be sent again.
-        "requestBuffer": {"limit": f"{limits.body_mb}Mi"},
+        "requestBuffer": {"limit": f"{-(-fleet.jobs.body_bytes // 2**20)}Mi"},
         "healthCheck": {
             "active": {
                 "type": "HTTP",

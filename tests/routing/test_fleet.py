@@ -204,7 +204,7 @@ def test_numbers_with_an_exponent_and_a_mark_at_the_start_are_read(fleet_file):
 
 def test_a_fleet_file_of_the_last_release_is_read_with_a_warning_that_says_what_to_change(fleet_file, capsys):
     fleet = load_fleet(fleet_file(lambda content: content.update(floor_share=0.01)))
-    assert "floor_share is no longer used: the table has no shares for retries any more" in capsys.readouterr().err
+    assert "floor_share has no effect any more: the table has no shares for retries" in capsys.readouterr().err
     assert not hasattr(fleet, "floor_share")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...data_plane import Ingress, Place
+from ...data_plane import Dispatcher, Place
 from ...envoy.delay import resting
 from ...envoy.edge import ROUTES_KIND, edge_bootstrap, edge_endpoints, edge_routes
 from ...envoy.folders import (
@@ -47,8 +47,8 @@ def one_tier(layout: Layout, table: RoutingTable) -> list[Proxy]:
 
 
 def _each_server_an_ingress(place: Place) -> Place:
-    alone = tuple(Ingress(address=server, servers=(server,)) for server in place.servers)
-    return place.model_copy(update={"ingresses": alone})
+    alone = tuple(Dispatcher(address=server, servers=(server,), admin=server) for server in place.servers)
+    return place.model_copy(update={"dispatchers": alone})
 
 
 def _pick_servers(cluster: dict[str, Any]) -> None:

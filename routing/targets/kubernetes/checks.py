@@ -99,7 +99,7 @@ def _check_places(fleet: Fleet) -> None:
     for name, place in places.items():
         for key, address in (
             ("edge", place.edge),
-            *((f"ingresses.{i}.address", one.address) for i, one in enumerate(place.ingresses)),
+            *((f"dispatchers.{i}.address", one.address) for i, one in enumerate(place.dispatchers)),
         ):
             where = f"data_plane.places.{name}.{key}"
             host = ip_address(host_and_port(address)[0])
@@ -108,10 +108,10 @@ def _check_places(fleet: Fleet) -> None:
             if address in taken:
                 raise InputError(f"{address} is {taken[address]} already", key=where)
             taken[address] = where
-        for i, ingress in enumerate(place.ingresses):
+        for i, ingress in enumerate(place.dispatchers):
             if ingress.gpus is None:
                 text = "names servers, and those of Kubernetes come and go; give `gpus`, how many there are at most"
-                raise InputError(text, key=f"data_plane.places.{name}.ingresses.{i}")
+                raise InputError(text, key=f"data_plane.places.{name}.dispatchers.{i}")
 
 
 def _check_control(fleet: Fleet, settings: KubernetesSettings) -> None:
@@ -161,10 +161,10 @@ def _check_times(fleet: Fleet, settings: KubernetesSettings) -> None:
             limits[name] = float(settings.server[name])
         except ValueError:
             raise InputError(f"{settings.server[name]} is no number of seconds", key=f"server.{name}") from None
-    total, job_s = sum(limits.values()), fleet.data_plane.limits.job_s
+    total, job_s = sum(limits.values()), fleet.jobs.deadline_s
     if total >= job_s:
         text = (
-            f"a job may take {total:g} s there (deadline and sending), and a proxy gives it data_plane.limits.job_s, "
+            f"a job may take {total:g} s there (deadline and sending), and a proxy gives it jobs.deadline_s, "
             f"{job_s:g} s"
         )
         raise InputError(text, key="server")

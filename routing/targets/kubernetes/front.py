@@ -82,7 +82,7 @@ def _service(fleet: Fleet, region: str) -> list[Manifest]:
             "spec": {"ports": [{"name": "edges", "port": EDGES_PORT, "appProtocol": "kubernetes.io/h2c"}]},
         }
     ]
-    for number, ingress in enumerate(fleet.places()[region].ingresses, start=1):
+    for number, ingress in enumerate(fleet.places()[region].dispatchers, start=1):
         host, port = host_and_port(ingress.address)
         found.append(
             {

@@ -98,7 +98,7 @@ class _Region:
         if not self._own_edges:
             found[_FRONT] = yaml_text(*manifests(self.fleet, self.table, self.settings, self.name))
         found[_FLEET] = yaml_text(self.fleet.model_dump(mode="json", by_alias=True, exclude_none=True))
-        ingresses = self.fleet.places()[self.name].ingresses
+        ingresses = self.fleet.places()[self.name].dispatchers
         for name, content in secrets.items():
             found |= {f"{_SECRETS}/{name}.{file}": text for file, text in content.items()}
         found |= {f"{_SECRETS}/{name}": text for name, text in keys.items()}

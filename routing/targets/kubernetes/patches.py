@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from math import ceil
 from typing import Any
 
-from ...data_plane import Ingress, Tracing, host_and_port
+from ...data_plane import Dispatcher, Tracing, host_and_port
 from ...fleet import Fleet
 from .place import CONTROL_PORT, EDGES_PORT, GPU_PORT, PEERS_CERTIFICATE, USERS_CERTIFICATE, grace_s
 from .settings import KubernetesSettings, RegionSettings
@@ -34,7 +34,7 @@ def edge_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> list[
 
 def ingress_patches(fleet: Fleet, settings: KubernetesSettings, name: str, number: int) -> list[Patch]:
     """Of one ingress, its Service, and the GPU servers behind it. They see names without the suffix."""
-    region, ingress = settings.regions[name], fleet.places()[name].ingresses[number - 1]
+    region, ingress = settings.regions[name], fleet.places()[name].dispatchers[number - 1]
     pod = _proxy_pod(fleet, settings, "ingress", {})
     server: dict[str, Any] = {"name": "server"}
     if settings.gpu_resource != "nvidia.com/gpu":
@@ -59,7 +59,7 @@ def ingress_patches(fleet: Fleet, settings: KubernetesSettings, name: str, numbe
 
 def scaling_patch(fleet: Fleet, settings: KubernetesSettings, name: str, number: int) -> Patch:
     """Of what scales the GPU servers behind one ingress."""
-    scaling, ingress = settings.regions[name].scaling, fleet.places()[name].ingresses[number - 1]
+    scaling, ingress = settings.regions[name].scaling, fleet.places()[name].dispatchers[number - 1]
     assert scaling is not None
     series = f'stillmotion_busy_seconds_total{{region="{name}",ingress="{number}"}}'
     values: tuple[tuple[str, object], ...] = (
@@ -106,7 +106,7 @@ def network_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> li
         if name in settings.control:
             rule = {"from": callers, "ports": [{"port": CONTROL_PORT}]}
             found.append(_add("NetworkPolicy", "followers-reach-control", "/spec/ingress/-", rule))
-    called = [one.address for other in fleet.names for one in fleet.places()[other].ingresses]
+    called = [one.address for other in fleet.names for one in fleet.places()[other].dispatchers]
     called += [at for other in settings.control if (at := settings.regions[other].control) is not None]
     for address in called:
         rule = {"to": [_block(_host_network(address))], "ports": [{"port": host_and_port(address)[1]}]}
@@ -142,7 +142,7 @@ def suffix(number: int) -> str:
     return "" if number == 1 else f"-{number}"
 
 
-def least_servers(fleet: Fleet, region: str, ingress: Ingress, least: int) -> int:
+def least_servers(fleet: Fleet, region: str, ingress: Dispatcher, least: int) -> int:
     """Its part of the least number of GPU servers of a region, rounded up."""
     return min(ingress.size, ceil(least * ingress.size / fleet.regions[region].gpus))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from pathlib import Path, PurePosixPath
 
-from ...data_plane import Certificate, DataPlane, Ingress, MutualTls, Place, seen_from
+from ...data_plane import Certificate, DataPlane, Dispatcher, MutualTls, Place, seen_from
 from ...envoy import delay, tls
 from ...envoy.edge import ROUTES_KIND, edge_bootstrap, edge_endpoints, edge_routes, patience_s
 from ...envoy.folders import (
@@ -66,7 +66,7 @@ def ingress_files(fleet: Fleet, region: str, size: int) -> dict[str, str]:
         region: where it is.
         size: GPU servers behind it, at most.
     """
-    ingress = Ingress(address=f"0.0.0.0:{EDGES_PORT}", gpus=size, admin=_ADMIN, metrics=f"0.0.0.0:{METRICS_PORT}")
+    ingress = Dispatcher(address=f"0.0.0.0:{EDGES_PORT}", gpus=size, admin=_ADMIN)
     return {
         BOOTSTRAP: yaml_text(ingress_bootstrap(fleet, region, ingress, LIVE)),
         ENDPOINTS: resources_text(ENDPOINTS_KIND, [ingress_endpoints(region, ())]),
@@ -90,7 +90,7 @@ def edge_drain_s(fleet: Fleet) -> int:
 
 def ingress_drain_s(fleet: Fleet) -> int:
     """The same at an ingress: a job's."""
-    return ceil(fleet.data_plane.limits.job_s)
+    return ceil(fleet.jobs.deadline_s)
 
 
 def grace_s(fleet: Fleet, leave_s: float) -> dict[str, int]:

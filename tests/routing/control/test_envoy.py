@@ -72,7 +72,7 @@ def test_machines_are_asked_where_the_data_plane_says_they_are(fleet):
 
 def test_a_page_of_counters_for_other_machines_is_asked_instead_of_the_admin_page(make_fleet):
     ingresses = [{"address": "10.0.0.2:8080", "servers": ["10.0.0.3:3000"]}]
-    place = {"edge": "10.0.0.1:80", "metrics": "10.0.0.1:9102", "ingresses": ingresses}
+    place = {"edge": "10.0.0.1:80", "metrics": "10.0.0.1:9102", "dispatchers": ingresses}
     fleet = make_fleet(1, data_plane={"places": {"a": place}})
     assert targets(fleet) == {
         Machine("a", "gpu", "10.0.0.3:3000"): "http://10.0.0.3:3000/metrics",

@@ -197,7 +197,7 @@ class RunningFleet:
         for proxy in ingresses:
             self.start(proxy)
         for proxy in ingresses:
-            await self.until(f"http://{self.places[proxy.region].ingresses[0].admin}/ready")
+            await self.until(f"http://{self.places[proxy.region].dispatchers[0].admin}/ready")
             if not self.fleet.data_plane.mutual_tls:
                 await self.until(self.ingress_url(proxy.region, "/readyz"))
         for region in edges:
@@ -217,7 +217,7 @@ class RunningFleet:
         return f"{self.scheme}://{self.places[region].edge}{path}"
 
     def ingress_url(self, region: str, path: str = "/animate") -> str:
-        return f"http://{self.places[region].ingresses[0].address}{path}"
+        return f"http://{self.places[region].dispatchers[0].address}{path}"
 
     async def jobs(self, count: int, url: str, **more) -> list[httpx.Response]:
         """As many jobs at once."""
@@ -260,7 +260,7 @@ class RunningFleet:
     async def counter(self, region: str, name: str, role: str = "edge") -> int:
         """A counter or gauge of a proxy."""
         place = self.places[region]
-        admin = place.admin if role == "edge" else place.ingresses[0].admin
+        admin = place.admin if role == "edge" else place.dispatchers[0].admin
         text = (await self.client.get(f"http://{admin}/stats", params={"filter": f"^{name}$"})).text
         return int(text.rpartition(":")[2]) if text else 0
 
@@ -351,7 +351,7 @@ def fleet_content(gpus: dict[str, int], **data_plane) -> dict:
     places = {}
     for name, count in gpus.items():
         ingress = {"address": at(), "admin": at(), "servers": [at() for _ in range(count)]}
-        places[name] = {"edge": at(), "admin": at(), "ingresses": [ingress] if count else []}
+        places[name] = {"edge": at(), "admin": at(), "dispatchers": [ingress] if count else []}
     names = list(gpus)
     return {
         "regions": {name: {"gpus": count} for name, count in gpus.items()},

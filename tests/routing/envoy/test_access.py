@@ -110,7 +110,7 @@ def test_an_ingress_serves_edges_of_its_authority_and_nobody_else(running, certi
                 assert fleet.servers["a"][0].started == (wanted == 200)
 
         # One certificate for both roles: its name is right for both, or nobody asks for one.
-        await try_with("edge", **({"edge_name": "edge.test", "ingress_name": "edge.test"} if named else {}))
+        await try_with("edge", **({"edge_name": "edge.test", "dispatcher_name": "edge.test"} if named else {}))
 
     asyncio.run(scenario())
 

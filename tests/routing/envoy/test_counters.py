@@ -20,7 +20,7 @@ def test_jobs_are_counted_once_and_by_where_they_went(running):
                 return read_edge(await page(fleet.places["a"].admin))
 
             async def ingress(region):
-                return read_ingress(await page(fleet.places[region].ingresses[0].admin))
+                return read_ingress(await page(fleet.places[region].dispatchers[0].admin))
 
             assert await edge() == EdgeCounters(0, 0, {}, {})
             assert await ingress("a") == IngressCounters(2, 0, 0)
@@ -63,7 +63,7 @@ def test_an_ingress_tells_its_load(running):
             release = fleet.hold()
             jobs = [asyncio.create_task(fleet.jobs(1, fleet.ingress_url("a"))) for _ in range(4)]
             await fleet.holds(lambda: fleet.begun() == 3 and any(job.done() for job in jobs))
-            address = fleet.places["a"].ingresses[0].admin
+            address = fleet.places["a"].dispatchers[0].admin
             text = (await fleet.client.get(f"http://{address}/stats/prometheus")).text
             assert read_ingress(text) == IngressCounters(ready=3, active=3, refused=1)
             release.set()
@@ -83,7 +83,7 @@ def test_another_machine_reads_counters_and_nothing_else(running, free_ports):
 
         def change(content):
             place = content["data_plane"]["places"]["a"]
-            place["metrics"], place["ingresses"][0]["metrics"] = edge, ingress
+            place["metrics"], place["dispatchers"][0]["metrics"] = edge, ingress
 
         async with running({"a": 1}, change=change, service_s=0.01) as fleet:
             await fleet.jobs(3, fleet.url("a"))

@@ -43,7 +43,11 @@ def drawn_fleet(draw: random.Random, folder):
     content = fleet_of(names).model_dump(mode="json") | {"retry": retry | {"delay": {"share": draw.random() * 0.2}}}
     content["regions"] = {name: {"gpus": draw.choice([0, 1, 3, 200])} for name in names}
     content["regions"][names[0]]["gpus"] = 2
-    plane = {"limits": {"heap_mb": draw.randint(64, 4096), "body_mb": draw.randint(1, 64)}}
+    plane = {
+        "limits": {
+            "heap_mb": draw.randint(64, 4096),
+        }
+    }
     if draw.random() < 0.5:
         (folder / "keys.yaml").write_text("client: 0123456789-0123456789\n")
         plane["api_keys"] = "keys.yaml"

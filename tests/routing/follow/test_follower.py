@@ -28,8 +28,8 @@ CONTENT = {
     "stale_after_s": 5,
     "data_plane": {
         "places": {
-            "a": {"edge": "203.0.113.1:443", "ingresses": [{"address": "10.1.0.1:8444", "gpus": 4}]},
-            "b": {"edge": "203.0.113.2:443", "ingresses": [{"address": "10.2.0.1:8444", "gpus": 2}]},
+            "a": {"edge": "203.0.113.1:443", "dispatchers": [{"address": "10.1.0.1:8444", "gpus": 4}]},
+            "b": {"edge": "203.0.113.2:443", "dispatchers": [{"address": "10.2.0.1:8444", "gpus": 2}]},
         }
     },
 }

@@ -57,11 +57,11 @@ class Pods:
             "a": {
                 "edge": f"127.0.0.1:{self.edge}",
                 "admin": f"127.0.0.1:{edge_admin}",
-                "ingresses": [
+                "dispatchers": [
                     {"address": f"127.0.0.1:{self.ingress}", "admin": f"127.0.0.1:{ingress_admin}", "gpus": 1}
                 ],
             },
-            "b": {"edge": "127.0.0.1:9", "ingresses": [{"address": "127.0.0.1:9", "gpus": 1}]},
+            "b": {"edge": "127.0.0.1:9", "dispatchers": [{"address": "127.0.0.1:9", "gpus": 1}]},
         }
         self.admin = {"edge": f"127.0.0.1:{edge_admin}", "ingress": f"127.0.0.1:{ingress_admin}"}
         content = {

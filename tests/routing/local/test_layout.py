@@ -34,7 +34,7 @@ def test_every_part_has_a_port_of_its_own_in_one_row(laid_out):
     addresses = [layout.control, layout.prometheus]
     for place in layout.places.values():
         addresses += [place.edge, place.admin, *place.servers]
-        addresses += [part for one in place.ingresses for part in (one.address, one.admin)]
+        addresses += [part for one in place.dispatchers for part in (one.address, one.admin)]
     ports = sorted(int(address.rpartition(":")[2]) for address in addresses)
     assert ports == list(range(21_000, 21_000 + len(ports)))
     assert ports_needed(layout.fleet) == len(ports)
@@ -60,7 +60,7 @@ def test_places_and_paths_of_the_given_file_are_left_aside_or_made_absolute(laid
             "places": {
                 "us-east": {
                     "edge": "10.0.0.1:443",
-                    "ingresses": [{"address": "10.0.0.2:8443", "servers": ["10.0.0.3:3000", "10.0.0.4:3000"]}],
+                    "dispatchers": [{"address": "10.0.0.2:8443", "servers": ["10.0.0.3:3000", "10.0.0.4:3000"]}],
                 },
                 "users-only": {"edge": "10.0.0.5:443"},
             },
