@@ -9,10 +9,10 @@ from pathlib import Path
 from time import monotonic
 
 from ..control.published import Published
+from ..dispatcher.runtime import set_servers
 from ..envoy import delay
 from ..envoy.edge import edge_endpoints
 from ..envoy.folders import ENDPOINTS, RUNTIME, write_endpoints, write_runtime
-from ..envoy.live import write_servers_in
 from ..errors import RoutingError
 from ..fleet import Fleet
 from .servers import Resolve
@@ -122,7 +122,7 @@ class Follower:
                 # Envoy asks each of those that it has every second, and needs nobody to tell it that they are gone.
                 problems["servers"] = f"{name} stands for no GPU server that is ready; those in the files stay"
                 return
-            write_servers_in(self.folder, self.region, found)
+            set_servers(self.folder, found)
         except RoutingError as error:
             problems["servers"] = str(error)
             return

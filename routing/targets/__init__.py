@@ -5,5 +5,5 @@
 - `weights`: shares as whole numbers.
 - `manifests`: what both write.
 
-Behind both stand the ingresses of this project: they know which GPU is free, and neither target does.
+Behind both stand the dispatchers of this project: they know which GPU is free, and neither target does.
 """

@@ -1,13 +1,12 @@
 """Gateway API: an HTTPRoute for each source region, on its own Gateway; retries and delay for Envoy Gateway.
 
-The Gateway of a region is `edge-<region>`, and the Service of another's ingresses `ingress-<region>`.
+The Gateway of a region is `edge-<region>`, and the Service of another's dispatchers `dispatcher-<region>`.
 """
 
 from __future__ import annotations
 
-from ..envoy.edge import patience_s
 from ..fleet import Fleet
-from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES
+from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES, job_timeout_s
 from ..table import RoutingTable
 from .manifests import Manifest, Place, duration, manifest
 from .weights import integer_weights
@@ -33,10 +32,10 @@ def notes(fleet: Fleet) -> list[str]:
 def http_route(fleet: Fleet, table: RoutingTable, place: Place, source: str) -> Manifest:
     """The row of the table as weights of Services."""
     backends = [
-        {"name": f"ingress-{name}", "port": place.port, "weight": weight}
+        {"name": f"dispatcher-{name}", "port": place.port, "weight": weight}
         for name, weight in integer_weights(table.shares[source]).items()
     ]
-    patience = duration(patience_s(fleet))
+    patience = duration(job_timeout_s(fleet))
     jobs = {
         "matches": [{"path": {"type": "Exact", "value": path}, "method": "POST"} for path in _JOB_PATHS],
         "backendRefs": backends,
@@ -92,7 +91,7 @@ def traffic_policy(fleet: Fleet, place: Place, source: str) -> Manifest:
             },
             "panicThreshold": 0,
         },
-        "timeout": {"tcp": {"connectTimeout": duration(2)}, "http": {"requestTimeout": duration(patience_s(fleet))}},
+        "timeout": {"tcp": {"connectTimeout": duration(2)}, "http": {"requestTimeout": duration(job_timeout_s(fleet))}},
     }
     if policy.delay.share > 0:
         delay = {"fixedDelay": duration(policy.delay.max_s / 2), "percentage": round(100 * policy.delay.share, 4)}

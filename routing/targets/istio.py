@@ -1,20 +1,19 @@
 """Istio: shares by locality in a DestinationRule, retries in a VirtualService.
 
-The mesh spans the regions, its localities carry their names, and one Service holds the ingresses of all regions.
+The mesh spans the regions, its localities carry their names, and one Service holds the dispatchers of all regions.
 Istio 1.29 or newer, for `backoff`.
 """
 
 from __future__ import annotations
 
-from ..envoy.edge import patience_s
 from ..fleet import Fleet
-from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES
+from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES, job_timeout_s
 from ..table import RoutingTable
 from .manifests import Manifest, Place, duration, manifest
 from .weights import integer_weights
 
 _API = "networking.istio.io/v1"
-SERVICE = "ingress"
+SERVICE = "dispatcher"
 
 
 def manifests(fleet: Fleet, table: RoutingTable, place: Place) -> list[Manifest]:
@@ -81,9 +80,9 @@ def virtual_service(fleet: Fleet, place: Place) -> Manifest:
     }
     jobs = {
         "name": "jobs",
-        "match": [{"uri": {"exact": path}, "method": {"exact": "POST"}} for path in ("/animate", "/animate/stream")],
+        "match": [{"uri": {"exact": path}, "method": {"exact": "POST"}} for path in fleet.jobs.paths],
         "route": route,
-        "timeout": duration(patience_s(fleet)),
+        "timeout": duration(job_timeout_s(fleet)),
         "retries": retries if policy.attempts > 1 else {"attempts": 0},
     }
     pages = {"name": "pages", "route": route, "timeout": duration(15)}

@@ -23,7 +23,7 @@ class Place:
 
     Attributes:
         namespace: of all of them.
-        port: of the Services of ingresses.
+        port: of the Services of dispatchers.
     """
 
     namespace: str = "stillmotion"

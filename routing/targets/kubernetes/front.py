@@ -1,4 +1,4 @@
-"""What stands in front of the ingresses where the edges of this project do not: Istio, or a Gateway of Gateway API."""
+"""What stands in front of the dispatchers in place of our edges: Istio, or a Gateway of Gateway API."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_front(fleet: Fleet, settings: KubernetesSettings) -> list[str]:
     if plane.tls is not None and settings.front == ISTIO:
         raise InputError(f"{what}; give the certificate to the gateway of the mesh", key="data_plane.tls")
     if settings.front_namespace is None:
-        raise InputError("is missing: the namespace whose pods may reach ingresses", key="front_namespace")
+        raise InputError("is missing: the namespace whose pods may reach dispatchers", key="front_namespace")
     found = istio.notes(fleet) if settings.front == ISTIO else gateway_api.notes(fleet)
     return [*found, "without edges there is no demand for a control loop to see: the table stays as it is rendered"]
 
@@ -71,19 +71,19 @@ def _gateway(fleet: Fleet, settings: KubernetesSettings, region: str) -> Manifes
 
 
 def _service(fleet: Fleet, region: str) -> list[Manifest]:
-    """A region's ingresses, by the addresses of their load balancers."""
-    name = f"ingress-{region}"
+    """A region's dispatchers, by the addresses of their load balancers."""
+    name = f"dispatcher-{region}"
     found: list[Manifest] = [
         {
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": name},
-            # HTTP/2, as between edges and ingresses: a refused upload ends a stream and not a connection.
+            # HTTP/2, as between edges and dispatchers: a refused upload ends a stream and not a connection.
             "spec": {"ports": [{"name": "edges", "port": EDGES_PORT, "appProtocol": "kubernetes.io/h2c"}]},
         }
     ]
-    for number, ingress in enumerate(fleet.places()[region].dispatchers, start=1):
-        host, port = host_and_port(ingress.address)
+    for number, dispatcher in enumerate(fleet.places()[region].dispatchers, start=1):
+        host, port = host_and_port(dispatcher.address)
         found.append(
             {
                 "apiVersion": "discovery.k8s.io/v1",

@@ -68,7 +68,7 @@ class Images(Strict):
 
     Attributes:
         server: of GPU servers.
-        routing: of proxies, followers and control loops.
+        routing: of proxies, agents and control loops.
     """
 
     server: Image
@@ -106,7 +106,7 @@ class RegionSettings(Strict):
     control: Address | None = None
     scaling: Scaling | None = None
     gpu_nodes: Mapping[Text, str] = {}
-    annotations: Mapping[Literal["edge", "ingress", "control"], Mapping[Text, str]] = {}
+    annotations: Mapping[Literal["edge", "dispatcher", "control"], Mapping[Text, str]] = {}
     storage_class: Text | None = None
 
 
@@ -121,11 +121,12 @@ class KubernetesSettings(Strict):
         control: regions with a control loop, the preferred first.
         gpu_resource: name of a GPU among the resources of nodes.
         server: settings of GPU servers, by the name of their environment variable.
-        front: what stands in front of the ingresses: the project's edges, or Istio or Gateway API with a table that
+        front: what stands in front of the dispatchers: the project's edges, or Istio or Gateway API with a table that
             stays as it is rendered.
         gateway_class: name of the GatewayClass, where front is gateway-api.
-        front_namespace: namespace whose pods may reach ingresses, where front is not edges.
-        leave_s: in which load balancers notice that an edge or an ingress goes.
+        front_namespace: namespace whose pods may reach dispatchers, where front is not edges.
+        cluster_domain: that names of Services end in; dispatchers find GPU servers by them.
+        leave_s: in which load balancers notice that an edge or a dispatcher goes.
         regions: by name.
     """
 
@@ -139,6 +140,7 @@ class KubernetesSettings(Strict):
     front: Literal["edges", "istio", "gateway-api"] = "edges"
     gateway_class: Text = "envoy-gateway"
     front_namespace: RegionName | None = None
+    cluster_domain: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")] = "cluster.local"
     leave_s: Annotated[Number, Field(le=600)] = 15.0
     regions: Annotated[Mapping[RegionName, RegionSettings], Field(min_length=1)]
 
