@@ -28,8 +28,8 @@ def _seconds(text: str) -> float:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Drain it; how many requests were left."""
+    from ..agent.drain import drain
     from ..errors import RoutingError
-    from ..follow.drain import drain
 
     left = drain(options.admin, options.leave, options.limit)
     if left:

@@ -16,8 +16,8 @@ from ..envoy.binary import Envoy
 from ..envoy.folders import Proxy
 from ..errors import RoutingError
 from ..files import write_atomically
-from ..metrics.scrape_config import Page, scrape_config
-from ..metrics.targets import targets
+from ..metrics.pages import targets
+from ..metrics.prometheus import MorePage, scrape_config
 from ..yaml_text import yaml_text
 from .components import Component
 from .layout import CONTROL, ENVOY, FLEET, LEDGERS, Layout
@@ -153,12 +153,7 @@ def prometheus(layout: Layout) -> Component | None:
     if program is None:
         return None
     config = layout.folder / "prometheus.yml"
-    ingresses = [
-        Page("ingress", region, f"http://{one.admin}/stats/prometheus")
-        for region, place in layout.places.items()
-        for one in place.dispatchers
-    ]
-    more = [*ingresses, Page("control", "", f"http://{layout.control}/metrics")]
+    more = [MorePage("control", "", f"http://{layout.control}/metrics")]
     # Where there is a repository around this package, the rules that operators take are tried here as well.
     rules = [str(path) for path in sorted(_RULES.glob("*.yml"))]
     write_atomically(config, yaml_text(scrape_config(targets(layout.fleet), more=more, rules=rules)))
