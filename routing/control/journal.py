@@ -17,6 +17,8 @@ from .state import ControlState, Decision
 NAME = "decisions.jsonl"
 LARGEST = 16 * 2**20
 """Bytes of the file; it then becomes `decisions.jsonl.1`, in place of the one before. Some 50,000 events."""
+CHANGES_SHOWN = 12
+"""Changes that a line for people has; programs get all."""
 SHOWN = 50
 """Events that the status page has."""
 
@@ -70,7 +72,10 @@ class Journal:
             if change.source not in why:
                 moves = [move.why for move in table.moves if move.source == change.source]
                 why[change.source] = moves[:3] or ["comes home: there is room for it"]
-        changed = ", ".join(f"{c.source} to {c.to} {c.before:.3f} > {c.after:.3f}" for c in decision.changes)
+        shown = decision.changes[:CHANGES_SHOWN]
+        changed = ", ".join(f"{c.source} to {c.to} {c.before:.3f} > {c.after:.3f}" for c in shown)
+        if more := len(decision.changes) - len(shown):
+            changed += f" and {more} others"
         self.note(
             "table",
             f"{table.version}: {changed}",

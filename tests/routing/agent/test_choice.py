@@ -1,19 +1,17 @@
-"""Which control loop a follower goes by."""
+"""Which control loop an agent goes by."""
 
-from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.control.published import Published
-from routing.follow.tables import Choice
-from routing.table import RoutingTable
+from routing.agent.loops import Choice
+from routing.control.rows import Row
 
-TABLE = RoutingTable(generated_at=datetime(2025, 1, 31, tzinfo=UTC), shares={"a": {"a": 1.0}})
-WELL = Published(table=TABLE, delay_share={"a": 0.0})
-BLIND = Published(table=TABLE, delay_share={"a": 0.0}, not_ready="frozen: nothing is heard")
+WELL = Row(region="a", epoch=1, version=1, shares={"a": 1.0})
+BLIND = WELL.model_copy(update={"not_ready": "frozen: nothing is heard"})
+NEW = WELL.model_copy(update={"not_ready": "warming up", "warming": True})
 HOLD_S = 10.0
 
 
@@ -29,6 +27,12 @@ def test_the_first_that_works_is_gone_by_at_once(choice):
 def test_to_begin_with_a_blind_loop_is_better_than_none(choice):
     assert choice.choose([None, BLIND], 0.0) == 1
     assert choice.choose([None, BLIND], 1.0) is None  # what it says is no news
+
+
+def test_a_loop_that_has_just_started_is_not_gone_by(choice):
+    assert choice.choose([NEW, None], 0.0) is None
+    assert choice.choose([NEW, BLIND], 1.0) == 1
+    assert choice.choose([WELL, BLIND], 2.0) is None
 
 
 def test_a_loop_that_is_silent_for_a_moment_is_not_left(choice):
