@@ -59,7 +59,8 @@ class RoutingTable(Strict):
     """Shares of each source's requests, with the moves that led there.
 
     Attributes:
-        version: counts publications; 1 for a plan that stands alone.
+        epoch: of the versions; it grows when a control loop starts without the table that it had published.
+        version: counts publications of an epoch; 1 for a plan that stands alone.
         generated_at: when, with a time zone.
         shares: {source: {destination: share}}; each row sums to 1. Shares of 0 are left out, but for home.
         moves: from all traffic at home to these shares; those of a kind are summed, in the order of their first.
@@ -67,6 +68,7 @@ class RoutingTable(Strict):
             last release call it `left_over_rps`.
     """
 
+    epoch: Annotated[int, Field(ge=1)] = 1
     version: Annotated[int, Field(ge=1)] = 1
     generated_at: Annotated[datetime, BeforeValidator(_time)]
     shares: Annotated[Mapping[str, Mapping[str, Share]], Field(min_length=1)]

@@ -31,14 +31,15 @@ def _seconds(text: str) -> float:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Drain it; how many requests were left."""
+    from ..agent.drain import drain
     from ..errors import RoutingError
 
     if options.socket is not None:
-        from ..dispatcher.runtime import drain as drain_dispatcher
+        from ..dispatcher import runtime
 
-        left = drain_dispatcher(options.socket, options.leave, options.limit)
+        left = runtime.drain(options.socket, options.leave, options.limit)
     else:
-        from ..follow.drain import drain
+        from ..agent.drain import drain
 
         left = drain(options.admin, options.leave, options.limit)
     if left:

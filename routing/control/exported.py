@@ -21,9 +21,9 @@ class Exported:
             self._gauges[name] = Gauge(f"stillmotion_routing_{name}", text, labels, registry=self.registry)
         self._rounds = Counter("stillmotion_routing_rounds", "Rounds of the loop", ["outcome"], registry=self.registry)
         self._tables = Counter("stillmotion_routing_tables", "Tables that were published", registry=self.registry)
-        self._oddities = Counter(
-            "stillmotion_routing_oddities",
-            "Machines times rounds in which a metric was missing, late or absurd",
+        self._problems = Counter(
+            "stillmotion_routing_scrape_problems",
+            "Proxies times rounds in which a metric was missing, late or absurd",
             ["kind"],
             registry=self.registry,
         )
@@ -35,13 +35,13 @@ class Exported:
         self._counted_tables = 0
         self._counted_failed = 0
 
-    def update(self, status: Status, took_s: float, oddities: Iterable[str]) -> None:
+    def update(self, status: Status, took_s: float, problems: Iterable[str]) -> None:
         """After a round.
 
         Args:
             status: after it.
             took_s: the round's time.
-            oddities: kind of each that was seen in it.
+            problems: kind of each that was seen in it.
         """
         failed = status.failed_rounds > self._counted_failed
         self._rounds.labels("failed" if failed else "ok").inc()
@@ -50,11 +50,11 @@ class Exported:
         self._counted_tables = status.tables
         self._seconds.observe(took_s)
         if not failed:  # otherwise they are those of the round before
-            for kind in oddities:
-                self._oddities.labels(kind).inc()
+            for kind in problems:
+                self._problems.labels(kind).inc()
         self._gauges["frozen"].set(bool(status.frozen))
         self._gauges["table_version"].set(status.version)
-        self._gauges["load"].clear()  # of a metric that is no longer known
+        self._gauges["not_ready"].set(bool(status.not_ready))
         for name, region in status.regions.items():
             self._region(name, region)
         self._matrix("share", status.shares)
@@ -83,8 +83,7 @@ class Exported:
                 self._gauges[key].labels(name).set(float(value))
         self._gauges["region_stale"].labels(name).set(region.stale)
         self._gauges["burst"].labels(name).set(bool(region.burst))
-        for metric, share in region.load.items():
-            self._gauges["load"].labels(name, metric).set(share)
+        self._gauges["drained"].labels(name).set(region.drained)
 
     def _matrix(self, name: str, rows: Mapping[str, Mapping[str, float]]) -> None:
         gauge = self._gauges[name]
@@ -96,9 +95,12 @@ class Exported:
 
 _OF_REGION = (
     "demand_rps",
-    "given_rps",
+    "assigned_rps",
     "capacity_rps",
     "planned_load",
+    "load",
+    "waiting",
+    "gpus",
     "gpus_ready",
     "gpus_missing",
     "cost_s",
@@ -109,12 +111,14 @@ _OF_REGION = (
 
 _GAUGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("demand_rps", "Jobs per second that users of a region send, smoothed", ("region",)),
-    ("given_rps", "Jobs per second that the table sends to a region", ("region",)),
+    ("assigned_rps", "Jobs per second that the table sends to a region", ("region",)),
     ("capacity_rps", "Jobs per second that a region can compute", ("region",)),
     ("planned_load", "What the table sends to a region, as a share of its capacity", ("region",)),
-    ("load", "Share of a region's ready GPU servers that is in use", ("region", "metric")),
-    ("gpus_ready", "GPU servers that can take jobs", ("region",)),
-    ("gpus_missing", "GPU servers that are not heard of", ("region",)),
+    ("load", "Share of a region's ready GPU servers that computes", ("region",)),
+    ("waiting", "Jobs in the queues of a region's dispatchers", ("region",)),
+    ("gpus", "GPU servers of a region by the fleet file", ("region",)),
+    ("gpus_ready", "GPU servers that a region's dispatchers find ready, busy or not", ("region",)),
+    ("gpus_missing", "GPU servers of the fleet file that are not ready", ("region",)),
     ("cost_s", "Seconds of a GPU server that one request takes", ("region",)),
     ("load_per_rps", "Load that one more request per second costs a region", ("region",)),
     ("attempts", "Attempts a job of a region's users", ("region",)),
@@ -124,7 +128,9 @@ _GAUGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("share", "Share of a source's requests that a destination gets", ("source", "destination")),
     ("served_rps", "Jobs per second that were answered with a result", ("source", "destination")),
     ("unserved_rps", "Jobs per second above capacity that find no other region", ("region",)),
+    ("drained", "1 while an operator wants a region to get no jobs", ("region",)),
     ("frozen", "1 while the table is frozen", ()),
+    ("not_ready", "1 while the table does not follow the traffic", ()),
     ("table_version", "Version of the published table", ()),
     ("last_good_round_age_seconds", "Time since the last round that succeeded", ()),
 )

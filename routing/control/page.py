@@ -48,6 +48,7 @@ def render(status: Status) -> str:
         f"<span class=soft>{status.rounds} rounds of {status.interval_s:g} s, {status.failed_rounds} failed. ",
         "The same as <a href=/status.json>JSON</a>, or <a href=/metrics>for Prometheus</a>.</span></p>",
         _state(status),
+        f"<p class='state warn' role=status><b>Switched:</b> {escape(status.switches)}.</p>" if status.switches else "",
         _regions(status.regions),
         _shares(status),
         _list(
@@ -58,7 +59,7 @@ def render(status: Status) -> str:
             (f"<b>{escape(source)}</b>: {escape(why)}" for source, why in status.held.items()),
             "Nothing: each row is at its target, or on its way.",
         ),
-        _list("What is wrong with metrics", (_oddity(one) for one in status.oddities[:50]), "Nothing."),
+        _list("What is wrong with metrics", (_problem(one) for one in status.problems[:50]), "Nothing."),
         _list("Latest events", (_event(one) for one in status.recent), "None."),
         "</main></body></html>",
     ]
@@ -71,6 +72,8 @@ def _state(status: Status) -> str:
         return f"<p class='state bad' role=status><b>The last round failed.</b> {escape(status.failure)}</p>"
     if status.frozen:
         return f"<p class='state warn' role=status><b>Frozen:</b> {escape(status.frozen)}. The last table stays.</p>"
+    if status.not_ready:
+        return f"<p class='state warn' role=status><b>Not ready:</b> {escape(status.not_ready)}.</p>"
     if age is None:
         return "<p class='state warn' role=status><b>Starting:</b> no round has ended yet.</p>"
     way = "" if status.step >= 1 else f" On its way: {status.step:.0%} of the rest in the last step."
@@ -83,6 +86,7 @@ def _regions(regions: Mapping[str, RegionStatus]) -> str:
         for text in (
             "Region",
             "Load now",
+            "Waiting",
             "Planned load",
             "Demand, rps",
             "Capacity, rps",
@@ -99,12 +103,6 @@ def _regions(regions: Mapping[str, RegionStatus]) -> str:
 
 
 def _region(name: str, region: RegionStatus) -> str:
-    load = max(region.load.values(), default=None)
-    loads = (
-        ""
-        if len(region.load) < 2
-        else "".join(f"<small>{escape(k)} {_share(v)}</small>" for k, v in region.load.items())
-    )
     tags = ""
     if region.stale:
         tags += " <span class='tag bad'>not heard of</span>"
@@ -112,11 +110,14 @@ def _region(name: str, region: RegionStatus) -> str:
         tags += " <span class='tag bad'>no edge</span>"
     if region.burst:
         tags += f" <span class=tag title='{escape(region.burst, quote=True)}'>burst</span>"
-    missing = f"<small>{region.gpus_missing} not heard of</small>" if region.gpus_missing else ""
+    if region.drained:
+        tags += " <span class=tag>drained</span>"
+    missing = f"<small>{region.gpus_missing} missing</small>" if region.gpus_missing else ""
     ready = _DASH if region.gpus_ready is None else str(region.gpus_ready)
     assumed = "" if region.capacity_measured else "<small>assumed</small>"
     cells = (
-        f"{_meter(load, region.threshold)}{loads}",
+        _meter(region.load, region.threshold),
+        _DASH if region.waiting is None else f"{region.waiting:.0f}",
         f"{_share(region.planned_load)}<small>threshold {_share(region.threshold)}</small>",
         f"{_number(region.demand_rps)}<small>now {_number(region.demand_now_rps)}</small>",
         f"{_number(region.capacity_rps)}{assumed}",
@@ -155,7 +156,7 @@ def _move(move: Move) -> str:
     return f"<b>{move.rps:.2f} rps {escape(move.source)} to {escape(move.to)}</b>: {escape(move.why)}"
 
 
-def _oddity(one: Mapping[str, str]) -> str:
+def _problem(one: Mapping[str, str]) -> str:
     return f"<b>{escape(one['kind'])}</b> {escape(one['where'])}: {escape(one['text'])}"
 
 

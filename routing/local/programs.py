@@ -14,8 +14,8 @@ from typing import Literal
 from ..data_plane import host_and_port
 from ..errors import RoutingError
 from ..files import write_atomically
-from ..metrics.scrape_config import Page, scrape_config
-from ..metrics.targets import targets
+from ..metrics.pages import targets
+from ..metrics.prometheus import MorePage, scrape_config
 from ..proxies import Programs, Proxy
 from ..yaml_text import yaml_text
 from .components import Component
@@ -152,12 +152,7 @@ def prometheus(layout: Layout) -> Component | None:
     if program is None:
         return None
     config = layout.folder / "prometheus.yml"
-    dispatchers = [
-        Page("dispatcher", region, f"http://{one.admin}/metrics")
-        for region, place in layout.places.items()
-        for one in place.dispatchers
-    ]
-    more = [*dispatchers, Page("control", "", f"http://{layout.control}/metrics")]
+    more = [MorePage("control", "", f"http://{layout.control}/metrics")]
     # Where there is a repository around this package, the rules that operators take are tried here as well.
     rules = [str(path) for path in sorted(_RULES.glob("*.yml"))]
     write_atomically(config, yaml_text(scrape_config(targets(layout.fleet), more=more, rules=rules)))

@@ -180,12 +180,14 @@ class Loop(Strict):
         metrics_age_s: how old what it sees is.
         publish_s: from its decision until edges use the table.
         down: when it does not run; the last table stays.
+        metrics: where it takes them from: `pages` of the proxies, or a `prometheus` that scrapes them.
     """
 
     interval_s: Positive = 5.0
     metrics_age_s: Number = 2.0
     publish_s: Number = 0.5
     down: Annotated[tuple[Span, ...], Items] = ()
+    metrics: Literal["pages", "prometheus"] = "pages"
 
 
 class Scenario(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..control.steps import Shares
+from ..control.smoothing import Shares
 from ..fleet import Fleet
 from ..retries import attempt_groups
 from .draws import key_of

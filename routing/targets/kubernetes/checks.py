@@ -11,7 +11,6 @@ from ...errors import InputError
 from ...files import read_text
 from ...fleet import Fleet
 from ...schema import did_you_mean
-from .front import EDGES, check_front
 from .settings import KubernetesSettings
 
 _PEM = "-----BEGIN "
@@ -42,8 +41,6 @@ def check(fleet: Fleet, settings: KubernetesSettings) -> list[str]:
     for name in fleet.names:
         _check_region(fleet, settings, name)
     _check_times(fleet, settings)
-    if settings.front != EDGES:
-        return check_front(fleet, settings)
     if fleet.data_plane.mutual_tls is None and len(fleet.regions) > 1:
         text = "requests go from region to region in plain text, and who has one of the addresses in edges_from"
         return [f"without data_plane.mutual_tls {text} can use the GPUs"]

@@ -15,12 +15,10 @@ from ...fleet import Fleet
 from ...table import RoutingTable
 from ...yaml_text import yaml_text
 from .checks import check, read_secrets
-from .front import EDGES, manifests
 from .patches import (
     control_patches,
     dispatcher_patches,
     edge_patches,
-    front_patches,
     network_patches,
     scaling_patch,
     suffix,
@@ -31,7 +29,7 @@ from .settings import KubernetesSettings, image_parts
 
 _FLEET = "fleet.yaml"
 _SECRETS = "secrets"
-_TRACES, _FRONT = "traces.yaml", "front.yaml"
+_TRACES = "traces.yaml"
 _PARTS = ("region", "edge", "dispatcher", "control", "scaling")
 
 
@@ -94,10 +92,8 @@ class _Region:
 
     def files(self, secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str]) -> dict[str, str]:
         """Text of each file, by its path in the overlay."""
-        edge = edge_files(self.fleet, self.name, self.table) if self._own_edges else {}
+        edge = edge_files(self.fleet, self.name, self.table)
         found = {f"edge/{name}": text for name, text in edge.items()}
-        if not self._own_edges:
-            found[_FRONT] = yaml_text(*manifests(self.fleet, self.table, self.settings, self.name))
         found[_FLEET] = yaml_text(self.fleet.model_dump(mode="json", by_alias=True, exclude_none=True))
         dispatchers = self.fleet.places()[self.name].dispatchers
         for name, content in secrets.items():
@@ -117,13 +113,11 @@ class _Region:
     def _region(
         self, edge: list[str], secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str], dispatchers: int
     ) -> dict[str, Any]:
-        leads = self._own_edges and self.name in self.settings.control
-        parts = [self._base("region"), *(f"dispatcher-{i}" for i in range(1, dispatchers + 1))]
-        parts.append(self._base("edge") if self._own_edges else _FRONT)
+        leads = self.name in self.settings.control
+        parts = [self._base("region"), *(f"dispatcher-{i}" for i in range(1, dispatchers + 1)), self._base("edge")]
         parts += [self._base("control")] if leads else []
         parts += [_TRACES] if self.fleet.data_plane.tracing else []
-        patches = edge_patches(self.fleet, self.settings, self.name) if self._own_edges else []
-        patches += front_patches(self.settings, dispatchers) if not self._own_edges else []
+        patches = edge_patches(self.fleet, self.settings, self.name)
         patches += network_patches(self.fleet, self.settings, self.name)
         patches += control_patches(self.settings, self.name) if leads else []
         generated: list[dict[str, Any]] = [
@@ -168,10 +162,6 @@ class _Region:
             "patches": patches,
         }
         return _kustomization(found | ({"nameSuffix": suffix(number)} if number > 1 else {}))
-
-    @property
-    def _own_edges(self) -> bool:
-        return self.settings.front == EDGES
 
     def _place(self) -> dict[str, str]:
         """What pods are told of where they are."""

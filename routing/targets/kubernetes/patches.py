@@ -80,18 +80,6 @@ def control_patches(settings: KubernetesSettings, name: str) -> list[Patch]:
     return found
 
 
-def front_patches(settings: KubernetesSettings, dispatchers: int) -> list[Patch]:
-    """Where others stand in the edges' place: they reach dispatchers, and in a mesh by one name for all of a region."""
-    namespace = {"namespaceSelector": {"matchLabels": {_NAMESPACE: settings.front_namespace}}}
-    rule = {"from": [namespace], "ports": [{"port": EDGES_PORT}]}
-    found = [_add("NetworkPolicy", "edges-reach-dispatchers", "/spec/ingress/-", rule)]
-    if settings.front == "istio" and dispatchers:
-        found.append(
-            _json("Service", "dispatcher", [{"op": "remove", "path": "/spec/selector/stillmotion-dispatcher"}])
-        )
-    return found
-
-
 def network_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> list[Patch]:
     """Of the policies: addresses of other regions, and the namespace of Prometheus."""
     others = [other for other in fleet.names if other != name]

@@ -2,23 +2,23 @@
 
 import asyncio
 
-from routing.metrics.direct import DirectSource
-from routing.metrics.edges import Edge
-from routing.metrics.targets import Machine, targets
+from routing.metrics.pages import PageSource, targets
+from routing.metrics.proxies import Edge
+from routing.metrics.reading import Proxy
 
 
 def test_the_collector_counts_each_job_once_and_where_it_was_served(running):
     async def scenario():
         async with running({"a": 2, "b": 2}, {"a": {"a": 0.5, "b": 0.5}}, service_s=0.05) as fleet:
-            machine = Machine("a", "edge", fleet.places["a"].admin)
-            source = DirectSource(fleet.fleet, {machine: targets(fleet.fleet)[machine]})
-            edge = Edge(machine)
+            proxy = Proxy("a", "edge", fleet.places["a"].admin)
+            source = PageSource(fleet.fleet, {proxy: targets(fleet.fleet)[proxy]})
+            edge = Edge(proxy)
 
             async def traffic():
                 reading = await source.read()
-                oddities = list(reading.oddities)
-                seen = edge.take(reading.pages[0], 15.0, oddities)
-                assert (oddities, reading.silences) == ([], ())
+                problems = list(reading.problems)
+                seen = edge.take(reading.pages[0], 15.0, problems)
+                assert (problems, reading.failures) == ([], ())
                 return seen
 
             async def counted():
