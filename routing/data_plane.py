@@ -46,6 +46,17 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def bind_address(address: str) -> str:
+    """Return what a proxy listens on so that it can be reached at `address`.
+
+    Elsewhere than on loopback it is all interfaces, since a load balancer or a container may own the address itself.
+    """
+    host, port = host_and_port(address)
+    if host.startswith("127.") or host == "::1":
+        return address
+    return f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}"
+
+
 class Dispatcher(Strict):
     """The way into a region, or into a part of its GPU servers: it keeps their queue.
 
@@ -134,6 +145,7 @@ class Limits(Strict):
         headers_kb: of a request.
         upload_s: in which a request must have arrived at an edge. No GPU waits for it meanwhile.
         edge_threads: of an edge.
+        dispatcher_threads: of a dispatcher.
     """
 
     connections: Annotated[Count, Field(ge=1)] = 10_000
@@ -142,6 +154,7 @@ class Limits(Strict):
     headers_kb: Annotated[Count, Field(ge=1, le=8192)] = 32
     upload_s: Positive = 60.0
     edge_threads: Annotated[Count, Field(ge=1, le=256)] = 2
+    dispatcher_threads: Annotated[Count, Field(ge=1, le=64)] = 2
 
 
 class Certificate(Strict):

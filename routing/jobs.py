@@ -6,6 +6,7 @@ Any HTTP service that works on one job at a time fits. The defaults are those of
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -114,4 +115,4 @@ class RateLimit(Strict):
 
     rps: Positive
     burst: Annotated[int, Field(ge=1, le=1_000_000)] = 10
-    clients: dict[str, Positive] = {}
+    clients: Mapping[str, Positive] = {}

@@ -39,6 +39,12 @@ class Waits:
         return self.total_longest_s / 2
 
 
+def job_timeout_s(fleet: Fleet, policy: RetryPolicy | None = None) -> float:
+    """Return the time that an edge gives a job: all backoff, the longest line, and one computation."""
+    longest_s = 2 * max(fleet.queue.bounds_s(fleet.service_time_s))
+    return Waits.of(policy or fleet.retry).total_longest_s + longest_s + fleet.jobs.deadline_s
+
+
 def attempts_by_table(policy: RetryPolicy) -> int:
     """How many attempts go by the planned shares, before others go to the regions that are kept for retries.
 

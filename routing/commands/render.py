@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", type=Path, metavar="JSON", help=text)
     parser.add_argument("--target", type=_target, default="envoy", help=f"{' or '.join(_OPTIONS)} (default: envoy)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    text = "have Envoy check the files (envoy and kubernetes)"
+    text = "have Envoy and HAProxy check the files (envoy and kubernetes)"
     parser.add_argument("--validate", action="store_true", default=None, help=text)
     envoy = parser.add_argument_group("for Envoy")
-    text = "folder where Envoy will find the files (default: where they are written)"
+    text = "folder where the proxies will find the files (default: where they are written)"
     envoy.add_argument("--seen-at", type=Path, metavar="DIR", help=text)
-    text = "ingresses delay requests by the round trip to where they come from, for a fleet on one machine"
+    text = "dispatchers delay requests by the round trip to where they come from, for a fleet on one machine"
     envoy.add_argument("--emulate-latency", action="store_true", default=None, help=text)
     kubernetes = parser.add_argument_group("for Kubernetes")
     kubernetes.add_argument("--settings", type=Path, metavar="YAML", help="images, clusters, scaling")
@@ -87,7 +87,7 @@ def _table(options: argparse.Namespace, fleet: Fleet) -> RoutingTable:
 
 
 def _envoy(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) -> dict[str, Any]:
-    from ..envoy.folders import write_fleet
+    from ..proxies import Programs, write_fleet
 
     proxies = write_fleet(
         options.out,
@@ -99,14 +99,10 @@ def _envoy(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) -> di
     )
     _remove_stale(options, (file for one in proxies for file in one.folder.iterdir() if file.is_file()))
     if options.validate:
-        from ..envoy.binary import find_envoy
-        from ..envoy.validation import validate
-
-        validate(find_envoy(), proxies)
-        tell(f"Envoy accepts all {len(proxies)}")
+        Programs.find().check(proxies)
+        tell(f"Envoy and HAProxy accept all {len(proxies)}")
     about = [
-        {"region": one.region, "role": one.role, "bootstrap": str(one.bootstrap), "threads": one.threads}
-        for one in proxies
+        {"region": one.region, "role": one.role, "config": str(one.config), "threads": one.threads} for one in proxies
     ]
     return {"validated": bool(options.validate), "proxies": about}
 
@@ -117,7 +113,7 @@ def _kubernetes(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) 
 
     settings, folder = load_settings(options.settings), options.fleet.parent
     if options.validate:
-        _try_with_envoy(fleet, table, folder)
+        _try_with_programs(fleet, table, folder)
     rendered = write_overlays(options.out, fleet, table, settings, base=options.base or _BASE, folder=folder)
     _remove_stale(options, rendered.files)
     for note in rendered.notes:
@@ -133,22 +129,20 @@ def _remove_stale(options: argparse.Namespace, written: Iterable[Path]) -> None:
         tell(f"note: {path} is removed, which an earlier rendering wrote and this one does not")
 
 
-def _try_with_envoy(fleet: Fleet, table: RoutingTable, folder: Path) -> None:
+def _try_with_programs(fleet: Fleet, table: RoutingTable, folder: Path) -> None:
     """What pods will have, but for the paths of certificates, which are not here as they are there."""
     import tempfile
 
-    from ..envoy.binary import find_envoy
-    from ..envoy.folders import write_fleet
-    from ..envoy.validation import validate
+    from ..proxies import Programs, write_fleet
 
     with tempfile.TemporaryDirectory() as scratch:
         proxies = write_fleet(Path(scratch), fleet, table, base=folder)
-        validate(find_envoy(), proxies)
-    tell(f"Envoy accepts all {len(proxies)}")
+        Programs.find().check(proxies)
+    tell(f"Envoy and HAProxy accept all {len(proxies)}")
 
 
 def lines(result: dict[str, Any]) -> list[str]:
     """What was written."""
     if "overlays" in result:
         return [f"{one['region']:<16} kubectl apply -k {one['folder']}" for one in result["overlays"]]
-    return [f"{one['role']:<8} {one['region']:<16} {one['bootstrap']}" for one in result["proxies"]]
+    return [f"{one['role']:<10} {one['region']:<16} {one['config']}" for one in result["proxies"]]

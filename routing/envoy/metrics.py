@@ -23,9 +23,7 @@ def metrics_listener(address: str, limits: Limits) -> Message:
     hosts = [{"name": "metrics", "domains": ["*"], "routes": [route]}]
     routes = {"route_config": {"name": "metrics", "virtual_hosts": hosts}}
     limited = {"request_timeout": seconds(10), "stream_idle_timeout": seconds(30)}
-    manager = connection_manager(
-        "metrics", routes, [health_filter("/readyz", JOBS)], limits, faces_users=True, **limited
-    )
+    manager = connection_manager("metrics", routes, [health_filter("/readyz", JOBS)], limits, **limited)
     # Counters are wanted most when there are too many connections.
     return {**listener("metrics", address, manager, _BUFFER), "ignore_global_conn_limit": True}
 

@@ -18,14 +18,14 @@ class RegionAbout(Strict):
 
     Attributes:
         edge: where to send requests.
-        edge_admin, ingress, ingress_admin: of its proxies; empty for a region without GPUs.
+        edge_admin, dispatcher, dispatcher_admin: of its proxies; empty for a region without GPUs.
         gpu_servers: URL by name.
     """
 
     edge: str
     edge_admin: str
-    ingress: str = ""
-    ingress_admin: str = ""
+    dispatcher: str = ""
+    dispatcher_admin: str = ""
     gpu_servers: Mapping[str, str]
 
 

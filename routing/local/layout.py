@@ -13,7 +13,7 @@ from ..fleet import Fleet
 from ..schema import validated
 from ..yaml_text import yaml_text
 
-CONTROL, ENVOY, LEDGERS = "control", "envoy", "ledgers"
+CONTROL, PROXIES, LEDGERS = "control", "proxies", "ledgers"
 FLEET = "fleet.yaml"
 _OF_THE_FLEET = 2  # ports: control loop, Prometheus
 

@@ -34,7 +34,7 @@ def check(fleet: Fleet, settings: KubernetesSettings) -> list[str]:
     for name in fleet.names:
         if name not in settings.regions:
             raise InputError("is missing, and the fleet has it", key=f"regions.{name}")
-        if len(f"ingress-{name}") > _LONGEST:
+        if len(f"dispatcher-{name}") > _LONGEST:
             raise InputError(f"names in Kubernetes have at most {_LONGEST} characters", key=f"regions.{name}")
     _check_places(fleet)
     _check_control(fleet, settings)
@@ -105,8 +105,8 @@ def _check_places(fleet: Fleet) -> None:
             if address in taken:
                 raise InputError(f"{address} is {taken[address]} already", key=where)
             taken[address] = where
-        for i, ingress in enumerate(place.dispatchers):
-            if ingress.gpus is None:
+        for i, dispatcher in enumerate(place.dispatchers):
+            if dispatcher.gpus is None:
                 text = "names servers, and those of Kubernetes come and go; give `gpus`, how many there are at most"
                 raise InputError(text, key=f"data_plane.places.{name}.dispatchers.{i}")
 

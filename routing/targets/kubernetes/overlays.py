@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...dispatcher.files import texts
 from ...errors import InputError, RoutingError
 from ...files import write_atomically
 from ...fleet import Fleet
@@ -16,20 +17,20 @@ from ...yaml_text import yaml_text
 from .checks import check, read_secrets
 from .patches import (
     control_patches,
+    dispatcher_patches,
     edge_patches,
-    ingress_patches,
     network_patches,
     scaling_patch,
     suffix,
     traces_policy,
 )
-from .place import CONTROL_PORT, edge_drain_s, edge_files, ingress_drain_s, ingress_files, key_file
+from .place import CONTROL_PORT, dispatcher_drain_s, dispatcher_settings, edge_drain_s, edge_files, key_file
 from .settings import KubernetesSettings, image_parts
 
 _FLEET = "fleet.yaml"
 _SECRETS = "secrets"
 _TRACES = "traces.yaml"
-_PARTS = ("region", "edge", "ingress", "control", "scaling")
+_PARTS = ("region", "edge", "dispatcher", "control", "scaling")
 
 
 @dataclass(frozen=True)
@@ -94,25 +95,26 @@ class _Region:
         edge = edge_files(self.fleet, self.name, self.table)
         found = {f"edge/{name}": text for name, text in edge.items()}
         found[_FLEET] = yaml_text(self.fleet.model_dump(mode="json", by_alias=True, exclude_none=True))
-        ingresses = self.fleet.places()[self.name].dispatchers
+        dispatchers = self.fleet.places()[self.name].dispatchers
         for name, content in secrets.items():
             found |= {f"{_SECRETS}/{name}.{file}": text for file, text in content.items()}
         found |= {f"{_SECRETS}/{name}": text for name, text in keys.items()}
-        for number, ingress in enumerate(ingresses, start=1):
-            part = f"ingress-{number}"
-            files = ingress_files(self.fleet, self.name, ingress.size)
+        for number, dispatcher in enumerate(dispatchers, start=1):
+            part = f"dispatcher-{number}"
+            service = f"gpu{suffix(number)}.{self.settings.namespace}.svc.{self.settings.cluster_domain}"
+            files = texts(self.fleet, dispatcher_settings(self.fleet, self.name, service, dispatcher.size))
             found |= {f"{part}/{name}": text for name, text in files.items()}
-            found[f"{part}/kustomization.yaml"] = yaml_text(self._ingress(number, sorted(files)))
+            found[f"{part}/kustomization.yaml"] = yaml_text(self._dispatcher(number, sorted(files)))
         if self.fleet.data_plane.tracing is not None:
             found[_TRACES] = yaml_text(traces_policy(self.fleet.data_plane.tracing, self.settings))
-        found["kustomization.yaml"] = yaml_text(self._region(sorted(edge), secrets, keys, len(ingresses)))
+        found["kustomization.yaml"] = yaml_text(self._region(sorted(edge), secrets, keys, len(dispatchers)))
         return found
 
     def _region(
-        self, edge: list[str], secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str], ingresses: int
+        self, edge: list[str], secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str], dispatchers: int
     ) -> dict[str, Any]:
         leads = self.name in self.settings.control
-        parts = [self._base("region"), *(f"ingress-{i}" for i in range(1, ingresses + 1)), self._base("edge")]
+        parts = [self._base("region"), *(f"dispatcher-{i}" for i in range(1, dispatchers + 1)), self._base("edge")]
         parts += [self._base("control")] if leads else []
         parts += [_TRACES] if self.fleet.data_plane.tracing else []
         patches = edge_patches(self.fleet, self.settings, self.name)
@@ -142,17 +144,21 @@ class _Region:
             made.append({"name": "edge-keys", "type": "Opaque", "files": [f"{_SECRETS}/{name}" for name in keys]})
         return _kustomization(found | ({"secretGenerator": made} if made else {}))
 
-    def _ingress(self, number: int, files: list[str]) -> dict[str, Any]:
-        folder = self.folder / f"ingress-{number}"
-        parts, patches = [self._base("ingress", folder)], ingress_patches(self.fleet, self.settings, self.name, number)
+    def _dispatcher(self, number: int, files: list[str]) -> dict[str, Any]:
+        folder, parts = self.folder / f"dispatcher-{number}", []
+        parts.append(self._base("dispatcher", folder))
+        patches = dispatcher_patches(self.fleet, self.settings, self.name, number)
         if self.settings.regions[self.name].scaling is not None:
             parts.append(self._base("scaling", folder))
             patches.append(scaling_patch(self.fleet, self.settings, self.name, number))
         found = {
             "resources": parts,
-            # What tells the GPU servers of one ingress from those of another, to Services and to Prometheus.
-            "labels": [{"pairs": {"stillmotion-ingress": str(number)}, "includeSelectors": True}],
-            "configMapGenerator": [{"name": "ingress-files", "files": files}],
+            # What tells the GPU servers of one dispatcher from those of another, to Services and to Prometheus.
+            "labels": [{"pairs": {"stillmotion-dispatcher": str(number)}, "includeSelectors": True}],
+            # Its name stays when its content changes: the dispatcher reloads by itself, and no pod is replaced.
+            "configMapGenerator": [
+                {"name": "dispatcher-files", "files": files, "options": {"disableNameSuffixHash": True}}
+            ],
             "patches": patches,
         }
         return _kustomization(found | ({"nameSuffix": suffix(number)} if number > 1 else {}))
@@ -168,7 +174,7 @@ class _Region:
             "EDGE_THREADS": str(plane.limits.edge_threads),
             "LEAVE_S": f"{settings.leave_s:g}",
             "EDGE_DRAIN_S": str(edge_drain_s(self.fleet)),
-            "JOB_S": str(ingress_drain_s(self.fleet)),
+            "DISPATCHER_DRAIN_S": str(dispatcher_drain_s(self.fleet)),
             "STILLMOTION_LOG": "json",
             **({"STILLMOTION_TRACES": plane.tracing.url} if plane.tracing else {}),
         }

@@ -69,7 +69,7 @@ class Images(Strict):
 
     Attributes:
         server: of GPU servers.
-        routing: of proxies, followers and control loops.
+        routing: of proxies, agents and control loops.
     """
 
     server: Image
@@ -107,7 +107,7 @@ class RegionSettings(Strict):
     control: Address | None = None
     scaling: Scaling | None = None
     gpu_nodes: Mapping[Text, str] = {}
-    annotations: Mapping[Literal["edge", "ingress", "control"], Mapping[Text, str]] = {}
+    annotations: Mapping[Literal["edge", "dispatcher", "control"], Mapping[Text, str]] = {}
     storage_class: Text | None = None
 
 
@@ -122,7 +122,8 @@ class KubernetesSettings(Strict):
         control: regions with a control loop, the preferred first.
         gpu_resource: name of a GPU among the resources of nodes.
         server: settings of GPU servers, by the name of their environment variable.
-        leave_s: in which load balancers notice that an edge or an ingress goes.
+        cluster_domain: that names of Services end in; dispatchers find GPU servers by them.
+        leave_s: in which load balancers notice that an edge or a dispatcher goes.
         regions: by name.
     """
 
@@ -133,6 +134,7 @@ class KubernetesSettings(Strict):
     control: Annotated[tuple[RegionName, ...], Items, Field(min_length=1)]
     gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = "nvidia.com/gpu"
     server: Mapping[SettingName, str] = {}
+    cluster_domain: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")] = "cluster.local"
     leave_s: Annotated[Number, Field(le=600)] = 15.0
     regions: Annotated[Mapping[RegionName, RegionSettings], Field(min_length=1)]
 

@@ -12,7 +12,7 @@ import pytest
 
 from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, edge_folder, ingress_folder
 from routing.local.launch import Options
-from routing.local.layout import CONTROL, ENVOY
+from routing.local.layout import CONTROL, PROXIES
 
 HERE = Path(__file__).parent
 LOST = 502  # a job whose server died: it may have been computed, so it is not tried again
@@ -32,7 +32,7 @@ def healthy(fleet, region, count):
 @contextlib.contextmanager
 def dead(fleet, region):
     """A region is killed, and its proxies do not come back before the block is over."""
-    root = fleet.folder / ENVOY
+    root = fleet.folder / PROXIES
     files = [folder(root, region) / BOOTSTRAP for folder in (edge_folder, ingress_folder)]
     for file in files:
         file.rename(file.with_suffix(".away"))
@@ -92,7 +92,7 @@ def test_a_killed_region_costs_what_it_had_in_flight_and_comes_back_by_itself(sh
 def test_a_killed_control_loop_and_damaged_tables_cost_nothing(shared_fleet):
     async def scenario(fleet):
         table = fleet.folder / CONTROL / "table.json"
-        endpoints = edge_folder(fleet.folder / ENVOY, "a") / ENDPOINTS
+        endpoints = edge_folder(fleet.folder / PROXIES, "a") / ENDPOINTS
         starts = fleet.starts("control")
         async with fleet.under(0.5) as outcomes:
             endpoints.write_text("resources: [{nonsense")
@@ -111,7 +111,7 @@ def test_a_killed_control_loop_and_damaged_tables_cost_nothing(shared_fleet):
 @pytest.mark.slow
 def test_a_table_that_another_hand_has_spoilt_is_mended_while_the_loop_runs(local_fleet):
     async def scenario(fleet):
-        endpoints = edge_folder(fleet.folder / ENVOY, "b") / ENDPOINTS
+        endpoints = edge_folder(fleet.folder / PROXIES, "b") / ENDPOINTS
         async with fleet.under(0.5, 25.0) as outcomes:
             sound = endpoints.read_text()
             endpoints.write_text("version_info: x\nresources: 5\n")

@@ -15,7 +15,7 @@ from routing.console import tell
 from routing.envoy.live import write_table
 from routing.local.arrivals import burst, merged, poisson
 from routing.local.launch import Options
-from routing.local.layout import ENVOY
+from routing.local.layout import PROXIES
 from routing.table import RoutingTable
 
 from .conftest import REGIONS
@@ -74,7 +74,7 @@ async def ten_tables(fleet):
         away = 0.1 if version % 2 else 0.3
         shares = {source: {to: 1 - 2 * away if to == source else away for to in REGIONS} for source in REGIONS}
         table = RoutingTable(version=version, generated_at=datetime.now(UTC), shares=shares)
-        changed += len(write_table(fleet.folder / ENVOY, fleet.fleet, table)) == len(REGIONS)
+        changed += len(write_table(fleet.folder / PROXIES, fleet.fleet, table)) == len(REGIONS)
         await asyncio.sleep(0.5)
     return changed
 

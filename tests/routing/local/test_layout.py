@@ -11,7 +11,7 @@ from routing.fleet import load_fleet
 from routing.local.launch import two_tiers
 from routing.local.layout import Layout, ports_needed
 from routing.local.programs import StandIns, bentoml_servers, control_loop, prometheus, proxies, stand_ins
-from routing.metrics.targets import targets
+from routing.metrics.pages import targets
 from routing.table import RoutingTable
 
 
@@ -45,7 +45,7 @@ def test_the_fleet_file_of_this_machine_is_read_again_and_knows_all_machines(lai
     again = load_fleet(layout.write_fleet_file())
     assert again == layout.fleet
     assert again.service_time_s == 0.5
-    found = {(machine.region, machine.tier) for machine in targets(again)}
+    found = {(one.region, one.tier) for one in targets(again)}
     assert found == {("us-east", "gpu"), ("us-east", "edge"), ("users-only", "edge")}
 
 

@@ -92,11 +92,11 @@ def test_a_table_that_says_the_same_is_not_written_again(running):
 def test_a_dead_region_is_left_and_regions_without_a_share_take_over(running):
     async def scenario():
         async with running({"a": 2, "b": 2, "c": 2}, {"a": {"a": 0.9, "b": 0.1}}, service_s=0.01) as fleet:
-            fleet.kill("a", "ingress")
+            fleet.kill("a", "dispatcher")
             assert set(regions_of(await fleet.jobs(4, fleet.url("a")))) <= {"b", "c"}
             await fleet.dead("a", 1)
             assert set(regions_of(await fleet.jobs(2, fleet.url("a")))) == {"b"}
-            fleet.kill("b", "ingress")
+            fleet.kill("b", "dispatcher")
             await fleet.dead("a", 2)
             assert regions_of(await fleet.jobs(2, fleet.url("a"))) == {"c": 2}
 
@@ -107,11 +107,11 @@ def test_a_region_that_flaps_is_used_again_as_soon_as_it_is_back(running):
     async def scenario():
         async with running({"a": 2, "b": 2}, {"a": {"a": 0.99, "b": 0.01}}, service_s=0.01) as fleet:
             for _ in range(3):
-                fleet.kill("a", "ingress")
+                fleet.kill("a", "dispatcher")
                 for _ in range(4):
                     assert regions_of(await fleet.jobs(1, fleet.url("a"))) == {"b": 1}
-                fleet.start_ingress("a")
-                await fleet.until(fleet.ingress_url("a", "/readyz"))
+                fleet.start_dispatcher("a")
+                await fleet.until(fleet.dispatcher_url("a", "/readyz"))
                 await fleet.dead("a", 0)
                 assert regions_of(await fleet.jobs(1, fleet.url("a"))) == {"a": 1}
 
@@ -123,14 +123,14 @@ def test_a_region_whose_gpu_servers_are_all_gone_gets_nothing(running):
         async with running({"a": 2, "b": 2}, {"a": {"a": 0.9, "b": 0.1}}, service_s=0.01) as fleet:
             for server in fleet.servers["a"]:
                 server.ready = False
-            await fleet.until(fleet.ingress_url("a", "/readyz"), 503)
+            await fleet.until(fleet.dispatcher_url("a", "/readyz"), 503)
             await fleet.dead("a", 1)
             responses = await fleet.jobs(2, fleet.url("a"))
             assert regions_of(responses) == {"b": 2}
             assert {r.headers["x-stillmotion-attempts"] for r in responses} == {"1"}
 
             fleet.servers["a"][0].ready = True
-            await fleet.until(fleet.ingress_url("a", "/readyz"))
+            await fleet.until(fleet.dispatcher_url("a", "/readyz"))
             await fleet.dead("a", 0)
             assert regions_of([(await fleet.jobs(1, fleet.url("a")))[0] for _ in range(10)])["a"] >= 8
 

@@ -4,13 +4,13 @@ import asyncio
 
 from routing.metrics.pages import PageSource, targets
 from routing.metrics.proxies import Edge
-from routing.metrics.reading import Proxy
+from routing.metrics.reading import Target
 
 
 def test_the_collector_counts_each_job_once_and_where_it_was_served(running):
     async def scenario():
         async with running({"a": 2, "b": 2}, {"a": {"a": 0.5, "b": 0.5}}, service_s=0.05) as fleet:
-            proxy = Proxy("a", "edge", fleet.places["a"].admin)
+            proxy = Target("a", "edge", fleet.places["a"].admin)
             source = PageSource(fleet.fleet, {proxy: targets(fleet.fleet)[proxy]})
             edge = Edge(proxy)
 

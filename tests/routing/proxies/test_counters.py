@@ -3,7 +3,8 @@
 import asyncio
 import json
 
-from routing.envoy.counters import EdgeCounters, IngressCounters, read_edge, read_ingress
+from routing.dispatcher.counters import DispatcherCounters, read_dispatcher
+from routing.envoy.counters import EdgeCounters, read_edge
 
 
 def test_jobs_are_counted_once_and_by_where_they_went(running):
@@ -19,11 +20,7 @@ def test_jobs_are_counted_once_and_by_where_they_went(running):
             async def edge():
                 return read_edge(await page(fleet.places["a"].admin))
 
-            async def ingress(region):
-                return read_ingress(await page(fleet.places[region].dispatchers[0].admin))
-
             assert await edge() == EdgeCounters(0, 0, {}, {})
-            assert await ingress("a") == IngressCounters(2, 0, 0)
 
             for server in fleet.servers["b"]:
                 server.busy = 1
@@ -43,13 +40,13 @@ def test_jobs_are_counted_once_and_by_where_they_went(running):
 
             for server in fleet.all_servers():
                 server.busy = 0
-            fleet.kill("b", "ingress")
+            fleet.kill("b", "dispatcher")
             for _ in range(6):
                 await fleet.jobs(1, fleet.url("a"))
             counted = await edge()
             assert (counted.jobs, counted.served) == (27, {"a": 26})
 
-            fleet.kill("a", "ingress")
+            fleet.kill("a", "dispatcher")
             await fleet.dead("a", 2)
             assert (await fleet.jobs(1, fleet.url("a")))[0].status_code == 503
             assert (await edge()).jobs == 28
@@ -57,38 +54,45 @@ def test_jobs_are_counted_once_and_by_where_they_went(running):
     asyncio.run(scenario())
 
 
-def test_an_ingress_tells_its_load(running):
+def test_a_dispatcher_tells_its_load_and_its_line(running):
     async def scenario():
-        async with running({"a": 3}, edges=[]) as fleet:
+        def change(content):
+            content["queue"] = {"max_wait_s": 0.07}  # one place: a third of a job
+
+        async with running({"a": 3}, edges=[], change=change) as fleet:
             release = fleet.hold()
-            jobs = [asyncio.create_task(fleet.jobs(1, fleet.ingress_url("a"))) for _ in range(4)]
+            jobs = [asyncio.create_task(fleet.jobs(1, fleet.dispatcher_url("a"))) for _ in range(5)]
             await fleet.holds(lambda: fleet.begun() == 3 and any(job.done() for job in jobs))
-            address = fleet.places["a"].dispatchers[0].admin
-            text = (await fleet.client.get(f"http://{address}/stats/prometheus")).text
-            assert read_ingress(text) == IngressCounters(ready=3, active=3, refused=1)
+            await fleet.line("a", 1)
+            assert await fleet.dispatcher("a") == DispatcherCounters(3, 3, computing=3, waiting=1, served=0, refused=1)
             release.set()
             await asyncio.gather(*jobs)
+            assert await fleet.dispatcher("a") == DispatcherCounters(3, 3, computing=0, waiting=0, served=4, refused=1)
 
     asyncio.run(scenario())
 
 
 def test_a_page_that_is_none_counts_nothing():
     assert read_edge("<html>") == EdgeCounters(0, 0, {}, {})
-    assert read_ingress("") == IngressCounters(0, 0, 0)
+    assert read_dispatcher("") == DispatcherCounters(0, 0, 0, 0, 0, 0)
 
 
 def test_another_machine_reads_counters_and_nothing_else(running, free_ports):
     async def scenario():
-        edge, ingress = (f"127.0.0.1:{port}" for port in free_ports(2))
+        edge = f"127.0.0.1:{free_ports(1)[0]}"
 
         def change(content):
-            place = content["data_plane"]["places"]["a"]
-            place["metrics"], place["dispatchers"][0]["metrics"] = edge, ingress
+            content["data_plane"]["places"]["a"]["metrics"] = edge
 
         async with running({"a": 1}, change=change, service_s=0.01) as fleet:
             await fleet.jobs(3, fleet.url("a"))
             assert read_edge((await fleet.client.get(f"http://{edge}/metrics")).text).jobs == 3
-            assert read_ingress((await fleet.client.get(f"http://{ingress}/metrics")).text).ready == 1
+            assert (await fleet.dispatcher("a")).ready == 1
+            dispatcher = fleet.places["a"].dispatchers[0].admin
+            for path in ("/", "/stats", "/animate"):
+                assert (await fleet.client.get(f"http://{dispatcher}{path}")).status_code == 404
+            for path in ("/livez", "/readyz"):
+                assert (await fleet.client.get(f"http://{dispatcher}{path}")).status_code == 200
             for method, path in (("POST", "/metrics"), ("GET", "/stats"), ("GET", "/config_dump"), ("GET", "/")):
                 assert (await fleet.client.request(method, f"http://{edge}{path}")).status_code == 404
 

@@ -11,9 +11,10 @@ import httpx
 import pytest
 import yaml
 
-from routing.envoy.folders import BOOTSTRAP, KEYS, edge_folder, write_fleet
+from routing.envoy.folders import BOOTSTRAP, KEYS, edge_folder
 from routing.envoy.keys import read_keys
 from routing.errors import InputError
+from routing.proxies import write_fleet
 
 GOOD, OTHER = "k" * 20, "other-key-0123456789"
 
@@ -90,13 +91,13 @@ def test_users_reach_an_edge_by_tls_and_its_certificate_is_renewed_while_it_runs
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_an_ingress_serves_edges_of_its_authority_and_nobody_else(running, certificates, named):
+def test_a_dispatcher_serves_edges_of_its_authority_and_nobody_else(running, certificates, named):
     async def scenario():
         async def try_with(certificate, wanted=200, **more):
             mutual = {"ca": "ca.pem", "certificate": f"{certificate}.pem", "key": f"{certificate}.key", **more}
             async with running({"a": 1}, service_s=0.01, base=certificates, mutual_tls=mutual) as fleet:
                 assert (await fleet.jobs(1, fleet.url("a")))[0].status_code == wanted
-                plain = fleet.ingress_url("a")
+                plain = fleet.dispatcher_url("a")
                 for url in (plain, plain.replace("http", "https")):
                     # httpx passes an alert that comes after the handshake on as it is.
                     with pytest.raises((httpx.HTTPError, ssl.SSLError)):
@@ -115,7 +116,7 @@ def test_an_ingress_serves_edges_of_its_authority_and_nobody_else(running, certi
     asyncio.run(scenario())
 
 
-def test_an_edge_without_the_right_name_finds_no_ingress(running, certificates):
+def test_an_edge_without_the_right_name_finds_no_dispatcher(running, certificates):
     async def scenario():
         mutual = {"ca": "ca.pem", "certificate": "edge.pem", "key": "edge.key", "edge_name": "someone.test"}
         async with running({"a": 1}, edges=[], base=certificates, mutual_tls=mutual) as fleet:
@@ -231,7 +232,7 @@ def test_what_a_client_says_of_itself_is_not_believed(running):
             (response,) = await fleet.jobs(1, fleet.url("a"), headers=lies)
             assert response.headers["x-stillmotion-attempts"] == "2"
 
-            direct = await fleet.client.post(fleet.ingress_url("a"), content=b"x", headers=lies)
+            direct = await fleet.client.post(fleet.dispatcher_url("a"), content=b"x", headers=lies)
             assert direct.status_code == 429
             assert fleet.servers["a"][0].refused == 3
 
@@ -272,7 +273,7 @@ def test_a_users_edge_has_no_metrics_and_only_known_pages(running):
 def test_the_admin_page_is_on_loopback_and_cannot_stop_the_proxy(running):
     async def scenario():
         async with running({"a": 1}) as fleet:
-            for folder in fleet.root.glob("*/*"):
+            for folder in fleet.root.glob("*/edge"):
                 admin = yaml.safe_load((folder / BOOTSTRAP).read_text())["admin"]
                 assert admin["address"]["socket_address"]["address"] == "127.0.0.1"
             admin = f"http://{fleet.places['a'].admin}"

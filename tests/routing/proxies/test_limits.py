@@ -31,8 +31,8 @@ async def raw(address: str, *parts: bytes, pause_s: float = 0.0, limit_s: float 
 
 def test_what_is_too_large_is_refused_as_the_service_would(running):
     async def scenario():
-        limits = {"body_mb": 2, "headers_kb": 8}
-        async with running({"a": 1}, service_s=0.01, limits=limits) as fleet:
+        jobs, limits = {"body_limit": "2MiB"}, {"headers_kb": 8}
+        async with running({"a": 1}, service_s=0.01, jobs=jobs, limits=limits) as fleet:
             fits = await fleet.client.post(fleet.url("a"), content=b"x" * (2 * MIB))
             assert fits.status_code == 200
 
@@ -94,7 +94,7 @@ def test_a_slow_reader_keeps_no_gpu(running):
             await reader.readexactly(100)
 
             async def free() -> bool:
-                return await fleet.counter("a", r"cluster\.jobs\.upstream_rq_active", "ingress") == 0
+                return (await fleet.dispatcher("a")).computing == 0
 
             await fleet.holds(free)
             writer.close()
@@ -105,7 +105,7 @@ def test_a_slow_reader_keeps_no_gpu(running):
 def test_a_job_may_be_silent_as_long_as_it_is_allowed_to(running):
     async def scenario():
         # A job of 0.8 s is well within its own limit, and beyond that of an upload.
-        async with running({"a": 1}, service_s=0.8, limits={"job_s": 3, "upload_s": 0.5}) as fleet:
+        async with running({"a": 1}, service_s=0.8, jobs={"deadline_s": 3}, limits={"upload_s": 0.5}) as fleet:
             found = [(await fleet.jobs(1, fleet.url("a")))[0].status_code]
             while found[-1] in {408, 504} and len(found) < 5:  # a machine that stood still in the midst of it
                 found.append((await fleet.jobs(1, fleet.url("a")))[0].status_code)
@@ -146,7 +146,7 @@ def test_more_connections_than_allowed_are_closed(running):
 
 def test_a_proxy_short_of_memory_refuses_requests_and_does_not_die(running):
     async def scenario():
-        async with running({"a": 1}, service_s=0.01, limits={"heap_mb": 64, "body_mb": 64}) as fleet:
+        async with running({"a": 1}, service_s=0.01, jobs={"body_limit": "64MiB"}, limits={"heap_mb": 64}) as fleet:
             head = b"POST /animate HTTP/1.1\r\nhost: a\r\ncontent-length: 60000000\r\n\r\n"
             part = b"x" * (20 * MIB)
             uploads = [asyncio.create_task(raw(fleet.places["a"].edge, head, part, limit_s=90)) for _ in range(6)]

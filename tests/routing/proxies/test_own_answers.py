@@ -49,7 +49,7 @@ async def answer(address, request):
 def test_an_edge_answers_by_itself_in_the_shape_of_the_service_and_at_once(running):
     async def scenario():
         # An upload may take an hour: who is answered within the test did not wait for it.
-        async with running({"a": 1}, service_s=0.01, limits={"body_mb": 2, "upload_s": 3600}) as fleet:
+        async with running({"a": 1}, service_s=0.01, jobs={"body_limit": "2MiB"}, limits={"upload_s": 3600}) as fleet:
             for case in REFUSED:
                 request, status, code = case.values
                 found, headers, body = await answer(fleet.places["a"].edge, request)
@@ -66,7 +66,7 @@ def test_who_has_no_key_is_told_so_before_the_length_is_looked_at(running, tmp_p
     (tmp_path / "keys.yaml").write_text("somebody: a-key-of-sixteen-letters\n")
 
     async def scenario():
-        async with running({"a": 1}, api_keys="keys.yaml", limits={"body_mb": 1}) as fleet:
+        async with running({"a": 1}, api_keys="keys.yaml", jobs={"body_limit": "1MiB"}) as fleet:
             request = b"POST /animate HTTP/1.1\r\n" + HOST + b"content-length: 99999999\r\n"
             status, _, body = await answer(fleet.places["a"].edge, request)
             assert (status, body["code"]) == (401, "unauthorized")

@@ -1,4 +1,4 @@
-"""Fleets of real Envoys on loopback, with small stand-ins for GPU servers, for as long as a test lasts."""
+"""Fleets of real proxies on loopback, with small stand-ins for GPU servers, for as long as a test lasts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from routing.envoy.binary import find_envoy
-from routing.envoy.folders import Proxy, edge_folder, ingress_folder, write_fleet
+from routing.dispatcher.counters import PAGE, DispatcherCounters, read_dispatcher
+from routing.dispatcher.files import dispatcher_folder
+from routing.dispatcher.runtime import Runtime
+from routing.envoy.folders import edge_folder
 from routing.envoy.live import write_table
 from routing.errors import RoutingError
 from routing.fleet import Fleet
+from routing.proxies import Programs, Proxy, write_fleet
 from routing.schema import validated
 from routing.table import RoutingTable
 
@@ -42,12 +45,14 @@ class GpuServer:
         started, finished, refused: jobs, counted.
         connections: that were opened for jobs.
         dies_at: share of a job after which the connection is cut, or None.
+        lingers_s: so long a server computes on when its client has left, as one does until its next step ends.
         headers: of the jobs, in order of arrival.
     """
 
     service_s: float = 0.2
     ready: bool = True
     dies_at: float | None = None
+    lingers_s: float = 0.0
     held: asyncio.Event | None = None
     paced: asyncio.Semaphore | None = None
     answer: bytes = b"video"
@@ -134,6 +139,9 @@ class GpuServer:
                 await self._stream(writer)
             else:
                 await self._compute(reader)
+        except ConnectionError:
+            await asyncio.sleep(self.lingers_s)
+            raise
         finally:
             self.busy -= 1
         self.finished += 1
@@ -178,8 +186,8 @@ class RunningFleet:
         client: sends requests, over as many connections as they need.
     """
 
-    def __init__(self, envoy, root: Path, fleet: Fleet, table: RoutingTable) -> None:
-        self.envoy, self.root, self.fleet, self.table = envoy, root, fleet, table
+    def __init__(self, programs, root: Path, fleet: Fleet, table: RoutingTable) -> None:
+        self.programs, self.root, self.fleet, self.table = programs, root, fleet, table
         self.scheme = "https" if fleet.data_plane.tls else "http"
         self.places = fleet.places()
         self.servers: dict[str, list[GpuServer]] = {}
@@ -188,18 +196,17 @@ class RunningFleet:
         self.client = httpx.AsyncClient(timeout=120, limits=limits, verify=False, trust_env=False)  # noqa: S501
 
     async def open(self, proxies: list[Proxy], edges: list[str], service_s: float) -> None:
-        """Start servers, ingresses and these edges, each when what it checks is there."""
+        """Start servers, dispatchers and these edges, each when what it checks is there."""
         for region, place in self.places.items():
             self.servers[region] = [GpuServer(service_s) for _ in place.servers]
             for server, address in zip(self.servers[region], place.servers, strict=True):
                 await server.listen(int(address.rpartition(":")[2]))
-        ingresses = [proxy for proxy in proxies if proxy.role == "ingress"]
-        for proxy in ingresses:
+        self.proxies = proxies
+        dispatchers = [proxy for proxy in proxies if proxy.role == "dispatcher"]
+        for proxy in dispatchers:
             self.start(proxy)
-        for proxy in ingresses:
-            await self.until(f"http://{self.places[proxy.region].dispatchers[0].admin}/ready")
-            if not self.fleet.data_plane.mutual_tls:
-                await self.until(self.ingress_url(proxy.region, "/readyz"))
+        for proxy in dispatchers:
+            await self.ready(proxy.region, len(self.servers[proxy.region]))
         for region in edges:
             self.start_edge(region)
         for region in edges:
@@ -216,7 +223,7 @@ class RunningFleet:
     def url(self, region: str, path: str = "/animate") -> str:
         return f"{self.scheme}://{self.places[region].edge}{path}"
 
-    def ingress_url(self, region: str, path: str = "/animate") -> str:
+    def dispatcher_url(self, region: str, path: str = "/animate") -> str:
         return f"http://{self.places[region].dispatchers[0].address}{path}"
 
     async def jobs(self, count: int, url: str, **more) -> list[httpx.Response]:
@@ -257,28 +264,52 @@ class RunningFleet:
             assert time.monotonic() < end, f"not after {limit_s:g} s; logs:\n{self.logs()}"
             await asyncio.sleep(0.02)
 
-    async def counter(self, region: str, name: str, role: str = "edge") -> int:
-        """A counter or gauge of a proxy."""
+    async def counter(self, region: str, name: str) -> int:
+        """A counter or gauge of an edge."""
         place = self.places[region]
-        admin = place.admin if role == "edge" else place.dispatchers[0].admin
-        text = (await self.client.get(f"http://{admin}/stats", params={"filter": f"^{name}$"})).text
+        text = (await self.client.get(f"http://{place.admin}/stats", params={"filter": f"^{name}$"})).text
         return int(text.rpartition(":")[2]) if text else 0
+
+    async def dispatcher(self, region: str) -> DispatcherCounters:
+        """What a dispatcher's page says now."""
+        return read_dispatcher((await self.client.get(f"http://{self.places[region].dispatchers[0].admin}{PAGE}")).text)
+
+    async def ready(self, region: str, count: int) -> None:
+        """Wait until a dispatcher finds so many servers ready, and has checked all that it knows."""
+
+        async def seen() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                return (await self.dispatcher(region)).ready == count
+            return False
+
+        await self.holds(seen)
+
+    async def line(self, region: str, waiting: int) -> None:
+        """Wait until so many jobs wait at a dispatcher."""
+
+        async def seen() -> bool:
+            return (await self.dispatcher(region)).waiting == waiting
+
+        await self.holds(seen)
+
+    def runtime(self, region: str) -> Runtime:
+        return Runtime.of(dispatcher_folder(self.root, region))
 
     def publish(self, shares: dict[str, dict[str, float]]) -> list[str]:
         """Write a table with these rows, the others as they were."""
         self.table = make_table({**self.table.shares, **shares}, self.table.version + 1)
         return write_table(self.root, self.fleet, self.table)
 
-    async def taken(self, region: str, name: str, before: int, role: str = "edge") -> None:
+    async def taken(self, region: str, name: str, before: int) -> None:
         """Wait until a counter is above what it was."""
 
         async def above() -> bool:
-            return await self.counter(region, name, role) > before
+            return await self.counter(region, name) > before
 
         await self.holds(above)
 
     async def dead(self, region: str, count: int) -> None:
-        """Wait until an edge knows that so many ingresses are dead."""
+        """Wait until an edge knows that so many dispatchers are dead."""
 
         async def known() -> bool:
             total = await self.counter(region, r"cluster\.jobs\.membership_total")
@@ -293,14 +324,14 @@ class RunningFleet:
         # Should the tests themselves be killed, no proxy stays.
         tied = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with (proxy.folder / "log.txt").open("wb") as log:
-            process = subprocess.Popen([*tied, *self.envoy.command(proxy.bootstrap)], stdout=log, stderr=log)
+            process = subprocess.Popen([*tied, *self.programs.command(proxy)], stdout=log, stderr=log)
         self.processes[proxy.region, proxy.role] = process
 
     def start_edge(self, region: str) -> None:
         self.start(Proxy(region, "edge", edge_folder(self.root, region), 1))
 
-    def start_ingress(self, region: str) -> None:
-        self.start(Proxy(region, "ingress", ingress_folder(self.root, region), 1))
+    def start_dispatcher(self, region: str) -> None:
+        self.start(Proxy(region, "dispatcher", dispatcher_folder(self.root, region)))
 
     def kill(self, region: str, role: str) -> None:
         process = self.processes.pop((region, role))
@@ -350,8 +381,8 @@ def fleet_content(gpus: dict[str, int], **data_plane) -> dict:
 
     places = {}
     for name, count in gpus.items():
-        ingress = {"address": at(), "admin": at(), "servers": [at() for _ in range(count)]}
-        places[name] = {"edge": at(), "admin": at(), "dispatchers": [ingress] if count else []}
+        dispatcher = {"address": at(), "admin": at(), "servers": [at() for _ in range(count)]}
+        places[name] = {"edge": at(), "admin": at(), "dispatchers": [dispatcher] if count else []}
     names = list(gpus)
     return {
         "regions": {name: {"gpus": count} for name, count in gpus.items()},
@@ -360,6 +391,8 @@ def fleet_content(gpus: dict[str, int], **data_plane) -> dict:
         "rings_ms": [100],
         "thresholds": [{"load": 0.75, "ring": 1}],
         "target_load": 0.75,
+        # No place in line, unless a test wants some: what happens to refused jobs is seen at once.
+        "queue": {"max_wait_s": 0.001},
         "retry": {"attempts": 5, "base_interval_s": 0.02, "max_interval_s": 0.2},
         "data_plane": {"places": places, **data_plane},
     }
@@ -382,16 +415,16 @@ def free_ports():
 
 
 @pytest.fixture(scope="session")
-def envoy():
-    """The pinned Envoy."""
+def programs():
+    """Envoy and HAProxy."""
     try:
-        return find_envoy()
+        return Programs.find()
     except RoutingError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture
-def running(envoy, tmp_path):
+def running(programs, tmp_path):
     """`async with running({"a": 2, "b": 2}, shares, ...) as fleet`: see `RunningFleet`.
 
     Args of it:
@@ -402,21 +435,31 @@ def running(envoy, tmp_path):
         service_s: of each job.
         base: folder of certificates and keys.
         emulate_latency: as of `render`.
+        jobs: of the fleet's content.
         more: parts of the data plane.
     """
 
     @contextlib.asynccontextmanager
     async def run(
-        gpus, shares=None, *, edges=None, change=None, service_s=0.2, base=tmp_path, emulate_latency=False, **more
+        gpus,
+        shares=None,
+        *,
+        edges=None,
+        change=None,
+        service_s=0.2,
+        base=tmp_path,
+        emulate_latency=False,
+        jobs=None,
+        **more,
     ):
-        content = fleet_content(gpus, **more)
+        content = fleet_content(gpus, **more) | {"jobs": jobs or {}}
         if change is not None:
             change(content)
         fleet = validated(Fleet, content)
         table = make_table({name: {name: 1.0} for name in gpus} | (shares or {}))
         root = tmp_path / "fleet"
         proxies = write_fleet(root, fleet, table, base=base, emulate_latency=emulate_latency)
-        world = RunningFleet(envoy, root, fleet, table)
+        world = RunningFleet(programs, root, fleet, table)
         try:
             await world.open(proxies, list(gpus)[:1] if edges is None else edges, service_s)
             yield world
