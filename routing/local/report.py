@@ -156,7 +156,7 @@ def _region(client: httpx.Client, name: str, about: RegionAbout, loop: Mapping[s
         "gpus_ready": ready if about.gpu_servers else 0,
         "computing": active,
         "waiting": waiting,
-        "load": max(seen.get("load", {}).values(), default=None),
+        "load": seen.get("load"),
         "demand_rps": seen.get("demand_rps"),
         "capacity_rps": seen.get("capacity_rps"),
         "shares": loop.get("shares", {}).get(name, {}),
