@@ -10,7 +10,7 @@ import httpx
 
 from ..errors import RoutingError
 
-_ACTIVE = re.compile(r"^http\.(?:edge|ingress)\.downstream_rq_active: (\d+)$", re.MULTILINE)
+_ACTIVE = re.compile(r"^http\.edge\.downstream_rq_active: (\d+)$", re.MULTILINE)
 _EVERY_S = 0.2
 
 
@@ -51,6 +51,6 @@ def drain(
 
 
 def _active(client: httpx.Client) -> int:
-    answer = client.get("/stats", params={"filter": r"^http\.(edge|ingress)\.downstream_rq_active$"})
+    answer = client.get("/stats", params={"filter": r"^http\.edge\.downstream_rq_active$"})
     answer.raise_for_status()
     return sum(int(count) for count in _ACTIVE.findall(answer.text))

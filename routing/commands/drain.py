@@ -34,9 +34,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from ..errors import RoutingError
 
     if options.socket is not None:
-        from ..dispatcher.runtime import drain as drain_dispatcher
+        from ..dispatcher import runtime
 
-        left = drain_dispatcher(options.socket, options.leave, options.limit)
+        left = runtime.drain(options.socket, options.leave, options.limit)
     else:
         from ..agent.drain import drain
 

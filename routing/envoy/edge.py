@@ -174,7 +174,7 @@ def job_retries(policy: RetryPolicy) -> Message:
 
 
 def edge_endpoints(fleet: Fleet, region: str, places: Mapping[str, Place], table: RoutingTable) -> Message:
-    """The table's row, as localities: each is a region, its hosts are the ingresses.
+    """The table's row, as localities: each is a region, its hosts are the dispatchers.
 
     Priorities are `attempt_groups`: retries get to the second and those after it by `job_retries`.
     """
@@ -201,10 +201,10 @@ def _locality(name: str, place: Place, weight: int, priority: int) -> Message:
         "priority": priority,
         "lb_endpoints": [
             {
-                "endpoint": {"address": socket_address(ingress.address)},
-                "load_balancing_weight": max(1, ingress.size),
+                "endpoint": {"address": socket_address(dispatcher.address)},
+                "load_balancing_weight": max(1, dispatcher.size),
             }
-            for ingress in place.dispatchers
+            for dispatcher in place.dispatchers
         ],
     }
 

@@ -14,7 +14,7 @@ _BUFFER = 2**20  # bytes; a page has some hundred kB
 def metrics_listener(address: str, limits: Limits) -> Message:
     """`/metrics`, and `/readyz` for what starts and watches proxies. Without TLS and keys, for the operator's network.
 
-    The proxy's own `/readyz` says the same, but that of an ingress may ask for the certificate of an edge.
+    On a port that users do not reach.
     """
     route = {
         "match": {"path": "/metrics", "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
