@@ -31,7 +31,6 @@ def _seconds(text: str) -> float:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Drain it; how many requests were left."""
-    from ..agent.drain import drain
     from ..errors import RoutingError
 
     if options.socket is not None:

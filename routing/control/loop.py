@@ -126,7 +126,7 @@ class Loop:
         self.snapshot = Snapshot(table, self.controller.start(table.shares))
         self.round_trips = RoundTrips(self.controller.fleet.latency)
         self._delays = dict.fromkeys(self.controller.fleet.names, self.controller.policy.delay.share)
-        self._update_rows()
+        self.update_rows()
 
     async def run(self, stop: asyncio.Event, rounds: int | None = None) -> Snapshot:
         """Go round until stopped.
@@ -168,7 +168,7 @@ class Loop:
             self.snapshot = replace(self.snapshot, failed=before.failed + 1, failure=text)
             self.journal.note("round_failed", text)
         self.snapshot = replace(self.snapshot, rounds=before.rounds + 1, took_s=self.clock() - began)
-        self._update_rows()
+        self.update_rows()
         self.watch(self.snapshot)
 
     def report(self, row: Row) -> None:
@@ -188,7 +188,8 @@ class Loop:
         drained = frozenset(state.drained) if state is not None else frozenset()
         return Orders(frozen, drained, self.round_trips.used)
 
-    def _update_rows(self) -> None:
+    def update_rows(self) -> None:
+        """See that agents get what holds now, as after a round or a switch."""
         now, drained = self.snapshot, self.orders.drained
         self.rows.update(now.table, self._delays, drained, warming=now.warming, not_ready=now.not_ready)
 

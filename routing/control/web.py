@@ -142,6 +142,7 @@ class Pages:
             self.switches.resume(region)
         else:
             raise InputError("there are /switches/freeze, /switches/drain-region/REGION and /switches/resume[/REGION]")
+        self.loop.update_rows()  # retries leave a drained region at once
         return _text(self.switches.text or "nothing is frozen or drained")
 
     def _region(self, request: Request) -> str:

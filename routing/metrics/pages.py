@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..fleet import Fleet
 from .observation import Kind, ScrapeProblem
 from .proxies import SERIES
-from .reading import Page, Proxy, Reading, Sample, ScrapeFailure, Tier, checked
+from .reading import Page, Reading, Sample, ScrapeFailure, Target, Tier, checked
 from .settings import Pages
 
 LONGEST = 4 * 2**20
@@ -36,14 +36,14 @@ _LINE = re.compile(r'([a-zA-Z_:][\w:]*)(?:\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\})?[ 
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
-def targets(fleet: Fleet) -> dict[Proxy, str]:
+def targets(fleet: Fleet) -> dict[Target, str]:
     """Return each proxy, with the URL of its page: as `metrics.pages` has them, else where the data plane is.
 
     Raises:
         InputError: those of some region are missing in `metrics.pages`, or this machine has too few ports.
     """
     pages = fleet.metrics.pages or {name: _pages(place) for name, place in fleet.places().items()}
-    found: dict[Proxy, str] = {}
+    found: dict[Target, str] = {}
     for region in fleet.names:
         if fleet.regions[region].gpus and not pages.get(region, Pages()).dispatchers:
             raise InputError("is missing", key=f"metrics.pages.{region}.dispatchers")
@@ -53,7 +53,7 @@ def targets(fleet: Fleet) -> dict[Proxy, str]:
             for url in urls:
                 proxy, page = _target(region, tier, url)
                 if proxy in found:  # several behind one address, told apart by path
-                    proxy = Proxy(region, tier, proxy.address + urlsplit(url).path)
+                    proxy = Target(region, tier, proxy.address + urlsplit(url).path)
                 found[proxy] = page
     return found
 
@@ -64,12 +64,12 @@ def _pages(place: Place) -> Pages:
     return Pages(dispatchers=tuple(f"http://{one.admin}" for one in place.dispatchers), edges=(edge,))
 
 
-def _target(region: str, tier: Tier, url: str) -> tuple[Proxy, str]:
+def _target(region: str, tier: Tier, url: str) -> tuple[Target, str]:
     parts = urlsplit(url)
     # Not the whole URL: a password may be in it, and lines about proxies go into logs.
     host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else str(parts.hostname)
     address = f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
-    return Proxy(region, tier, address), url if parts.path else url + _PATHS[tier]
+    return Target(region, tier, address), url if parts.path else url + _PATHS[tier]
 
 
 def read_samples(text: str, wanted: Collection[str]) -> Iterator[tuple[str, dict[str, str], float]]:
@@ -97,7 +97,7 @@ class PageSource:
         targets: URL of each proxy's page.
     """
 
-    def __init__(self, fleet: Fleet, targets: Mapping[Proxy, str]) -> None:
+    def __init__(self, fleet: Fleet, targets: Mapping[Target, str]) -> None:
         self._limit_s = fleet.metrics.time_limit_s
         self._urls = {proxy: f"{url}?{_QUERIES[proxy.tier]}" for proxy, url in targets.items()}
         self._session: aiohttp.ClientSession | None = None
@@ -135,8 +135,8 @@ class PageSource:
             await self._session.close()
 
     async def _ask(
-        self, session: aiohttp.ClientSession, proxy: Proxy, url: str
-    ) -> tuple[Proxy, float, str] | ScrapeFailure:
+        self, session: aiohttp.ClientSession, proxy: Target, url: str
+    ) -> tuple[Target, float, str] | ScrapeFailure:
         try:
             async with asyncio.timeout(self._limit_s):
                 try:
@@ -154,7 +154,7 @@ class PageSource:
             return ScrapeFailure(proxy, Kind.FAILED, _short(error))
 
 
-async def _get(session: aiohttp.ClientSession, proxy: Proxy, url: str) -> tuple[Proxy, float, str] | ScrapeFailure:
+async def _get(session: aiohttp.ClientSession, proxy: Target, url: str) -> tuple[Target, float, str] | ScrapeFailure:
     started = monotonic()
     async with session.get(URL(url, encoded=True), allow_redirects=False) as answer:
         if answer.status != 200:

@@ -24,7 +24,7 @@ import httpx
 from ..fleet import Fleet
 from .observation import Kind, ScrapeProblem
 from .proxies import GPUS, SERIES
-from .reading import Page, Proxy, Reading, Sample, Tier, checked
+from .reading import Page, Reading, Sample, Target, Tier, checked
 from .settings import PrometheusServer
 
 RANGE_S = 60
@@ -133,7 +133,7 @@ class PrometheusSource:
 
     def _reading(self, series: list[Any], its_now: float, at: float) -> Reading:
         problems: list[ScrapeProblem] = []
-        found: dict[Proxy, list[tuple[float, Sample]]] = {}
+        found: dict[Target, list[tuple[float, Sample]]] = {}
         for proxy, name, labels, stamp, value in self._each(series, problems):
             if stamp > its_now + FUTURE_S:
                 text = f"is from {stamp - its_now:.0f} s after the query; taken as not there"
@@ -154,7 +154,7 @@ class PrometheusSource:
 
     def _each(
         self, series: list[Any], problems: list[ScrapeProblem]
-    ) -> Iterator[tuple[Proxy, str, Mapping[str, str], float, float]]:
+    ) -> Iterator[tuple[Target, str, Mapping[str, str], float, float]]:
         """Newest reading of each series, by proxy."""
         # Other Envoys and HAProxies may have these series too: only ours have these labels. A name is one of a region.
         own = {
@@ -173,7 +173,7 @@ class PrometheusSource:
                 continue
             stamp, value = one["values"][-1]
             tier: Tier = "edge" if name in SERIES["edge"] else "dispatcher"
-            yield Proxy(region, tier, instance), name, labels, float(stamp), float(value)
+            yield Target(region, tier, instance), name, labels, float(stamp), float(value)
         text = "the label region names none of the fleet's; left out"
         problems += [ScrapeProblem(Kind.NO_REGION, where, text) for where in sorted(nowhere)]
 
@@ -194,7 +194,7 @@ class MorePage:
 
 
 def scrape_config(
-    targets: Mapping[Proxy, str], interval_s: float = 2.0, more: Iterable[MorePage] = (), rules: Iterable[str] = ()
+    targets: Mapping[Target, str], interval_s: float = 2.0, more: Iterable[MorePage] = (), rules: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Content of a `prometheus.yml`.
 

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from .observation import Kind, ScrapeProblem
-from .reading import Page, Proxy, Tier
+from .reading import Page, Target, Tier
 
 SERVERS_UP = "haproxy_backend_active_servers"
 SESSIONS = "haproxy_backend_current_sessions"
@@ -103,7 +103,7 @@ class _Known:
         gone_since: when nobody listened at its address for the first time; None: someone does.
     """
 
-    proxy: Proxy
+    proxy: Target
     heard_at: float | None = None
     gone_since: float | None = None
     _counters: Counters = field(default_factory=Counters)

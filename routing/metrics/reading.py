@@ -13,7 +13,7 @@ Tier = Literal["dispatcher", "edge"]
 
 
 @dataclass(frozen=True, order=True)
-class Proxy:
+class Target:
     """A dispatcher or an edge.
 
     Attributes:
@@ -50,7 +50,7 @@ class Page:
         stamp: tells pages apart where the same one may come twice; None where it cannot.
     """
 
-    proxy: Proxy
+    proxy: Target
     at: float
     samples: tuple[Sample, ...]
     stamp: float | None = None
@@ -77,7 +77,7 @@ class ScrapeFailure:
         text: what happened.
     """
 
-    proxy: Proxy
+    proxy: Target
     kind: Kind
     text: str
 
@@ -91,7 +91,7 @@ class Reading:
     problems: tuple[ScrapeProblem, ...] = ()
 
 
-def checked(proxy: Proxy, name: str, labels: Mapping[str, str], value: float) -> Sample | ScrapeProblem:
+def checked(proxy: Target, name: str, labels: Mapping[str, str], value: float) -> Sample | ScrapeProblem:
     """Return a sample, or what is wrong with its value. Nothing that is read here can be below 0."""
     where = f"{proxy} {name}"
     if not isfinite(value):

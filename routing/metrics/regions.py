@@ -13,7 +13,7 @@ from math import exp
 from ..fleet import Fleet
 from .observation import Kind, Observation, RegionSeen, ScrapeProblem
 from .proxies import Dispatcher, Edge, Traffic, Work
-from .reading import Page, Proxy, Reading, ScrapeFailure
+from .reading import Page, Reading, ScrapeFailure, Target
 
 USUAL_S = 60.0
 """Time constant of how many answers an edge usually gets from a region."""
@@ -94,13 +94,13 @@ class Regions:
         proxies: all that there are; None where that shows as it goes, as with a Prometheus.
     """
 
-    def __init__(self, fleet: Fleet, proxies: Iterable[Proxy] | None = None) -> None:
+    def __init__(self, fleet: Fleet, proxies: Iterable[Target] | None = None) -> None:
         self._fleet = fleet
         settings = fleet.metrics
         self._costs = Costs(fleet.names, fleet.service_time_s, settings.cost_prior_requests, settings.cost_memory_s)
-        self._dispatchers: dict[str, dict[Proxy, Dispatcher]] = {name: {} for name in fleet.names}
-        self._edges: dict[str, dict[Proxy, Edge]] = {name: {} for name in fleet.names}
-        self._usual_rps: dict[Proxy, dict[str, float]] = {}
+        self._dispatchers: dict[str, dict[Target, Dispatcher]] = {name: {} for name in fleet.names}
+        self._edges: dict[str, dict[Target, Edge]] = {name: {} for name in fleet.names}
+        self._usual_rps: dict[Target, dict[str, float]] = {}
         self._unanswered: dict[str, float] = dict.fromkeys(fleet.names, 0.0)
         self._most_rps = MOST_DEMAND * sum(fleet.capacity_rps(region) for region in fleet.names)
         self._started_at: float | None = None
@@ -120,7 +120,7 @@ class Regions:
         self._started_at = now if self._started_at is None else self._started_at
         self._costs.forget(0.0 if self._last_at is None else now - self._last_at)
         self._last_at = now
-        traffic: dict[Proxy, Traffic] = {}
+        traffic: dict[Target, Traffic] = {}
         busy: dict[str, float] = {}
         for page in reading.pages:
             self._take(page, traffic, busy, problems)
@@ -132,7 +132,7 @@ class Regions:
         regions = {name: self._region(name, traffic, busy.get(name), now, problems) for name in self._fleet.names}
         return Observation(regions, answered, tuple(problems))
 
-    def _know(self, proxy: Proxy) -> Dispatcher | Edge:
+    def _know(self, proxy: Target) -> Dispatcher | Edge:
         if proxy.tier == "dispatcher":
             return self._dispatchers[proxy.region].setdefault(proxy, Dispatcher(proxy))
         return self._edges[proxy.region].setdefault(proxy, Edge(proxy))
@@ -141,7 +141,7 @@ class Regions:
         """Proxies come and go where something scales them; one that has gone for good is no news."""
         oldest = now - FORGOTTEN_AFTER * self._fleet.stale_after_s
         for name in self._fleet.names:
-            known: dict[Proxy, Dispatcher | Edge] = {**self._dispatchers[name], **self._edges[name]}
+            known: dict[Target, Dispatcher | Edge] = {**self._dispatchers[name], **self._edges[name]}
             for proxy, one in known.items():
                 if one.heard_at is not None and one.heard_at < oldest:
                     self._dispatchers[name].pop(proxy, None)
@@ -149,7 +149,7 @@ class Regions:
                     self._usual_rps.pop(proxy, None)
 
     def _take(
-        self, page: Page, traffic: dict[Proxy, Traffic], busy: dict[str, float], problems: list[ScrapeProblem]
+        self, page: Page, traffic: dict[Target, Traffic], busy: dict[str, float], problems: list[ScrapeProblem]
     ) -> None:
         proxy, region = self._know(page.proxy), page.proxy.region
         seen = proxy.take(page, self._fleet.stale_after_s, problems)
@@ -165,7 +165,7 @@ class Regions:
         if failure.kind is Kind.REFUSED:
             self._know(failure.proxy).refused(now)
 
-    def _answered(self, traffic: dict[Proxy, Traffic]) -> dict[str, dict[str, float]]:
+    def _answered(self, traffic: dict[Target, Traffic]) -> dict[str, dict[str, float]]:
         """Jobs per second from each region to each; and which regions owe answers that usually come."""
         rps: dict[str, dict[str, float]] = {}
         answering: set[str] = set()
@@ -191,7 +191,7 @@ class Regions:
     def _region(
         self,
         name: str,
-        traffic: dict[Proxy, Traffic],
+        traffic: dict[Target, Traffic],
         busy: float | None,
         now: float,
         problems: list[ScrapeProblem],
@@ -252,7 +252,7 @@ class Regions:
         return silent.gone_since is not None or self._unanswered[name] >= SURE_AFTER
 
     def _demand(
-        self, name: str, traffic: dict[Proxy, Traffic], now: float, problems: list[ScrapeProblem]
+        self, name: str, traffic: dict[Target, Traffic], now: float, problems: list[ScrapeProblem]
     ) -> tuple[float | None, float | None, float, bool]:
         """Demand, retries, over which time, and whether the edges are gone."""
         edges = self._edges[name]

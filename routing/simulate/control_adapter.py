@@ -27,7 +27,7 @@ from ..metrics.proxies import (
     SESSIONS,
     UPTIME_STEP_S,
 )
-from ..metrics.reading import Page, Proxy, Reading, Sample, ScrapeFailure
+from ..metrics.reading import Page, Reading, Sample, ScrapeFailure, Target
 from ..metrics.regions import Regions
 from .snapshot import Counts, Snapshot, take
 from .state import VANISHED
@@ -52,8 +52,8 @@ class ControlInTheLoop:
         self._by_pages = self._settings.metrics == "pages"
         self._controller = Controller.of(self._fleet)
         self._state = self._controller.start(simulation.rows.shares)
-        self._dispatchers = {name: Proxy(name, "dispatcher", f"dispatcher-{name}:9902") for name in self._fleet.names}
-        self._edges = {name: Proxy(name, "edge", f"edge-{name}:9901") for name in self._fleet.names}
+        self._dispatchers = {name: Target(name, "dispatcher", f"dispatcher-{name}:9902") for name in self._fleet.names}
+        self._edges = {name: Target(name, "edge", f"edge-{name}:9901") for name in self._fleet.names}
         proxies = [*self._dispatchers.values(), *self._edges.values()]
         self._regions = Regions(self._fleet, proxies if self._by_pages else None)
         self._read: deque[tuple[Reading, float]] = deque()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from routing.local.ports import reserve
-from routing.metrics.scrape_config import ENVOY_FILTER
+from routing.metrics.prometheus import ENVOY_FILTER
 
 from .conftest import ROOT
 from .test_kubernetes import containers, pods

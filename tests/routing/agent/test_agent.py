@@ -11,8 +11,8 @@ import yaml
 from routing.agent.agent import Agent, measure_round_trips
 from routing.agent.loops import ControlLoop
 from routing.control.rows import Row
-from routing.envoy.folders import write_fleet
 from routing.fleet import Fleet
+from routing.proxies import write_fleet
 from routing.schema import validated
 from routing.table import RoutingTable
 

@@ -21,11 +21,12 @@ import yaml
 from routing.agent.loops import ControlLoop
 from routing.cli import main
 from routing.control.rows import Row
-from routing.envoy.binary import find_envoy
-from routing.envoy.folders import edge_folder, write_fleet
+from routing.dispatcher.files import dispatcher_folder
+from routing.envoy.folders import edge_folder
 from routing.errors import RoutingError
 from routing.fleet import Fleet
 from routing.local.ports import reserve
+from routing.proxies import Programs, write_fleet
 from routing.schema import validated
 from routing.table import RoutingTable
 
@@ -33,35 +34,39 @@ STARTED = "2025-01-31T12:00:00+00:00"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def envoy():
-    """The pinned Envoy; without it there is no edge."""
+def programs():
+    """The programs of the proxies; without them there is no edge and no dispatcher."""
     try:
-        return find_envoy()
+        return Programs.find()
     except RoutingError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture
 def ports():
-    """Six ports in a row that nobody else is given meanwhile."""
-    reservation = reserve(6)
-    yield list(range(reservation.first, reservation.first + 6))
+    """Seven ports in a row that nobody else is given meanwhile."""
+    reservation = reserve(7)
+    yield list(range(reservation.first, reservation.first + 7))
     reservation.release()
 
 
 class Pods:
-    """One region as pods have it: a GPU server that stands for its dispatcher, an edge, and an agent beside it."""
+    """One region as pods have it: a GPU server, its dispatcher, an edge, and an agent beside it."""
 
     def __init__(self, folder: Path, ports: list[int]) -> None:
         self.folder = folder
-        self.gpu, self.edge, edge_admin, self.control, self.page, dispatcher_admin = ports
+        self.gpu, self.edge, edge_admin, self.control, self.page, dispatcher, dispatcher_admin = ports
         self.admin = f"127.0.0.1:{edge_admin}"
         places = {
             "a": {
                 "edge": f"127.0.0.1:{self.edge}",
                 "admin": self.admin,
                 "dispatchers": [
-                    {"address": f"127.0.0.1:{self.gpu}", "admin": f"127.0.0.1:{dispatcher_admin}", "gpus": 1}
+                    {
+                        "address": f"127.0.0.1:{dispatcher}",
+                        "admin": f"127.0.0.1:{dispatcher_admin}",
+                        "servers": [f"127.0.0.1:{self.gpu}"],
+                    }
                 ],
             },
             "b": {"edge": "127.0.0.1:9", "dispatchers": [{"address": "127.0.0.1:9", "gpus": 1}]},
@@ -95,6 +100,7 @@ class Pods:
     def serve(self, service_s: float) -> subprocess.Popen:
         gpu = ("--region", "a", "--serve", f"a-1=127.0.0.1:{self.gpu}", "--service-time", service_s)
         self.start("routing.local.standin", *gpu)
+        self.start("routing", "proxy", "--folder", dispatcher_folder(self.folder / "run", "a"))
         return self.proxy()
 
     def proxy(self) -> subprocess.Popen:

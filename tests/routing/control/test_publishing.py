@@ -3,9 +3,9 @@ import yaml
 
 from routing.control.controller import Controller
 from routing.control.publishing import EnvoyPublisher
-from routing.envoy.folders import write_fleet
 from routing.metrics.pages import targets
-from routing.metrics.reading import Proxy
+from routing.metrics.reading import Target
+from routing.proxies import write_fleet
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def test_proxies_are_asked_where_the_data_plane_says_they_are(fleet):
     found = targets(fleet)
     place = fleet.places()["a"]
     assert len(found) == 6
-    assert found[Proxy("a", "edge", place.admin)] == f"http://{place.admin}/stats/prometheus"
+    assert found[Target("a", "edge", place.admin)] == f"http://{place.admin}/stats/prometheus"
     dispatcher = place.dispatchers[0].admin
-    assert found[Proxy("a", "dispatcher", dispatcher)] == f"http://{dispatcher}/metrics"
+    assert found[Target("a", "dispatcher", dispatcher)] == f"http://{dispatcher}/metrics"
 
 
 def test_a_page_of_counters_for_other_machines_is_asked_instead_of_the_admin_page(make_fleet):
@@ -71,6 +71,6 @@ def test_a_page_of_counters_for_other_machines_is_asked_instead_of_the_admin_pag
     place = {"edge": "10.0.0.1:80", "metrics": "10.0.0.1:9102", "dispatchers": dispatchers}
     fleet = make_fleet(1, data_plane={"places": {"a": place}})
     assert targets(fleet) == {
-        Proxy("a", "dispatcher", "10.0.0.2:9902"): "http://10.0.0.2:9902/metrics",
-        Proxy("a", "edge", "10.0.0.1:9102"): "http://10.0.0.1:9102/metrics",
+        Target("a", "dispatcher", "10.0.0.2:9902"): "http://10.0.0.2:9902/metrics",
+        Target("a", "edge", "10.0.0.1:9102"): "http://10.0.0.1:9102/metrics",
     }

@@ -5,7 +5,7 @@ import pytest
 from routing.fleet import Fleet
 from routing.metrics import proxies
 from routing.metrics.observation import ScrapeProblem
-from routing.metrics.reading import Page, Proxy, Reading, checked
+from routing.metrics.reading import Page, Reading, Target, checked
 from routing.metrics.regions import Regions
 
 
@@ -37,7 +37,7 @@ class Proxies:
     def __init__(self, fleet):
         self.fleet = fleet
         self.dispatchers = {
-            Proxy(name, "dispatcher", f"{name}-dispatcher:9902"): {
+            Target(name, "dispatcher", f"{name}-dispatcher:9902"): {
                 "up": float(region.gpus),
                 "busy": 0.0,
                 "queue": 0.0,
@@ -49,7 +49,7 @@ class Proxies:
             if region.gpus
         }
         self.edges = {
-            Proxy(name, "edge", f"{name}-edge:9901"): {
+            Target(name, "edge", f"{name}-edge:9901"): {
                 "completed": 0.0,
                 "active": 0.0,
                 "retries": 0.0,
@@ -64,10 +64,10 @@ class Proxies:
         self.without = set()
 
     def dispatcher(self, region):
-        return Proxy(region, "dispatcher", f"{region}-dispatcher:9902")
+        return Target(region, "dispatcher", f"{region}-dispatcher:9902")
 
     def edge(self, region):
-        return Proxy(region, "edge", f"{region}-edge:9901")
+        return Target(region, "edge", f"{region}-edge:9901")
 
     def work(self, seconds, demand, busy=2.0, retries=0.0):
         """Let time pass: each region's users send `demand` jobs per second, served at home by so many busy GPUs."""

@@ -7,7 +7,7 @@ import pytest
 from routing.metrics.collector import make_collector
 from routing.metrics.observation import Kind
 from routing.metrics.pages import PageSource, read_samples, targets
-from routing.metrics.reading import Proxy
+from routing.metrics.reading import Target
 
 LONG_S = 60.0
 """For an answer that comes: a busy machine takes its time."""
@@ -53,7 +53,7 @@ def read(make_fleet):
 
 
 def proxy(region, server, tier="dispatcher"):
-    return Proxy(region, tier, server.address)
+    return Target(region, tier, server.address)
 
 
 def test_pages_are_read_and_only_what_is_wanted_of_them(read, fake_server):
@@ -94,14 +94,14 @@ def test_a_machine_that_answers_badly_stalls_nothing_and_is_named(read, fake_ser
 
 
 def test_a_machine_where_nobody_listens_is_told_apart_from_one_that_is_silent(read, free_port):
-    reading = read({Proxy("a", "dispatcher", "gone"): f"http://127.0.0.1:{free_port}"})
+    reading = read({Target("a", "dispatcher", "gone"): f"http://127.0.0.1:{free_port}"})
     assert [one.kind for one in reading.failures] == [Kind.REFUSED]
-    reading = read({Proxy("a", "dispatcher", "gone"): f"http://localhost:{free_port}"})
+    reading = read({Target("a", "dispatcher", "gone"): f"http://localhost:{free_port}"})
     assert [one.kind for one in reading.failures] == [Kind.REFUSED]
 
 
 def test_a_name_that_does_not_resolve_says_nothing_of_the_proxy(read):
-    reading = read({Proxy("a", "dispatcher", "nowhere"): "http://nowhere.invalid:3000"}, limit_s=SHORT_S)
+    reading = read({Target("a", "dispatcher", "nowhere"): "http://nowhere.invalid:3000"}, limit_s=SHORT_S)
     assert reading.failures[0].kind in {Kind.FAILED, Kind.LATE}
 
 
@@ -149,7 +149,7 @@ def test_a_collector_finds_its_proxies_in_the_fleet_file(make_fleet, fake_server
 def test_a_round_with_many_proxies_of_which_half_hang_takes_no_longer_than_the_limit(make_fleet, fake_server):
     good, bad = fake_server((200, PAGE)), fake_server("hang")
     fleet = make_fleet(40, metrics={"time_limit_s": 1.0})
-    found = {Proxy("a", "dispatcher", f"{i}:1"): f"{(bad if i % 2 else good).url}/{i}" for i in range(40)}
+    found = {Target("a", "dispatcher", f"{i}:1"): f"{(bad if i % 2 else good).url}/{i}" for i in range(40)}
 
     async def collect():
         source = PageSource(fleet, found)

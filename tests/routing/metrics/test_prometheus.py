@@ -9,7 +9,7 @@ from routing.metrics.collector import Collector
 from routing.metrics.observation import Kind
 from routing.metrics.pages import targets
 from routing.metrics.prometheus import PrometheusSource, scrape_config
-from routing.metrics.reading import Proxy
+from routing.metrics.reading import Target
 from routing.metrics.regions import Regions
 from routing.metrics.settings import PrometheusServer
 
@@ -247,13 +247,13 @@ def test_a_scrape_configuration_has_each_proxy_with_its_region(make_fleet):
     jobs = content["scrape_configs"]
     assert len({job["job_name"] for job in jobs}) == 3
     found = {
-        Proxy(static["labels"]["region"], job["job_name"].split("-")[1], static["targets"][0]): job["metrics_path"]
+        Target(static["labels"]["region"], job["job_name"].split("-")[1], static["targets"][0]): job["metrics_path"]
         for job in jobs
         for static in job["static_configs"]
     }
     assert found == {
-        Proxy("a", "dispatcher", "10.0.0.1:9902"): "/metrics",
-        Proxy("a", "dispatcher", "10.0.0.2:9902"): "/metrics",
-        Proxy("a", "edge", "10.0.0.3:9901"): "/stats/prometheus",
-        Proxy("b", "dispatcher", "haproxy.example"): "/own/metrics",
+        Target("a", "dispatcher", "10.0.0.1:9902"): "/metrics",
+        Target("a", "dispatcher", "10.0.0.2:9902"): "/metrics",
+        Target("a", "edge", "10.0.0.3:9901"): "/stats/prometheus",
+        Target("b", "dispatcher", "haproxy.example"): "/own/metrics",
     }

@@ -1,7 +1,7 @@
 import pytest
 
 from routing.metrics.observation import Kind
-from routing.metrics.reading import Proxy, ScrapeFailure
+from routing.metrics.reading import ScrapeFailure, Target
 from routing.metrics.regions import Regions
 
 
@@ -136,7 +136,7 @@ def test_a_dispatcher_where_nobody_listens_is_down_when_it_does_not_come_back_so
 
 def test_of_several_dispatchers_those_that_are_heard_count_and_a_silent_one_is_down(watch):
     known, observe = watch(8, 4, source="prometheus")
-    first, second = known.dispatcher("a"), Proxy("a", "dispatcher", "a-second:9902")
+    first, second = known.dispatcher("a"), Target("a", "dispatcher", "a-second:9902")
     known.dispatchers[second] = dict(known.dispatchers[first], up=3.0)
     known.dispatchers[first]["up"] = 5.0
     assert warm(known, observe).regions["a"].gpus_ready == 8
@@ -296,7 +296,7 @@ def test_no_more_gpus_count_than_the_fleet_has(watch, make_fleet):
 def test_a_proxy_that_a_prometheus_no_longer_shows_is_forgotten_in_time(watch):
     known, observe = watch(4, 4, source="prometheus")
     observe()
-    known.edges[Proxy("a", "edge", "new:9901")] = known.edges.pop(known.edge("a"))
+    known.edges[Target("a", "edge", "new:9901")] = known.edges.pop(known.edge("a"))
     for _ in range(2):
         known.work(11.0, {"a": 2.0})
         seen = observe()

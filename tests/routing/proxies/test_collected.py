@@ -1,16 +1,16 @@
-"""What the collector of the control loop makes of a real edge's counters."""
+"""What the collector of the control loop makes of the counters of real proxies."""
 
 import asyncio
 
 from routing.metrics.pages import PageSource, targets
-from routing.metrics.proxies import Edge
-from routing.metrics.reading import Proxy
+from routing.metrics.proxies import Dispatcher, Edge
+from routing.metrics.reading import Target
 
 
 def test_the_collector_counts_each_job_once_and_where_it_was_served(running):
     async def scenario():
         async with running({"a": 2, "b": 2}, {"a": {"a": 0.5, "b": 0.5}}, service_s=0.05) as fleet:
-            proxy = Proxy("a", "edge", fleet.places["a"].admin)
+            proxy = Target("a", "edge", fleet.places["a"].admin)
             source = PageSource(fleet.fleet, {proxy: targets(fleet.fleet)[proxy]})
             edge = Edge(proxy)
 
@@ -56,6 +56,46 @@ def test_the_collector_counts_each_job_once_and_where_it_was_served(running):
                 given_up.cancel()
                 await fleet.holds(lambda: not any(server.busy for server in fleet.all_servers()))
                 assert (await counted()).jobs == 1  # given up, and yet it came
+            finally:
+                await source.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_collector_counts_a_real_dispatchers_servers_jobs_and_line(running):
+    def with_line(content):
+        content["queue"] = {"max_wait_s": 60.0}
+
+    async def scenario():
+        async with running({"a": 3}, edges=[], change=with_line, service_s=0.01) as fleet:
+            target = Target("a", "dispatcher", fleet.places["a"].dispatchers[0].admin)
+            source = PageSource(fleet.fleet, {target: targets(fleet.fleet)[target]})
+            dispatcher = Dispatcher(target)
+            await fleet.ready("a", 3)
+
+            async def work():
+                reading = await source.read()
+                problems = list(reading.problems)
+                seen = dispatcher.take(reading.pages[0], 60.0, problems)
+                assert (problems, reading.failures) == ([], ())
+                return seen
+
+            try:
+                assert await work() is None
+                assert (dispatcher.ready, dispatcher.in_service, dispatcher.waiting) == (3, 0, 0)
+                release = fleet.hold()
+                sent = [
+                    asyncio.create_task(fleet.client.post(fleet.dispatcher_url("a"), content=b"x")) for _ in range(5)
+                ]
+                await fleet.line("a", 2)
+                held = await fleet.holds(work)
+                assert held.jobs == 0
+                assert held.busy_s > 0
+                assert (dispatcher.ready, dispatcher.in_service, dispatcher.waiting) == (3, 3, 2)  # busy ones are ready
+                release.set()
+                await asyncio.gather(*sent)
+                done = await fleet.holds(work)
+                assert (done.jobs, dispatcher.in_service, dispatcher.waiting) == (5, 0, 0)
             finally:
                 await source.close()
 

@@ -80,3 +80,45 @@ def test_a_burst_delays_a_share_of_the_jobs(make):
     assert max(shares["a"][:20]) == 0.0
     assert max(shares["a"][20:26]) == 0.5
     assert outcome.last.delayed[0] > 10
+
+
+@pytest.mark.parametrize("metrics", ["pages", "prometheus"])
+@pytest.mark.parametrize("lost", [19, 25])
+def test_a_region_that_loses_half_of_its_gpus_is_relieved_whichever_way_that_is_seen(make, metrics, lost):
+    found = results(
+        simulate(
+            make(
+                [40, 40, 40],
+                latency_ms=10.0,
+                duration_s=600.0,
+                warm_up_s=300.0,
+                table="control",
+                control={"metrics": metrics},
+                arrivals={"load": 0.3, "region_load": {"a": 0.7}},
+                failures=[{"at_s": 100.0, "region": "a", "gpus": lost}],
+            )
+        )
+    )
+    # What is left is filled to three quarters, by its own users alone; the others have room for the rest.
+    assert found["regions"]["a"]["in_region_share"] == pytest.approx(0.75 * (40 - lost) / (0.7 * 40), abs=0.04)
+    assert found["failure_share"] < 0.001
+
+
+@pytest.mark.parametrize("metrics", ["pages", "prometheus"])
+def test_a_region_that_vanishes_is_down_since_it_answers_no_jobs(make, metrics):
+    found = results(
+        simulate(
+            make(
+                [40, 40, 40],
+                latency_ms=10.0,
+                duration_s=400.0,
+                warm_up_s=200.0,
+                table="control",
+                control={"metrics": metrics},
+                arrivals={"load": 0.4},
+                failures=[{"at_s": 100.0, "region": "a", "vanishes": True}],
+            )
+        )
+    )
+    assert found["regions"]["a"]["in_region_share"] < 0.01
+    assert found["failure_share"] < 0.001
