@@ -121,7 +121,7 @@ class State(NamedTuple):
         jobs: places for jobs that are under way but not computed.
         nodes, heads: the calendar: events in linked lists, by bucket.
         near: heap of the events that come next.
-        rows: (GROUPS, n, n), where attempts go, by source: first by the table, then group by group. In rotation, each is
+        rows: (GROUPS, n, n), where attempts go, by source: by the table, then group by group. In rotation, each is
             a heap by `due`; drawn, in the order of shares.
         row_lengths: (GROUPS, n)
         one_way_s: (n, n)
