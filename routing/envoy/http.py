@@ -43,8 +43,6 @@ _RETRY_AFTER_S = 1
 _LOST = ["UC", "UR", "UPE", "LR"]
 # The edge's circuit breaker: more requests at once than it takes.
 _OVERFLOW = ["UO"]
-# A client's API key has used up its rate.
-_LIMITED = ["RL"]
 
 
 def connection_manager(
@@ -156,16 +154,12 @@ def local_replies() -> Message:
                 "status_code": 502,
                 "body_format_override": _error("lost", "the connection to the server was lost; it may have computed"),
             },
-            {
-                "filter": _flags(_LIMITED),
-                "status_code": 429,
-                "body_format_override": _error("rate_limited", "this API key sends more jobs than it may"),
-            },
             _error_of(400, "bad_request", "the request is malformed"),
             _error_of(401, "unauthorized", "give an API key: the header X-API-Key"),
             _error_of(404, "not_found", "there is nothing here"),
             _error_of(408, "slow_upload", "the request did not arrive in time"),
             _error_of(413, "too_large", "the request is larger than this service takes"),
+            _error_of(429, "rate_limited", "this API key sends more jobs than it may"),
             _error_of(426, "upgrade_required", "use HTTP/1.1 or HTTP/2"),
             _error_of(431, "too_large", "the headers are larger than this service takes"),
             _error_of(501, "not_implemented", "the request asks for what this service does not do"),

@@ -90,7 +90,7 @@ def network_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> li
         found.append(_add("NetworkPolicy", "edges-reach-dispatchers", "/spec/ingress/-", rule))
         if name in settings.control:
             rule = {"from": callers, "ports": [{"port": CONTROL_PORT}]}
-            found.append(_add("NetworkPolicy", "followers-reach-control", "/spec/ingress/-", rule))
+            found.append(_add("NetworkPolicy", "agents-reach-control", "/spec/ingress/-", rule))
     readers = [
         _block(network)
         for other in others

@@ -10,7 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, edge_folder, ingress_folder
+from routing.dispatcher.counters import PAGE, read_dispatcher
+from routing.dispatcher.files import dispatcher_folder
+from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, edge_folder
 from routing.local.launch import Options
 from routing.local.layout import CONTROL, PROXIES
 
@@ -19,21 +21,19 @@ LOST = 502  # a job whose server died: it may have been computed, so it is not t
 
 
 def healthy(fleet, region, count):
-    """Whether the ingress of a region sees so many GPU servers."""
-    admin = fleet.started.about.regions[region].ingress_admin
-    name = "cluster.jobs.membership_healthy"
+    """Whether the dispatcher of a region sees so many GPU servers."""
     try:
-        text = fleet.pages.get(f"{admin}/stats", params={"filter": f"^{name}$"}).text
+        text = fleet.pages.get(fleet.started.about.regions[region].dispatcher_admin + PAGE).text
     except httpx.HTTPError:
         return False
-    return text.strip() == f"{name}: {count}"
+    return read_dispatcher(text).ready == count
 
 
 @contextlib.contextmanager
 def dead(fleet, region):
     """A region is killed, and its proxies do not come back before the block is over."""
     root = fleet.folder / PROXIES
-    files = [folder(root, region) / BOOTSTRAP for folder in (edge_folder, ingress_folder)]
+    files = [edge_folder(root, region) / BOOTSTRAP, dispatcher_folder(root, region) / "haproxy.cfg"]
     for file in files:
         file.rename(file.with_suffix(".away"))
     try:
@@ -219,9 +219,9 @@ def test_a_clock_that_jumps_moves_nothing(local_fleet, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_edge_and_a_killed_ingress_are_started_again(local_fleet):
+def test_a_killed_edge_and_a_killed_dispatcher_are_started_again(local_fleet):
     async def scenario(fleet):
-        for name in ("ingress-a", "edge-b"):
+        for name in ("dispatcher-a", "edge-b"):
             fleet.kill(name)
             await fleet.until(lambda n=name: fleet.starts(n) == 2 and fleet.pid(n), what=f"a new {name}")
         await fleet.until(lambda: healthy(fleet, "a", 4), what="a's servers seen")

@@ -47,6 +47,7 @@ class GpuServer:
         dies_at: share of a job after which the connection is cut, or None.
         lingers_s: so long a server computes on when its client has left, as one does until its next step ends.
         headers: of the jobs, in order of arrival.
+        paths: that take jobs; health: the path that says whether it is ready.
     """
 
     service_s: float = 0.2
@@ -56,6 +57,8 @@ class GpuServer:
     held: asyncio.Event | None = None
     paced: asyncio.Semaphore | None = None
     answer: bytes = b"video"
+    paths: tuple[str, ...] = ("/animate", "/animate/stream")
+    health: str = "/readyz"
     started: int = 0
     finished: int = 0
     refused: int = 0
@@ -90,12 +93,12 @@ class GpuServer:
             while True:
                 method, path, headers = await self._head(reader)
                 length = int(headers.get("content-length", "0"))
-                if method == "POST" and path.startswith("/animate"):
+                if method == "POST" and path in self.paths:
                     jobs += 1
                     self.connections += jobs == 1
                     self.connected += jobs == 1
                     await self._job(path, headers, length, reader, writer)
-                elif path == "/readyz":
+                elif path == self.health:
                     self._send(writer, 200 if self.ready else 503)
                 else:
                     self._send(writer, 200, {"content-type": "application/json"}, json.dumps(headers).encode())
@@ -198,7 +201,8 @@ class RunningFleet:
     async def open(self, proxies: list[Proxy], edges: list[str], service_s: float) -> None:
         """Start servers, dispatchers and these edges, each when what it checks is there."""
         for region, place in self.places.items():
-            self.servers[region] = [GpuServer(service_s) for _ in place.servers]
+            jobs = self.fleet.jobs
+            self.servers[region] = [GpuServer(service_s, paths=jobs.paths, health=jobs.ready) for _ in place.servers]
             for server, address in zip(self.servers[region], place.servers, strict=True):
                 await server.listen(int(address.rpartition(":")[2]))
         self.proxies = proxies
