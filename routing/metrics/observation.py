@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """Names of what may be wrong with metrics. What follows from each is in `docs/traffic.md`."""
+    """Names of what may be wrong with metrics. What follows from each is in `docs/control-loop.md`."""
 
     REFUSED = "refused"
     """Nobody listens at the proxy's address."""

@@ -40,10 +40,7 @@ REGIONS = ("settings", "regions")
         (changed(("settings", "control"), ["mars"]), "control.0: mars is none of the fleet's regions"),
         (changed(("settings", "control"), []), "control: should hold at least one"),
         (changed((*REGIONS, "us-east", "scaling", "least"), 50), "scaling.least: 50 is more than the fleet's 40 GPUs"),
-        (
-            changed((*REGIONS, "us-east", "scaling", "least"), 20),
-            "scaling.least: 20 is no more than half of the fleet's",
-        ),
+        (changed(("settings", "front"), "istio"), "front: istio is gone: its table could not follow the traffic"),
         (
             changed((*REGIONS, "us-east", "scaling", "busy_share"), 0.75),
             "scaling.busy_share: 0.75 is not below the fleet's",

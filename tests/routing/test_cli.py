@@ -31,7 +31,7 @@ def test_plan_prints_one_document_and_writes_the_same(plan, tmp_path, capsys):
     assert plan("--json", "--out", str(path)) == 0
     out = capsys.readouterr().out
     assert json.loads(out) == json.loads(path.read_text())
-    assert json.loads(out).keys() == {"version", "generated_at", "shares", "moves", "unserved_rps"}
+    assert json.loads(out).keys() == {"epoch", "version", "generated_at", "shares", "moves", "unserved_rps"}
 
 
 def test_plan_is_readable_without_json(plan, capsys):

@@ -22,6 +22,7 @@ def test_a_table_comes_back_from_its_file_as_it_was(table, tmp_path):
     table.write(path)
     assert RoutingTable.read(path) == table
     assert json.loads(path.read_text()) == {
+        "epoch": 1,
         "version": 1,
         "generated_at": "2025-01-31T12:00:00.123456+00:00",
         "shares": {"a": {"a": 0.7, "b": 0.3}, "b": {"b": 1.0}},

@@ -136,11 +136,6 @@ def _check_region(fleet: Fleet, settings: KubernetesSettings, name: str) -> None
         raise InputError("the region has no GPUs", key=key)
     if least > gpus:
         raise InputError(f"{least} is more than the fleet's {gpus} GPUs of the region", key=f"{key}.least")
-    if 2 * least <= gpus:
-        text = (
-            f"{least} is no more than half of the fleet's {gpus} GPUs: the control loop takes so few for lost metrics"
-        )
-        raise InputError(text, key=f"{key}.least")
     lowest = fleet.thresholds[0].load
     if region.scaling.busy_share >= lowest:
         text = (

@@ -268,7 +268,7 @@ def test_poisson_arrivals_leave_a_table_that_need_not_change_alone(fluid, gpus):
     assert all(set(decision.delays.values()) == {0.0} for decision in fleet.decisions)
 
 
-# A little above what docs/traffic.md has from three seeds.
+# A little above what docs/control-loop.md has from three seeds.
 @pytest.mark.parametrize(
     ("gpus", "wander", "tables"),
     [((4, 4, 4), 0.025, 115), ((12, 12, 12), 0.016, 60), ((40, 40, 40), 0.011, 20), ((120, 80, 100), 0.006, 10)],
