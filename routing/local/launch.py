@@ -250,6 +250,7 @@ def _about(layout: Layout, file: Path, options: Options, components: list[Compon
         service_time_s=layout.fleet.service_time_s,
         model="" if standin else options.model or "animator:latest",
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        path=layout.fleet.jobs.paths[0],
         regions=regions,
         control=f"http://{layout.control}" if "control" in kinds else "",
         prometheus=f"http://{layout.prometheus}" if "prometheus" in kinds else "",

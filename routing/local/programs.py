@@ -50,7 +50,8 @@ class StandIns:
 
 def stand_ins(layout: Layout, options: StandIns) -> Iterator[Component]:
     """Stand-ins for GPU servers."""
-    more = ["--service-time", options.service_time, "--seed", str(options.seed)]
+    more = ["--service-time", options.service_time, "--seed", str(options.seed), "--ready", layout.fleet.jobs.ready]
+    more += [part for path in layout.fleet.jobs.paths for part in ("--path", path)]
     if options.ledgers:
         more += ["--ledger", str(layout.folder / LEDGERS)]
     count = sum(len(place.servers) for place in layout.places.values())

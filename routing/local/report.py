@@ -55,6 +55,7 @@ def report(folder: Path) -> dict[str, Any]:
         "prometheus": about.prometheus,
         "table_version": loop.get("version"),
         "frozen": _frozen(loop) if about.control else "",
+        "path": about.path,
         "regions": regions,
         "supervisor": {"pid": supervisor.pid, "alive": supervisor.alive},
         "parts": parts,

@@ -65,7 +65,7 @@ class LocalFleet:
                 alone=False,
             )
             with running(fleet, Path(scenario.fleet), Path(folder), options) as started:
-                outcomes = asyncio.run(send(wanted, started.edges))
+                outcomes = asyncio.run(send(wanted, started.edges, path=fleet.jobs.paths[0]))
                 self.busy_s = asyncio.run(busy_seconds(started))
         return figures([one for one in outcomes if one.at_s >= scenario.warm_up_s])
 

@@ -41,7 +41,6 @@ FEW = {"attempts": 10, "base_interval_s": 0.05, "max_interval_s": 1.0}
 CASES = (
     Case("one line a region", FEW),
     Case("no line, the edges retry", MANY, NO_QUEUE),
-    Case("no line, no retry", {"attempts": 1}, NO_QUEUE),
 )
 
 

@@ -44,9 +44,10 @@ def test_results_are_written_as_a_table_a_plot_and_json_that_says_how_to_make_th
 
 
 @pytest.mark.slow
-def test_a_burst_waits_in_line_and_half_of_it_fails_without_line_and_retry():
-    line, _, none = measure(CASES, SHORT, 1)
+def test_a_burst_of_twice_the_gpus_waits_and_loses_nothing_with_a_line_and_without():
+    line, none = measure(CASES, SHORT, 1)
     assert all(cell.summary.requests > 30 for cell in line.cells[: len(LOADS)])
     at_once = len(LOADS)  # 24 at once on 12 GPUs
     assert line.cells[at_once].summary.failed_share == 0
-    assert none.cells[at_once].summary.failed_share == pytest.approx(0.5, abs=0.05)
+    assert none.cells[at_once].summary.failed_share == 0
+    assert none.cells[at_once].summary.attempts > line.cells[at_once].summary.attempts

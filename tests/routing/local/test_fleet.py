@@ -225,3 +225,15 @@ def test_a_process_that_has_the_id_of_one_of_the_fleet_is_left_alone(commands):
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_a_fleet_of_another_service_takes_its_jobs_at_its_path(commands):
+    content = yaml.safe_load(commands.file.read_text())
+    content["jobs"] = {"paths": ["/v1/videos"], "pages": [], "ready": "/health", "body_limit": "1MiB"}
+    commands.file.write_text(yaml.safe_dump(content))
+    status, output, error = commands.up()
+    assert status == 0, error
+    url = next(line.split()[-1] for line in output.splitlines() if "us-east" in line)
+    assert url.endswith("/v1/videos")
+    assert httpx.post(url, json={"prompt": "x"}, timeout=120, trust_env=False).status_code == 200
+    assert httpx.post(url.replace("/v1/videos", "/animate"), **form(), timeout=120, trust_env=False).status_code == 404
