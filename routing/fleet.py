@@ -187,6 +187,10 @@ class Fleet(Strict):
             if away and (nearest := min(away)) > self.rings_ms[-1]:
                 text = f"no ring reaches it: {away[nearest]} is nearest, {nearest:.0f} ms away"
                 raise wrong(f"regions.{name}", f"{text}, and rings_ms ends at {self.rings_ms[-1]:g}")
+        for source in self.never:
+            reached = (to for to in self.regions if self.regions[to].gpus and self.ring(source, to) is not None)
+            if not any(reached):
+                raise wrong(f"never.{source}", "leaves its jobs nowhere to go: no region that they may reach has a GPU")
         self.data_plane.check(self._gpus())
         self.metrics.check(self._gpus())
         return self

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, required=True, metavar="DIR", help="of the edge's files")
     text = "control loops to go by, the preferred first"
     parser.add_argument("--control", type=_urls, required=True, metavar="URL[,URL]", help=text)
-    text = "file with the token that the loops were started with (default: none)"
+    text = "file with the token that the loops were started with (default: STILLMOTION_CONTROL_TOKEN has it, or none)"
     parser.add_argument("--token-file", type=Path, metavar="FILE", help=text)
     text = "where /livez and /metrics are (default: nowhere)"
     parser.add_argument("--listen", metavar="HOST:PORT", help=text)

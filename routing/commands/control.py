@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prometheus", metavar="URL", help="take metrics from there, not from the proxies")
     text = "where the status page is (default: 127.0.0.1:9900)"
     parser.add_argument("--listen", default="127.0.0.1:9900", metavar="HOST:PORT", help=text)
-    text = "file with the token of operators, at least 16 characters (default: switches cannot be used)"
+    text = "file with the token of operators (default: STILLMOTION_CONTROL_TOKEN has it, or there are no switches)"
     parser.add_argument("--token-file", type=Path, metavar="FILE", help=text)
     parser.add_argument("--once", action="store_true", help="look twice, publish once, and end; without a page")
     text = "wait while another loop publishes into the folder, to take over when it ends"

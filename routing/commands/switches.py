@@ -30,8 +30,8 @@ class Switch:
             parser.add_argument("region", nargs=None if self.region == "must be" else "?", help="of the fleet")
         text = "control loops to tell, all of them (default: http://127.0.0.1:9900)"
         parser.add_argument("--control", default="http://127.0.0.1:9900", metavar="URL[,URL]", help=text)
-        text = "file with the token that the loops were started with"
-        parser.add_argument("--token-file", type=Path, required=True, metavar="FILE", help=text)
+        text = "file with the token that the loops were started with (default: STILLMOTION_CONTROL_TOKEN has it)"
+        parser.add_argument("--token-file", type=Path, metavar="FILE", help=text)
 
     def run(self, options: argparse.Namespace) -> dict[str, Any]:
         """Tell the loops; how their switches are now."""
@@ -41,6 +41,8 @@ class Switch:
         from ..errors import RoutingError
 
         token = read_token(options.token_file)
+        if token is None:
+            options.usage_error("give --token-file, or the token in STILLMOTION_CONTROL_TOKEN")
         region = getattr(options, "region", None)
         path = f"/switches/{self.NAME}" + (f"/{region}" if region else "")
         found: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from .web import Pages, listening, serving
 _HUNG_AFTER = 10.0
 """Rounds. A loop that has begun none for so long hangs, and whoever watches `/livez` may start it anew."""
 _SHORTEST_TOKEN = 16
+TOKEN = "STILLMOTION_CONTROL_TOKEN"  # noqa: S105  # the name of a variable
+"""In it pods have the token, from a Secret that may be missing."""
 
 
 @dataclass(frozen=True)
@@ -145,17 +148,17 @@ async def _lead(
 
 
 def read_token(path: Path | None) -> str | None:
-    """Read a token; None without a file.
+    """Read the token of operators, from a file or else from the environment (`TOKEN`); None where there is neither.
 
     Raises:
         InputError: it cannot be read, or is too short to keep anybody out.
     """
-    if path is None:
+    token = (os.environ.get(TOKEN, "") if path is None else read_text(path)).strip()
+    if path is None and not token:
         return None
-    token = read_text(path).strip()
     if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
         text = f"holds no token of at least {_SHORTEST_TOKEN} printable ASCII characters"
-        raise InputError(text, file=str(path))
+        raise InputError(text, file=str(path or TOKEN))
     return token
 
 

@@ -154,7 +154,7 @@ class Pages:
     def _allow(self, request: Request, *, needed: bool) -> None:
         if self.token is None:
             if needed:
-                raise RoutingError("this control loop takes no orders: it was started without --token-file")
+                raise RoutingError("this control loop takes no orders: it was started without a token")
             return
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
         if not hmac.compare_digest(given, self.token.encode()):

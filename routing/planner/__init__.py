@@ -1,9 +1,8 @@
 """The planner: a pure function of a fleet and its load to a routing table.
 
 - `problem`: both as arrays, with the law (`never`) and the money (`cost_ms`).
-- `iterative`, `paths`: the region nearest to its maximum offloads a chunk, and where that goes.
+- `iterative`, `paths`: the region nearest to its maximum offloads a chunk, where that goes, and why.
 - `linear`: the optimum for the same overflow and reach, to compare with.
-- `reasons`: why each move was made.
 - `comparison`: random fleets, and how far the iterative planner is from the optimum.
 """
 
@@ -17,9 +16,8 @@ import numpy as np
 from ..fleet import Fleet
 from ..load import Load
 from ..table import Move, RoutingTable
-from .iterative import Placed, solve
+from .iterative import Placed, reason, solve
 from .problem import Problem, state
-from .reasons import reason
 
 __all__ = ["Solver", "plan"]
 

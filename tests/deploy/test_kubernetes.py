@@ -132,7 +132,7 @@ def test_all_that_a_pod_refers_to_is_there(region, overlays):
                     assert source["configMapRef"]["optional"]
                     continue
                 known |= of_kind(resources, "ConfigMap")[name]["data"]
-            known |= {one["name"]: one["value"] for one in container.get("env", [])}
+            known |= {one["name"]: one.get("value", "") for one in container.get("env", [])}
             text = yaml.safe_dump([container.get("args"), container.get("lifecycle")])
             assert set(re.findall(r"\$\(?\"?(\w+)", text)) <= set(known)
             ports = {port["name"] for port in container.get("ports", [])}
@@ -192,7 +192,7 @@ def test_commands_are_those_of_the_program(region, overlays, capsys):
             known = {}
             for source in container["envFrom"]:
                 known |= maps[source["configMapRef"]["name"]]["data"]
-            known |= {one["name"]: one["value"] for one in container.get("env", [])}
+            known |= {one["name"]: one.get("value", "") for one in container.get("env", [])}
             arguments = [filled_in(one, known) for one in container["args"]]
             build_parser().parse_args([*container["command"][3:], *arguments])
             hook = container.get("lifecycle", {}).get("preStop")

@@ -220,3 +220,12 @@ def test_law_that_names_no_region_is_refused(fleet_file, never, text):
     with pytest.raises(InputError) as found:
         load_fleet(fleet_file(lambda content: content.update(never=never)))
     assert text in str(found.value)
+
+
+def test_law_that_leaves_jobs_nowhere_to_go_is_refused(fleet_file):
+    def change(content):
+        content["regions"]["eu-west"]["gpus"] = 0
+        content["never"] = {"eu-west": ["us-east", "us-west", "ap-south", "ap-east"]}
+
+    with pytest.raises(InputError, match=r"never\.eu-west: leaves its jobs nowhere to go"):
+        load_fleet(fleet_file(change))
