@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import Counter, tell
+from . import evaluate_pictures
 from .options import add_model, open_model, positive
 
 if TYPE_CHECKING:
@@ -24,13 +25,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", metavar="FOLDER_OR_ID", help="compare with this teacher from the same noise")
     parser.add_argument(
         "--compare",
-        action="store_true",
+        nargs="?",
+        const=True,
+        metavar="TEACHER",
         help="judge teacher and undistilled teacher too, in the same run (default teacher: the shipped one)",
+    )
+    parser.add_argument(
+        "--pictures",
+        metavar="FOLDER",
+        help="judge on pictures with captions (cat.png, cat.txt) in place of generated clips, one clip at a time; "
+        "`photographs` takes eight that scikit-image brings",
     )
     parser.add_argument(
         "--gates",
         metavar="FILE",
         help="fail where the student misses a limit of this YAML file; `default` is the project's; implies --compare",
+    )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="with --pictures: how alike frames are to EfficientNet-Lite0 too, of a package with its weights",
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="other than the model's own")
     parser.add_argument("--guidance-scale", type=float, metavar="X", help="of the caption, other than the model's own")
@@ -51,24 +65,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
     """`evaluate`: figures of a model on held-out clips."""
+    if isinstance(options.compare, str):
+        options.teacher = options.compare
     comparing = options.compare or options.gates is not None
     resampled = any(
         value is not None for value in (options.steps, options.guidance_scale, options.image_guidance_scale)
     )
     if comparing and resampled:
         options.usage_error("--compare judges the model as it was made for; leave out --steps and guidance scales")
+    if options.pictures is not None:
+        evaluate_pictures.check_options(options)
+    elif options.features:
+        options.usage_error("--features: goes with --pictures; generated clips have figures that say more")
     if options.diversity > 1:
         tell(f"{options.diversity} clips of each picture")
     from ..judge.gates import load_gates
 
     gates = None if options.gates is None else load_gates(options.gates)
     animator = open_model(options.model)
-    if gates is not None:
+    if gates is not None and options.pictures is None:
         gates.of(animator.info.steps)  # before minutes of work
     from ..serve.sources import open_checkpoint
 
     teacher = open_checkpoint(options.teacher) if options.teacher or comparing else None
     perception = _perception(options, str(animator.pipe.device))
+    if options.pictures is not None:
+        sampling = _sampling(options, animator) if resampled else None
+        return evaluate_pictures.judge(options, animator, teacher, gates, sampling, perception, Counter("clip"))
     if comparing:
         assert teacher is not None
         return _compare(options, animator, teacher, gates, perception)

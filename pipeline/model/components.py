@@ -7,9 +7,10 @@ was made with them looks like a clip.
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +41,7 @@ _MOVED = {
 }
 """Modules of this project that checkpoints name as they were called when they were saved."""
 
-_OWN = {*_MOVED.values(), "pipeline.model.flow_solver"}
+_OWN = {*_MOVED.values(), "pipeline.model.flow_solver", "pipeline.model.renoising"}
 """Modules of this project that a checkpoint may take a component's class from."""
 
 
@@ -86,6 +87,30 @@ def load_components(
         elif own and kind is not None:
             found[name] = kind.from_pretrained(folder / name)
     return found
+
+
+def load_network(name: str, folder: Path, kinds: Sequence[str], dtype: Any, device: str | None = None) -> nn.Module:
+    """Load a network of diffusers by itself, checked.
+
+    Args:
+        name: of the component that it stands for, for errors.
+        folder: with its `config.json` and weights.
+        kinds: names of the classes that it may be of.
+        dtype: precision, or "stored" for that of the file.
+        device: that weights are read to; None: the processor's memory.
+
+    Raises:
+        ModelError: it is of another class, or as `load_components`.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder}: no config.json with a _class_name that can be read; give a network's folder in diffusers format"
+        ) from error
+    if kind not in kinds:
+        raise ModelError(f"{folder}: holds a {kind}, and {name} is a {' or '.join(kinds)}")
+    return _load_model(name, getattr(sys.modules["diffusers"], kind), folder, {"dtype": dtype}, device)
 
 
 def _load_model(name: str, kind: Any, folder: Path, arguments: Mapping[str, Any], device: str | None) -> nn.Module:

@@ -61,6 +61,7 @@ def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, f
         sizes=family.sizes(parts, *pipe.default_size),
         fps=config.fps,
         scheduler=type(pipe.scheduler).__name__,
+        shift=shift_of(pipe.scheduler),
         controls=controls,
         takes_prompt=family.takes_prompt,
         takes_negative_prompt=family.takes_prompt and guidance.passes > 1,
@@ -70,6 +71,15 @@ def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, f
         most_steps=None if distilled else 100,
         metrics=dict(metrics),
     )
+
+
+def shift_of(scheduler: Any) -> float | None:
+    """Return the shift of a scheduler's noise levels; None without one, or where it depends on a clip's size."""
+    config = scheduler.config
+    flow = config.get("use_flow_sigmas") or type(scheduler).__name__.startswith("FlowMatch")
+    if not flow or config.get("use_dynamic_shifting"):
+        return None
+    return float(config.get("flow_shift", config.get("shift", 1.0)))
 
 
 def precision_of(pipe: ImageAnimationPipeline) -> dict[str, str]:
