@@ -30,8 +30,8 @@ Progress = Callable[[int, int], None]
 """Called with (clips done, clips in all)."""
 
 _SEEDS_APART = 1_000_003  # further seeds of a clip; no other clip's, for up to a million clips
-# Percent of the side a frame: 0.05 pixels at the size that flow is measured at, which noise of three steps of 255 gives by
-# itself. A teacher that moves less is no measure of motion.
+# Percent of the side a frame: 0.05 pixels at the size that flow is measured at, which noise of three steps of 255
+# gives by itself. A teacher that moves less is no measure of motion.
 _STILL = 0.02
 
 # Figures of generated clips, which readers of the document expect, and which need a true clip.
