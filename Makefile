@@ -46,7 +46,7 @@ help: ## list the targets
 demo: $(PIPELINE_READY) ## from the notebooks to a served animation; IMAGE=photo.jpg PROMPT="a red circle moves right" for your own
 	@$(BIN)/python -m pipeline demo $${IMAGE:+"--image=$$IMAGE"} $${PROMPT:+"--prompt=$$PROMPT"}
 
-# tests/conftest.py says how many processes; the tests of a file stay together, since they share what they start.
+# tests/conftest.py says how many processes, and which tests stay together since they share what they start.
 WORKERS := -n auto --dist loadfile
 
 .PHONY: test

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import StillmotionError, first_line
 from ..machine import PeakMemory, dtype_name, machine, versions
+from ..model.example import FirstPass, first_pass, seeded_request
 from ..model.families import cast_cond
-from ..optimise.example import FirstPass, first_pass, seeded_request
 from ..optimise.precision import Trial, choose, difference, precision_trials
 from ..optimise.timing import Account, clock, peak_flops, seconds_of
 from ..spans import listen

@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import counter, tell
+from ..console import Counter, tell
 from . import evaluate_pictures
 from .options import add_model, open_model, positive
 
 if TYPE_CHECKING:
-    from ..judge.evaluate import Sampling
     from ..judge.gates import Gates
+    from ..judge.judging import Sampling
     from ..judge.perception import Perception
     from ..serve.engine import Animator
 
@@ -93,7 +93,7 @@ def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
     perception = _perception(options, str(animator.pipe.device))
     if options.pictures is not None:
         sampling = _sampling(options, animator) if resampled else None
-        return evaluate_pictures.judge(options, animator, teacher, gates, sampling, perception, counter("clip"))
+        return evaluate_pictures.judge(options, animator, teacher, gates, sampling, perception, Counter("clip"))
     if comparing:
         assert teacher is not None
         return _compare(options, animator, teacher, gates, perception)
@@ -105,7 +105,7 @@ def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
         options.seed,
         options.batch,
         teacher,
-        on_progress=counter("clip"),
+        on_progress=Counter("clip"),
         sampling=_sampling(options, animator) if resampled else None,
         seeds_per_clip=options.diversity,
         perception=perception,
@@ -115,19 +115,20 @@ def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
 def _compare(
     options: argparse.Namespace, student: Animator, teacher: Animator, gates: Gates | None, perception: Perception
 ) -> dict[str, Any]:
-    from ..judge.evaluate import compare
+    from ..judge.evaluate import compare_students
     from ..judge.gates import GateFailed, check
 
-    comparison = compare(
-        student,
+    compared = compare_students(
+        {"student": student},
         teacher,
         options.clips,
         options.seed,
         options.batch,
-        on_progress=counter("clip"),
+        on_progress=Counter("clip"),
         seeds_per_clip=options.diversity,
         perception=perception,
     )
+    comparison = compared["student"]
     results = [] if gates is None else check(comparison, gates)
     if not all(result.passed for result in results):
         options.failure = GateFailed(comparison, results)  # said after the figures, which are wanted all the same
@@ -139,7 +140,7 @@ def _compare(
 
 
 def _sampling(options: argparse.Namespace, animator: Animator) -> Sampling:
-    from ..judge.evaluate import Sampling
+    from ..judge.judging import Sampling
 
     try:
         return Sampling.of(animator.pipe, options.steps, options.guidance_scale, options.image_guidance_scale)
@@ -149,9 +150,9 @@ def _sampling(options: argparse.Namespace, animator: Animator) -> Sampling:
 
 
 def _perception(options: argparse.Namespace, device: str) -> Perception:
-    from ..judge.perception import I3D, Clip, Perception
+    from ..judge.perception import I3D, ClipModel, Perception
 
-    clip = None if options.clip is None else Clip.load(options.clip, device)
+    clip = None if options.clip is None else ClipModel.load(options.clip, device)
     features = None if options.i3d is None else I3D(options.i3d, device)
     if features is not None:
         tell(f"I3D sha256 {features.sha256}")
@@ -159,7 +160,7 @@ def _perception(options: argparse.Namespace, device: str) -> Perception:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """What `evaluate` prints for people."""
+    """Return what `evaluate` prints for people."""
     if "comparison" not in result:
         return [f"{key:26} {value}" for key, value in result.items()]
     from ..judge.gates import GateResult

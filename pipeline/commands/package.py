@@ -14,6 +14,9 @@ from .options import positive, size
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add those of `package`."""
     parser.add_argument(
+        "--checkpoint", "--model", required=True, metavar="FOLDER_OR_ID", dest="checkpoint", help="in diffusers format"
+    )
+    parser.add_argument(
         "--runtime",
         choices=("eager", "torchscript", "compile", "aot", "auto"),
         default="eager",
@@ -97,11 +100,7 @@ def shift(text: str) -> float:
 
 
 def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
-    """Put a checkpoint into the store, with the defaults that the command names.
-
-    Raises:
-        StillmotionError: it cannot be read, or cannot make what is asked for.
-    """
+    """Put a checkpoint into the store, with the defaults that the command names."""
     from ..serve.sources import check_source
 
     check_source(options.checkpoint)

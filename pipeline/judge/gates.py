@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ..console import tell
 from ..errors import StillmotionError
+from ..reading import read_yaml
 
 if TYPE_CHECKING:
     from .evaluate import Comparison
@@ -109,14 +109,15 @@ class PictureLimits(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: dict[Annotated[int, Field(ge=1)], Limits] = Field(min_length=1)
     pictures: PictureLimits | None = None
+    steps: dict[Annotated[int, Field(ge=1)], Limits]
 
-
-class _PicturesFile(_File):
-    """A file with limits on pictures alone."""
-
-    steps: dict[Annotated[int, Field(ge=1)], Limits] = {}
+    @field_validator("steps")
+    @classmethod
+    def _some(cls, steps: dict[int, Limits], info: ValidationInfo) -> dict[int, Limits]:
+        if not steps and info.data.get("pictures") is None:
+            raise ValueError("there are no limits")
+        return steps
 
 
 @dataclass(frozen=True)
@@ -156,10 +157,7 @@ class GateResult:
     """One gate of a student.
 
     Attributes:
-        name: of the limit.
         value: what the student reached, to six digits; it is judged before it is rounded.
-        limit: from the file.
-        passed: whether the value is on the right side of the limit.
     """
 
     name: str
@@ -178,11 +176,7 @@ class GateResult:
 
 
 class GateFailed(StillmotionError):
-    """A student that is not good enough. After a first line each failed gate has one of its own.
-
-    Attributes:
-        failed: the gates.
-    """
+    """A student that is not good enough. After a first line each failed gate has one of its own."""
 
     def __init__(self, comparison: Comparison | PictureComparison, results: Sequence[GateResult]) -> None:
         self.failed = [result for result in results if not result.passed]
@@ -202,23 +196,16 @@ def load_gates(file: str | Path = "default") -> Gates:
     """
     path = DEFAULT_GATES if str(file) == "default" else Path(file)
     try:
-        content = _without_retired(yaml.safe_load(path.read_text(encoding="utf-8")), path)
-        kind = _PicturesFile if isinstance(content, dict) and "pictures" in content else _File
-        read = kind.model_validate(content)
+        read = read_yaml(path, _File, lambda content: _without_retired(content, path))
     except FileNotFoundError as error:
         raise StillmotionError(f"{path}: no such file of gates; `default` takes the project's own") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "(top)"
-        given = "" if isinstance(first["input"], (dict, list)) else f" (is {first['input']!r})"
-        raise StillmotionError(f"{path}: {key}: {first['msg']}{given}") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StillmotionError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
     return Gates(str(path), read.steps, read.pictures)
 
 
 def _without_retired(content: object, path: Path) -> object:
-    """The content of a file of gates without limits that are no longer judged; a line is written for each."""
+    """Return the content of a file of gates without limits that are no longer judged; a line is written for each."""
+    if isinstance(content, dict) and "pictures" in content:
+        content.setdefault("steps", {})  # limits on pictures hold whatever the steps
     steps = content.get("steps") if isinstance(content, dict) else None
     for number, limits in steps.items() if isinstance(steps, dict) else ():
         for name in _RETIRED.keys() & (limits.keys() if isinstance(limits, dict) else ()):

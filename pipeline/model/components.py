@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError, NotFiniteError, first_line
+from ..machine import dtype_name
 from .diffusers_folder import has_variant
 
 # With these diffusers spreads the components over devices, or changes their weights while it loads them.
@@ -40,16 +41,15 @@ _MOVED = {
 }
 """Modules of this project that checkpoints name as they were called when they were saved."""
 
-_OWN_MODULES = frozenset({*_MOVED.values(), "pipeline.model.renoising"})
-"""Modules of this project that a checkpoint's index may name."""
+_OWN = {*_MOVED.values(), "pipeline.model.flow_solver", "pipeline.model.renoising"}
+"""Modules of this project that a checkpoint may take a component's class from."""
 
 
 def with_moved_modules(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return a `model_index.json` with this project's modules as they are called now."""
-    moved = (isinstance(value, list) and value and value[0] in _MOVED for value in index.values())
     return {
-        name: [_MOVED[value[0]], *value[1:]] if has_moved else value
-        for (name, value), has_moved in zip(index.items(), moved, strict=True)
+        name: [_MOVED.get(value[0], value[0]), *value[1:]] if isinstance(value, list) and value else value
+        for name, value in index.items()
     }
 
 
@@ -78,7 +78,7 @@ def load_components(
         entry = index[name]
         if not (isinstance(entry, list) and len(entry) == 2 and entry[0] and (folder / name).is_dir()):
             continue
-        module, own = entry[0], entry[0] in _OWN_MODULES
+        module, own = entry[0], entry[0] in _OWN
         # Only modules that are imported already, or the project's own: a folder does not decide which code is run.
         kind = getattr(importlib.import_module(module) if own else sys.modules.get(module), str(entry[1]), None)
         if isinstance(kind, type) and issubclass(kind, (ModelMixin, PreTrainedModel)):
@@ -161,7 +161,7 @@ def _misfits(report: Mapping[str, Any]) -> list[str]:
 
 
 def check_finite(name: str, model: nn.Module) -> None:
-    """Whether all weights are numbers.
+    """Refuse weights that are not all numbers.
 
     Raises:
         ModelError: some are NaN or infinite; names the component and the first key.
@@ -175,14 +175,13 @@ def check_finite(name: str, model: nn.Module) -> None:
 
 
 def check_output(name: str, output: Tensor) -> None:
-    """Whether what a component computed are numbers.
+    """Refuse what a component computed where that is not all numbers.
 
     Raises:
         NotFiniteError: some are NaN or infinite.
     """
     if not bool(torch.isfinite(output).all()):
-        kind = str(output.dtype).removeprefix("torch.")
         raise NotFiniteError(
-            f"{name}: computed NaN or infinity in {kind}, so that there is no clip to show; package the model again, "
-            "in a wider precision or from an earlier checkpoint"
+            f"{name}: computed NaN or infinity in {dtype_name(output.dtype)}, so that there is no clip to show; "
+            "package the model again, in a wider precision or from an earlier checkpoint"
         )

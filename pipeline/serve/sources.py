@@ -22,7 +22,7 @@ EMBEDDED_STUDENT = Path(__file__).parent.parent / "embedded" / "student"
 
 
 def embedded_teacher() -> Path:
-    """Folder of the shipped teacher.
+    """Return folder of the shipped teacher.
 
     Raises:
         ModelError: this checkout has no weights.
@@ -108,7 +108,7 @@ def open_checkpoint(
 
 
 def open_model(tag_or_folder: str | None, device: str | None = None, **defaults: Any) -> Animator:
-    """An animator around a packaged model or a checkpoint.
+    """Return an animator around a packaged model or a checkpoint.
 
     Args:
         tag_or_folder: a tag in the store, a folder of a packaged model or of a checkpoint, or a hub id
@@ -139,7 +139,7 @@ def open_model(tag_or_folder: str | None, device: str | None = None, **defaults:
 
 
 def name_of(source: str | Path) -> str:
-    """What to call a checkpoint: "embedded teacher", a folder's name, or the hub id."""
+    """Return what to call a checkpoint: "embedded teacher", a folder's name, or the hub id."""
     folder = Path(source)
     if folder.is_dir():
         folder = folder.resolve()

@@ -11,8 +11,8 @@ from pipeline.bench.baseline import branch_clips
 from pipeline.clips import ClipGenerator
 from pipeline.distill.student import build_student, teacher_grid
 from pipeline.errors import ModelError
-from pipeline.judge.evaluate import Sampling, compare, compare_students, evaluate, wilson_interval
-from pipeline.judge.judging import Candidate
+from pipeline.judge.evaluate import compare_students, evaluate, wilson_interval
+from pipeline.judge.judging import Candidate, Sampling
 from pipeline.judge.perception import Perception
 from pipeline.model.guidance import Guidance
 from pipeline.serve.engine import Animator
@@ -177,6 +177,11 @@ def test_features_give_a_distance_to_the_true_clips():
 
 # ------------------------------------------------------------------ student beside teacher
 
+
+def compare(student, teacher, **options):
+    return compare_students({"student": student}, teacher, **options)["student"]
+
+
 PLAN = {"num_inference_steps": 32, "guidance_scale": 4.0, "image_guidance_scale": 1.5}
 
 
@@ -190,6 +195,7 @@ class Stills(Oracle):
         encode_clip=lambda _parts, clips: clips,
         predict=lambda network, latents, _timestep, _cond: network(latents),
         networks=("network",),
+        takes_prompt=True,
         network_at=lambda *_: "network",
     )
     parts = None

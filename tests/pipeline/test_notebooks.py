@@ -27,7 +27,7 @@ def finished(teacher_folder, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     command = ["run", "--preset", "tiny", "--teacher", str(teacher_folder), "--runs", str(runs), "--json"]
     small = ["-p", "pictures", "2", "-p", "evaluation_clips", "2", "-p", "convergence_clips", "1"]
-    small += ["-p", "reference_steps", "4", "-p", "convergence_steps", "2", "-p", "cache_thresholds", "0.1"]
+    small += ["-p", "reference_steps", "4", "-p", "convergence_steps", "2"]
     small += ["-p", "solver_steps", "2", "-p", "student_steps", "1"]
     small += ["-p", "updates", "2", "-p", "batch", "2", "-p", "requests", "1"]
     small += ["-p", "gates", "", "-p", "ablations", "shifted"]  # nothing is learned: nothing is asked
@@ -68,7 +68,6 @@ def test_the_preset_goes_from_a_checkpoint_to_a_model_in_the_store(finished):
     assert all(rungs[name]["median_s"] > 0 for name in ("diffusers", "teacher", "prepare", "solver", "torchscript"))
     assert rungs["teacher"]["flops"] > rungs["prepare"]["flops"]
     assert [point["steps"] for point in optimised["convergence"]] == [2, 4, 2, 2]
-    assert [cached["threshold"] for cached in optimised["block_cache"]] == [0.1]
     assert optimised["source"].endswith("02_optimize/model")
     distilled = result["metrics"]["stages"]["03_distill"]
     assert distilled["passes"] == {"teacher": 6, "student": 1}

@@ -1,4 +1,4 @@
-"""One request whose picture, prompt and random numbers never change: what optimisations are built and measured on."""
+"""One request whose picture, prompt and random numbers never change: what models are measured and compared on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..model.denoiser import Predict
-from ..model.families import Cond
+from .families import Cond
+from .sampling import Predict
 
 if TYPE_CHECKING:
-    from ..model.animation import ImageAnimationPipeline
+    from .animation import ImageAnimationPipeline
 
 PROMPT = "a red circle moves right"
 
@@ -75,15 +75,18 @@ class _Catcher:
         return catch
 
 
-def first_pass(pipe: ImageAnimationPipeline) -> FirstPass:
-    """Return what a default request gives the network at its first step, caught from a real one.
+def first_pass(pipe: ImageAnimationPipeline, **given: Any) -> FirstPass:
+    """Return what a request gives the network at its first step, caught from a real one.
 
     Guidance branches are side by side along the batch where the family stacks them; else it is the first of them.
+
+    Args:
+        given: arguments of the pipeline, where the request is not to be a default one.
     """
     before = pipe.denoiser
     pipe.denoiser = _Catcher()
     try:
-        seeded_request(pipe)
+        seeded_request(pipe, **given)
     except _Caught as caught:
         return caught.first
     finally:
