@@ -66,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
     """`evaluate`: figures of a model on held-out clips."""
     if isinstance(options.compare, str):
+        if options.teacher not in {None, options.compare}:
+            options.usage_error(f"--compare {options.compare}: --teacher names another, {options.teacher}; give one")
         options.teacher = options.compare
     comparing = options.compare or options.gates is not None
     resampled = any(

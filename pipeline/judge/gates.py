@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ..console import tell
 from ..errors import StillmotionError
@@ -109,8 +109,15 @@ class PictureLimits(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: dict[Annotated[int, Field(ge=1)], Limits]
     pictures: PictureLimits | None = None
+    steps: dict[Annotated[int, Field(ge=1)], Limits]
+
+    @field_validator("steps")
+    @classmethod
+    def _some(cls, steps: dict[int, Limits], info: ValidationInfo) -> dict[int, Limits]:
+        if not steps and info.data.get("pictures") is None:
+            raise ValueError("there are no limits")
+        return steps
 
 
 @dataclass(frozen=True)
@@ -198,7 +205,7 @@ def load_gates(file: str | Path = "default") -> Gates:
 def _without_retired(content: object, path: Path) -> object:
     """Return the content of a file of gates without limits that are no longer judged; a line is written for each."""
     if isinstance(content, dict) and "pictures" in content:
-        content.setdefault("steps", {})  # a file may have limits on pictures alone
+        content.setdefault("steps", {})  # limits on pictures hold whatever the steps
     steps = content.get("steps") if isinstance(content, dict) else None
     for number, limits in steps.items() if isinstance(steps, dict) else ():
         for name in _RETIRED.keys() & (limits.keys() if isinstance(limits, dict) else ()):

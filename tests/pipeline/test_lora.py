@@ -131,6 +131,23 @@ def test_differences_of_norms_modulations_and_the_head_are_added_whole(network, 
         torch.testing.assert_close(change, 2 * tensors[f"diffusion_model.{name}"], rtol=0, atol=1e-6, msg=name)
 
 
+def test_a_convolution_and_names_that_are_diffusers_own_are_merged_too(network, tmp_path):
+    before = network.patch_embedding.weight.detach().clone()
+    key = "diffusion_model.patch_embedding.lora"
+    down, up = random(RANK, *before.shape[1:]), random(before.shape[0], RANK, 1, 1, 1)
+    merge(network, LoraFile(written(tmp_path, {f"{key}_down.weight": down, f"{key}_up.weight": up})), "transformer")
+    expected = torch.einsum("orabc,ridhw->oidhw", up, down)
+    torch.testing.assert_close(network.patch_embedding.weight - before, expected, rtol=0, atol=1e-6)
+
+    ltx = SMALL["ltx"]().transformer
+    layer = ltx.transformer_blocks[0].attn1.to_q
+    before = layer.weight.detach().clone()
+    key = "diffusion_model.transformer_blocks.0.attn1.to_q.lora"
+    down, up = random(RANK, layer.in_features), random(layer.out_features, RANK)
+    merge(ltx, LoraFile(written(tmp_path, {f"{key}_A.weight": down, f"{key}_B.weight": up})), "transformer")
+    torch.testing.assert_close(layer.weight - before, up @ down, rtol=0, atol=1e-6)
+
+
 def test_alpha_of_the_header_counts_where_a_file_has_it_there(network, tmp_path):
     tensors = peft(network)
     weight = network.blocks[0].attn1.to_q.weight

@@ -296,6 +296,7 @@ def test_a_small_checkpoint_is_judged_beside_its_teacher_on_pictures(kind, folde
     [
         (["--gates", "default"], "name the teacher, as in --compare FOLDER"),
         (["--compare"], "name the teacher, as in --compare FOLDER"),
+        (["--compare", "a", "--teacher", "b"], "--compare a: --teacher names another, b"),
         (["--i3d", "x.pt"], "--i3d: FVD is a distance to true clips"),
     ],
 )
