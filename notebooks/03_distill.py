@@ -43,7 +43,7 @@ lora_rank = 0  # train additions of this rank instead of all weights
 sample_every = 0  # updates between pictures of what the student makes; 0: none are drawn
 pictures = 6  # of the project's samples, animated by teacher and student
 evaluation_clips = 16  # held-out generated clips to judge on
-gates = "default"  # file of limits; empty: judge without them
+gates = "default"  # file of limits; "default": the project's, which are those of its own teacher; empty: none
 seed = 0  # of training, clips and noise
 
 # %%
@@ -85,7 +85,11 @@ checkpoint = checkpoint or stage.read("01_teacher", "source") or ""
 teacher = open_checkpoint(checkpoint)
 if problem := solver_problem(teacher.pipe.scheduler):
     raise StageSkipped(f"no student is trained of the {teacher.info.family} family so far ({problem})")
-limits = load_gates(gates).of(student_steps) if gates else None  # refused now, not after the training
+if gates == "default" and teacher.name != name_of(EMBEDDED_TEACHER):
+    gates = ""
+    print("gates: the project's limits are of its own teacher; `-p gates FILE` sets some for this one")
+if gates:
+    load_gates(gates).of(student_steps)  # refused now, not after the training
 passes = teacher.info.sampling
 print(f"{teacher.name}: {passes} passes; the student: {student_steps}")
 
