@@ -8,7 +8,7 @@
 - `capacity`: GPUs by region, from traffic of the past; `tune`: policies that meet a goal; `queueing`: their formulas.
 - `table`: the routing table, its file, and the moves that explain it.
 - `data_plane`: where proxies stand, what they put up with, who may use them; `retries`: what may be tried again.
-- `envoy`: the table as a fleet of Envoys; `targets`: the same for Istio and Gateway API.
+- `envoy`: the table as a fleet of Envoys; `targets`: the same on Kubernetes.
 - `local`: a fleet on one machine, with stand-ins for GPU servers, and the experiment.
 - `commands`: one module a command of `python -m routing`; `cli` finds them.
 - `errors`, `files`, `schema`, `yaml_text`: what is wrong and where, in files that people write; `charts`: what plots

@@ -8,6 +8,7 @@
 - `form`: multipart to a checked request.
 - `host`: loads the model and computes.
 - `endpoints`, `exchange`, `replies`: what an admitted request gets.
+- `marks`: what says in a clip's file that it is made by AI.
 - `lifecycle`: start, give up, drain.
 - `metrics`, `openapi`, `page`: what others see.
 - `logs`, `tracing`: what becomes of one request, line by line and part by part.

@@ -23,6 +23,7 @@ from pipeline.spans import listen
 from .admission import Slot
 from .form import Form, parse
 from .logs import request_id
+from .marks import make_marker
 from .tracing import Trace, Tracing, make_tracing
 from .uploads import Uploads
 
@@ -87,12 +88,14 @@ class Video:
 
     Attributes:
         compute_s: decoding of the picture, computation and encoding of the video.
+        marks: kinds of marks that say that it is made by AI.
     """
 
     data: bytes
     format: Format
     animation: Animation
     compute_s: float
+    marks: tuple[str, ...] = ()
 
     @property
     def media_type(self) -> str:
@@ -146,6 +149,7 @@ class Host:
         self._pace = Pace()
         self._steps_left = 0
         self.tracing = Tracing()
+        self.marker = make_marker(settings)
         self.uploads = Uploads(max(settings.max_uploads_bytes, settings.max_body_bytes), settings.max_uploads)
         # A thread of its own: nothing else computes there, and what PyTorch keeps for a thread stays warm.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -291,6 +295,8 @@ class Host:
             ticket.check()
             with exchange.trace.part("encode video"):
                 data = video.encode(animation.clip, animation.fps, prepared.form.format)
+            with exchange.trace.part("mark video"):
+                data = self.marker.mark(data, prepared.form.format, self.engine.name)
             ticket.check()
         except Cancelled:
             self._count_cancelled(exchange)
@@ -298,7 +304,10 @@ class Host:
         compute_s = prepared.seconds + time.perf_counter() - began
         self.metrics.compute_seconds.observe(compute_s)
         exchange.finished = True
-        return Video(data, prepared.form.format, animation, compute_s)
+        marks = self.marker.kinds(prepared.form.format)
+        for kind in marks:
+            self.metrics.marks.labels(kind=kind).inc()
+        return Video(data, prepared.form.format, animation, compute_s, marks)
 
     def _wait_for_encoder(self) -> None:
         if (encoding := self._encoding) is not None:

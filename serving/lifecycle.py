@@ -21,6 +21,7 @@ from pipeline.serve.manifest import ModelInfo
 from pipeline.serve.store import MODEL_NAME, resolve
 
 from .logs import escape_text, use_json
+from .marks import make_marker
 from .settings import DEFAULT_MODEL, Settings, SettingsError
 from .tracing import check_tracing
 
@@ -43,6 +44,7 @@ def settings_or_exit() -> Settings:
     try:
         settings = Settings.from_environment(os.environ)
         check_tracing(settings)
+        make_marker(settings)
     except SettingsError as error:
         exit_with(str(error))
     if settings.log == "json":

@@ -69,6 +69,9 @@ class Metrics:
             "Times the packaged program was not used: it did not fit the machine (load) or a request's shape (shape)",
             labelnames=["reason"],
         )
+        self.marks = kinds.Counter(
+            "stillmotion_marks_total", "Clips that were marked as made by AI", labelnames=["kind"]
+        )
         self.step_seconds = kinds.Histogram("stillmotion_step_seconds", "Time of one step", buckets=STEP_BUCKETS)
         self.compute_seconds = kinds.Histogram(
             "stillmotion_compute_seconds",
@@ -79,6 +82,8 @@ class Metrics:
             self.requests.labels(outcome=outcome)  # so that a first one shows up as an increase
         for reason in ("load", "shape"):
             self.fallbacks.labels(reason=reason)
+        for kind in ("c2pa", "iptc"):
+            self.marks.labels(kind=kind)
         for gauge in (self.ready, self.load, self.steps_left):
             gauge.set(0)
         self._counted_s = 0.0

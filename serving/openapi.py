@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from pipeline.media.formats import MEDIA_TYPES
+from pipeline.media.formats import FORMATS, MEDIA_TYPES
 from pipeline.serve.request import ALL_FIELDS, Field, fields_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _HEADERS = {
     "X-Stillmotion-Passes": "Passes of the network: evaluations of the solver times guidance branches.",
     "X-Stillmotion-Compute-Seconds": "From decoding the picture to encoding the video.",
     "X-Stillmotion-Region": "Region of the server.",
+    "X-Stillmotion-Marks": "Marks in the file that say that it is made by AI: c2pa, iptc.",
     "X-Stillmotion-Prompt-Truncated": "Where the prompt is longer than the model reads: how many tokens it read.",
 }
 
@@ -38,8 +39,8 @@ def describe_api(host: Host) -> JSON:
         "description": (
             "Server-sent events: `start` {steps, model, left_s}; `step` {step, steps, left_s} after each evaluation of "
             "the network, which is a step for most solvers; at the end `result` {seed, model, steps, passes, "
-            "compute_seconds, region, format, media_type, data, and prompt_truncated where the prompt is longer than "
-            "the model reads} with the video in base64, or `error` {error, code, field}."
+            "compute_seconds, region, marks, format, media_type, data, and prompt_truncated where the prompt is longer "
+            "than the model reads} with the video in base64, or `error` {error, code, field}."
         ),
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
@@ -50,6 +51,7 @@ def describe_api(host: Host) -> JSON:
             "description": "Turns a still picture and a prompt into a short animation, one request at a time.",
             "version": _version(),
             "license": {"name": "Apache-2.0"},
+            "x-marks": {one: list(host.marker.kinds(one)) for one in FORMATS},
         },
         "servers": [{"url": "."}],
         "tags": [{"name": "Service APIs"}, {"name": "Infrastructure"}],

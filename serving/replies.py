@@ -32,6 +32,7 @@ def video_headers(video: Video, model: str, region: str) -> dict[str, str]:
         "X-Stillmotion-Passes": str(animation.passes),
         "X-Stillmotion-Compute-Seconds": f"{video.compute_s:.3f}",
         "X-Stillmotion-Region": region,
+        **({"X-Stillmotion-Marks": ", ".join(video.marks)} if video.marks else {}),
         **({"X-Stillmotion-Prompt-Truncated": truncated} if truncated else {}),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -54,6 +55,14 @@ class Settings(BaseModel):
     """Request bodies that may arrive at the same time."""
     max_uploads_bytes: int = Field(default=128 * 2**20, ge=1024)
     """Memory for the bodies that arrive at the same time; at least one of the greatest size always fits."""
+    marks: Literal["on", "off"] = "on"
+    """Whether clips are marked as made by AI: in their metadata, and by C2PA once there is a certificate."""
+    c2pa_certificate: Path | None = None
+    """File of the certificate that signs clips and those that it was issued with, in PEM, the signer's first."""
+    c2pa_key: Path | None = None
+    """File of its private key, PKCS #8 in PEM."""
+    c2pa_algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = "es256"
+    """Algorithm of that key."""
     log: Literal["text", "json"] = "text"
     """Form of log lines."""
     traces: str | None = Field(default=None, pattern=r"^https?://[^/\s]+/\S*$")

@@ -11,6 +11,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -84,11 +85,12 @@ def demo(
     stage = StageFolder(folder, DEMO_STAGE, "Served over HTTP")
     clips: list[Path] = []
     request_s: list[float] = []
-    with serving(str(EMBEDDED_STUDENT), port, stage.path / "shipped.log") as address:
+    with serving(str(EMBEDDED_STUDENT), port, stage.path / "shipped.log") as address, jobs_beside(address) as jobs:
         ready_s = time.monotonic() - began
         clips.append(_animate(address, samples[0], stage, "shipped student", "-shipped")[0])
         tell(f"first clip after {time.monotonic() - began:.0f} s, from the shipped student: {_near(clips[0])}")
-        tell(f"more of it while the notebooks run: {address}/ui")
+        tell(f"jobs for the openai package: base_url={jobs}/v1")
+        tell(f"more of it while the notebooks run: {jobs}/ui")
         failure, model = "", ""
         try:
             run = go_on(folder)
@@ -161,6 +163,26 @@ def serving(model: str, port: int, log: Path, ready_s: float = _READY_S) -> Iter
         try:
             _wait_until_ready(process, address, log, ready_s)
             yield address
+        finally:
+            _stop(process)
+
+
+@contextlib.contextmanager
+def jobs_beside(address: str) -> Iterator[str]:
+    """The job service in front of a server, while the block runs; gives its address. Nobody waits until it answers."""
+    port = _free_port()
+    with tempfile.TemporaryDirectory(prefix="jobs-") as data:
+        command = [sys.executable, "-m", "jobs", "serve", "--upstream", address, "--port", str(port), "--data", data]
+        process = subprocess.Popen(  # noqa: S603  # the command is ours
+            command,
+            cwd=ROOT,
+            env={**os.environ, "STILLMOTION_JOBS_DRAIN_S": "0"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            yield f"http://127.0.0.1:{port}"
         finally:
             _stop(process)
 

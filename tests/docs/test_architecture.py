@@ -14,10 +14,11 @@ ALLOWED = {
     "serving": {"pipeline": SERVERS_NEED},
     "service.py": {"serving": None, "pipeline": SERVERS_NEED},
     "routing": {},
+    "jobs": {},
     "loadtests": {"routing": None},
     "deploy": {"pipeline": {"console", "errors", "serve"}},
 }
-OURS = {"pipeline", "serving", "service", "routing", "loadtests", "deploy"}
+OURS = {"pipeline", "serving", "service", "jobs", "routing", "loadtests", "deploy"}
 
 ROOMS = {
     "media": set(),
@@ -64,8 +65,8 @@ def test_a_package_imports_only_what_it_may(name):
             assert modules is None or module in modules, f"{path.relative_to(ROOT)} imports {package}.{module}"
 
 
-@pytest.mark.parametrize("name", ["routing", "loadtests"])
-def test_traffic_needs_no_pytorch(name):
+@pytest.mark.parametrize("name", ["jobs", "routing", "loadtests"])
+def test_traffic_and_jobs_need_no_pytorch(name):
     for path in (ROOT / name).rglob("*.py"):
         found = {
             (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import deploy.container.__main__ as container
+import jobs.__main__
 import loadtests.cli
 import pipeline.commands.cli
 import routing.cli
@@ -17,12 +18,13 @@ import routing.cli
 from .pages import LANGUAGES, NOTES, PAGES, ROOT, anchors, blocks, comments, links, quoted
 
 PARSERS = {
+    "jobs": jobs.__main__.build_parser,
     "pipeline": pipeline.commands.cli.build_parser,
     "routing": routing.cli.build_parser,
     "loadtests": loadtests.cli.build_parser,
     "deploy.container": container.build_parser,
 }
-RUNS_A_MODULE = re.compile(r"python -m (pipeline|routing|loadtests|deploy\.container)\s(.*)")
+RUNS_A_MODULE = re.compile(r"python -m (pipeline|jobs|routing|loadtests|deploy\.container)\s(.*)")
 TARGETS = set(re.findall(r"^\.PHONY: ([a-z-]+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
@@ -49,7 +51,7 @@ def test_commands_are_those_of_the_programs(page, capsys):
             continue
         for command in block.commands():
             for module, arguments in re.findall(
-                r"python -m (pipeline|routing|loadtests|deploy\.container)\s(.*)", command
+                r"python -m (pipeline|jobs|routing|loadtests|deploy\.container)\s(.*)", command
             ):
                 plain = re.sub(r"\$(?:\w+|\(.*?\))", "1", arguments.replace("{full-house,herd}", "herd"))
                 words = shlex.split(re.split(r" [|>&] ", plain)[0])

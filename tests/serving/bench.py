@@ -77,7 +77,7 @@ class Series:
 
 class Metrics:
     def __init__(self):
-        names = "ready load steps_left load_seconds requests cancelled step_seconds compute_seconds"
+        names = "ready load steps_left load_seconds requests cancelled marks step_seconds compute_seconds"
         for name in names.split():
             setattr(self, name, Series())
 

@@ -1,0 +1,71 @@
+"""`python -m jobs serve`: the job service. `key` and `secret` make what its settings name."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import secrets
+import sys
+from base64 import b64encode
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import JobsError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="jobs", description="Submit a picture, come back for the video.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="run the job service")
+    serve.add_argument("--config", type=Path, help="YAML file of settings (docs/jobs.md)")
+    serve.add_argument("--upstream", help="address of a server or an edge")
+    serve.add_argument("--host", help="address to listen at; 127.0.0.1 unless set")
+    serve.add_argument("--port", type=int, help="port; 8080 unless set, 0 for a free one")
+    serve.add_argument("--data", type=Path, help="folder of database and files; jobs-data unless set")
+    key = commands.add_parser("key", help="make an API key, and the lines of the settings that admit it")
+    key.add_argument("name", help="of its holder")
+    commands.add_parser("secret", help="make a secret that signs webhooks")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parsed = build_parser().parse_args(arguments)
+    if parsed.command == "key":
+        made = f"sk-{secrets.token_urlsafe(32)}"
+        digest = hashlib.sha256(made.encode()).hexdigest()
+        sys.stdout.write(f"{made}\n\nkeys:\n  - name: {parsed.name}\n    sha256: {digest}\n")
+        return 0
+    if parsed.command == "secret":
+        sys.stdout.write(f"whsec_{b64encode(secrets.token_bytes(32)).decode()}\n")
+        return 0
+    return _serve(parsed)
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    try:
+        from .app import serve
+        from .settings import read_settings
+
+        flags = {name: getattr(parsed, name) for name in ("upstream", "host", "port", "data")}
+        settings = read_settings(parsed.config, os.environ, flags)
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+        for quiet in ("httpx", "httpcore", "uvicorn.error"):
+            logging.getLogger(quiet).setLevel(logging.WARNING)
+        serve(settings)
+    except JobsError as error:
+        sys.stderr.write(f"jobs: {error}\n")
+        return 1
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"jobs: {error.name} is missing; pip install 'stillmotion[jobs]' brings it\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

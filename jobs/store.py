@@ -1,0 +1,430 @@
+"""Jobs in a database: SQLite for one process, PostgreSQL for several.
+
+Each method is one transaction: a process that is killed leaves the state before it or the state after it. Methods
+block; the service calls them in threads. Times are seconds since 1970, given by the caller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from sqlalchemy import Connection, Row, create_engine, delete, event, func, insert, select, text, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+
+from .errors import ApiError, SettingsError, StorageError
+from .records import SCHEMA_VERSION, Delivery, Job, State, about, deliveries, jobs, metadata, new_id
+from .settings import Key
+
+_SUBMITTING, _CREATING = 7301, 7302  # numbers of PostgreSQL's advisory locks
+_DAY_S = 86_400.0
+
+
+class Store:
+    """The database.
+
+    Args:
+        url: as SQLAlchemy has it.
+        share_of: weight of an owner, where several wait.
+    """
+
+    def __init__(self, url: str, share_of: Callable[[str], float] = lambda _: 1.0) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise SettingsError("database: not an address such as postgresql://user@host/name") from error
+        self._share_of = share_of
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            # Another connection writes for milliseconds; whoever waits longer is told that the database is gone.
+            self._engine = create_engine(parsed, connect_args={"timeout": 5.0})
+            event.listen(self._engine, "connect", _on_connect)
+            event.listen(self._engine, "begin", _on_begin)
+        elif parsed.get_backend_name() == "postgresql":
+            limits = "-c lock_timeout=5000 -c statement_timeout=20000 -c idle_in_transaction_session_timeout=20000"
+            self._engine = create_engine(
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,
+                pool_size=8,
+                connect_args={"connect_timeout": 5, "options": limits},
+            )
+        else:
+            raise SettingsError(f"database: {parsed.get_backend_name()} is neither sqlite nor postgresql")
+
+    def create(self) -> None:
+        """Make the tables where there are none.
+
+        Raises:
+            SettingsError: they were made by another release.
+        """
+        with self._writing(_CREATING) as connection:
+            metadata.create_all(connection)
+            version = connection.scalar(select(about.c.version))
+            if version is None:
+                connection.execute(insert(about).values(version=SCHEMA_VERSION))
+            elif version != SCHEMA_VERSION:
+                raise SettingsError(f"database: its tables are of version {version}, this release has {SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # ------------------------------------------------------------------ clients
+
+    def submit(self, job: Job, key: Key, most_queued: int, wait_s: float) -> tuple[Job, bool]:
+        """Put a job into the queue.
+
+        Args:
+            key: of its owner, with its quota.
+            most_queued: bound on the queue.
+            wait_s: what a refused client is told to wait.
+
+        Returns:
+            The job, or the one that was made with the same idempotency key before; and whether it is new.
+
+        Raises:
+            ApiError: the queue or a quota is full (429), or the idempotency key was used for another request (422).
+        """
+        with self._writing(_SUBMITTING) as connection:
+            if (known := self._known(connection, job)) is not None:
+                return known, False
+            mine = jobs.c.owner == job.owner
+            if self._count(connection, jobs.c.state == State.QUEUED) >= most_queued:
+                raise ApiError(429, "queue_full", f"the queue is at its limit of {most_queued} jobs", None, wait_s)
+            if key.most_unfinished is not None:
+                unfinished = jobs.c.state.in_((State.QUEUED, State.IN_PROGRESS))
+                if self._count(connection, mine, unfinished) >= key.most_unfinished:
+                    message = f"{key.name} has its limit of {key.most_unfinished} unfinished jobs"
+                    raise ApiError(429, "too_many_jobs", message, None, wait_s)
+            if key.per_day is not None:
+                since = connection.scalars(
+                    select(jobs.c.created)
+                    .where(mine, jobs.c.created > job.created - _DAY_S)
+                    .order_by(jobs.c.created.desc())
+                    .limit(key.per_day)
+                ).all()
+                if len(since) >= key.per_day:
+                    message = f"{key.name} has submitted its limit of {key.per_day} jobs a day"
+                    raise ApiError(429, "quota_exceeded", message, None, since[-1] + _DAY_S - job.created)
+            connection.execute(insert(jobs).values(**_row(job)))
+        return job, True
+
+    def known(self, job: Job) -> Job | None:
+        """Return the job that was made with the same idempotency key; see `submit`."""
+        with self._reading() as connection:
+            return self._known(connection, job)
+
+    def get(self, job_id: str, owner: str) -> Job | None:
+        """Return a job that its owner can see."""
+        with self._reading() as connection:
+            found = connection.execute(select(jobs).where(jobs.c.id == job_id, *_seen_by(owner))).first()
+        return _job(found) if found else None
+
+    def page(self, owner: str, after: str | None, limit: int, *, ascending: bool) -> tuple[list[Job], bool]:
+        """Return a page of an owner's jobs, and whether there are more.
+
+        Raises:
+            ApiError: `after` names no job of the owner.
+        """
+        with self._reading() as connection:
+            wanted = select(jobs).where(*_seen_by(owner))
+            if after is not None:
+                seq = connection.scalar(select(jobs.c.seq).where(jobs.c.id == after, *_seen_by(owner)))
+                if seq is None:
+                    raise ApiError(400, "invalid_cursor", f"after: there is no video {after}", "after")
+                wanted = wanted.where(jobs.c.seq > seq if ascending else jobs.c.seq < seq)
+            order = jobs.c.seq.asc() if ascending else jobs.c.seq.desc()
+            found = [_job(row) for row in connection.execute(wanted.order_by(order).limit(limit + 1))]
+        return found[:limit], len(found) > limit
+
+    def delete(self, job_id: str, owner: str) -> Job | None:
+        """Take a job from its owner's sight; returns it as it was, or None where there is none.
+
+        One that is computed keeps its row until its process has let go of it (`drop`).
+        """
+        with self._writing() as connection:
+            wanted = select(jobs).where(jobs.c.id == job_id, *_seen_by(owner)).with_for_update()
+            if (row := connection.execute(wanted).first()) is None:
+                return None
+            # Expired at once: whatever of it a process leaves behind goes with the next sweep.
+            gone = {"deleted": True, "expires": 0.0, "idempotency": None}
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(**gone))
+        return _job(row)
+
+    def place(self, job: Job) -> int:
+        """Return how many jobs of its class, or of a class before it, came before a job that waits."""
+        with self._reading() as connection:
+            return self._count(
+                connection, jobs.c.state == State.QUEUED, jobs.c.priority <= job.priority, jobs.c.seq < job.seq
+            )
+
+    # ------------------------------------------------------------------ workers
+
+    def claim(self, worker: str, now: float, lease_s: float, most_priority: int) -> Job | None:
+        """Take the next job: by class, then by share of its owner, then by age.
+
+        Args:
+            worker: who takes it.
+            lease_s: for how long, until `renew` prolongs it.
+            most_priority: the last class that may be taken.
+        """
+        waiting = (jobs.c.state == State.QUEUED, jobs.c.deleted.is_(False), jobs.c.available <= now)
+        with self._writing() as connection:
+            busy: dict[str, int] = dict(self._counts(connection, jobs.c.owner, jobs.c.state == State.IN_PROGRESS))
+            heads = connection.execute(
+                select(jobs.c.priority, jobs.c.owner, func.min(jobs.c.seq))
+                .where(*waiting, jobs.c.priority <= most_priority)
+                .group_by(jobs.c.priority, jobs.c.owner)
+            ).all()
+            for priority, owner, _ in sorted(
+                heads, key=lambda head: (head[0], busy.get(head[1], 0) / self._share_of(head[1]), head[2])
+            ):
+                wanted = select(jobs).where(*waiting, jobs.c.priority == priority, jobs.c.owner == owner)
+                # On PostgreSQL another replica may be at the same row: take the one after it.
+                oldest = wanted.order_by(jobs.c.seq).limit(1).with_for_update(skip_locked=True)
+                if (row := connection.execute(oldest).first()) is None:
+                    continue
+                job = replace(
+                    _job(row),
+                    state=State.IN_PROGRESS,
+                    worker=worker,
+                    lease=now + lease_s,
+                    attempts=row.attempts + 1,
+                    progress=0,
+                )
+                values = {"state": job.state, "worker": worker, "lease": job.lease}
+                values |= {"attempts": job.attempts, "progress": 0}
+                connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
+                return job
+        return None
+
+    def waiting(self, now: float) -> tuple[int, ...]:
+        """Return the classes of which jobs could be claimed."""
+        wanted = select(jobs.c.priority).where(
+            jobs.c.state == State.QUEUED, jobs.c.deleted.is_(False), jobs.c.available <= now
+        )
+        with self._reading() as connection:
+            return tuple(sorted(connection.scalars(wanted.distinct())))
+
+    def renew(self, worker: str, lease: float, progress: Mapping[str, int]) -> tuple[set[str], set[str]]:
+        """Prolong a worker's jobs and write down how far they are.
+
+        Args:
+            progress: per cent, by job.
+
+        Returns:
+            Ids of the jobs that are still the worker's, and of those among them that were deleted.
+        """
+        with self._writing() as connection:
+            mine = (jobs.c.worker == worker, jobs.c.state == State.IN_PROGRESS)
+            connection.execute(update(jobs).where(*mine).values(lease=lease))
+            for job_id, done in progress.items():
+                connection.execute(update(jobs).where(*mine, jobs.c.id == job_id).values(progress=done))
+            rows = connection.execute(select(jobs.c.id, jobs.c.deleted).where(*mine)).all()
+        return {row.id for row in rows}, {row.id for row in rows if row.deleted}
+
+    def release(self, job: Job, available: float, *, counts: bool) -> None:
+        """Give a job back to the queue.
+
+        Args:
+            available: when it may be claimed again.
+            counts: whether a computation may have been begun.
+        """
+        values: dict[str, Any] = {"state": State.QUEUED, "worker": None, "lease": None, "progress": 0}
+        values |= {"available": available, "attempts": job.attempts - (0 if counts else 1)}
+        with self._writing() as connection:
+            connection.execute(update(jobs).where(*_held(job)).values(**values))
+
+    def finish(
+        self,
+        job: Job,
+        now: float,
+        expires: float,
+        *,
+        result: Mapping[str, Any] | None = None,
+        error: Mapping[str, Any] | None = None,
+    ) -> Job | None:
+        """End a job with a result or an error, and put its webhook into the outbox, in one transaction.
+
+        Returns:
+            The job; None where it is no longer the worker's: another one has it, or it was deleted.
+        """
+        state = State.FAILED if error else State.COMPLETED
+        progress = job.progress if error else 100
+        done = replace(job, state=state, ended=now, expires=expires, result=result, error=error, progress=progress)
+        done = replace(done, worker=None, lease=None, deleted=False)
+        values = {name: getattr(done, name) for name in ("state", "ended", "expires", "result", "error", "progress")}
+        with self._writing() as connection:
+            mine = update(jobs).where(*_held(job), jobs.c.deleted.is_(False))
+            if connection.execute(mine.values(worker=None, lease=None, **values)).rowcount == 0:
+                return None
+            if job.webhook is not None:
+                connection.execute(insert(deliveries).values(**_message(done, job.webhook, now)))
+        return done
+
+    def lapsed(self, now: float, worker: str, lease: float) -> list[Job]:
+        """Take over the jobs of workers that are heard of no more."""
+        with self._writing() as connection:
+            wanted = select(jobs).where(jobs.c.state == State.IN_PROGRESS, jobs.c.lease < now)
+            found = [_job(row) for row in connection.execute(wanted.with_for_update(skip_locked=True))]
+            for job in found:
+                connection.execute(update(jobs).where(jobs.c.id == job.id).values(worker=worker, lease=lease))
+        return [replace(job, worker=worker, lease=lease) for job in found]
+
+    def lapse_all(self) -> None:
+        """Say that no worker is alive: for a database that one process has to itself, when it starts."""
+        with self._writing() as connection:
+            connection.execute(update(jobs).where(jobs.c.state == State.IN_PROGRESS).values(lease=0.0))
+
+    # ------------------------------------------------------------------ the end of all things
+
+    def expired(self, now: float, limit: int = 100) -> list[Job]:
+        """Return jobs whose files and rows are to go; none that a worker has."""
+        wanted = select(jobs).where(jobs.c.expires <= now, jobs.c.state != State.IN_PROGRESS).limit(limit)
+        with self._reading() as connection:
+            return [_job(row) for row in connection.execute(wanted)]
+
+    def drop(self, job_ids: Sequence[str]) -> None:
+        """Remove rows; their files are gone."""
+        with self._writing() as connection:
+            connection.execute(delete(jobs).where(jobs.c.id.in_(job_ids)))
+
+    def unknown(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those ids of which there is no row."""
+        left = set(job_ids)
+        with self._reading() as connection:
+            for chunk in _chunks(job_ids, 1000):
+                left -= set(connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(chunk))))
+        return left
+
+    # ------------------------------------------------------------------ webhooks
+
+    def due(self, now: float, until: float, limit: int = 20) -> list[Delivery]:
+        """Take webhooks that are to be sent; they come up again at `until` unless they are `sent`."""
+        with self._writing() as connection:
+            wanted = select(deliveries).where(deliveries.c.due <= now).order_by(deliveries.c.due).limit(limit)
+            found = connection.execute(wanted.with_for_update(skip_locked=True)).all()
+            ids = [row.id for row in found]
+            if ids:
+                later = update(deliveries).where(deliveries.c.id.in_(ids))
+                connection.execute(later.values(due=until, attempts=deliveries.c.attempts + 1))
+        return [Delivery(**row._asdict()) for row in found]
+
+    def sent(self, delivery_id: str) -> None:
+        """Forget a webhook: it has arrived, or is given up."""
+        with self._writing() as connection:
+            connection.execute(delete(deliveries).where(deliveries.c.id == delivery_id))
+
+    def postpone(self, delivery_id: str, due: float) -> None:
+        """Send a webhook again then."""
+        with self._writing() as connection:
+            connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(due=due))
+
+    # ------------------------------------------------------------------ what metrics show
+
+    def totals(self) -> dict[tuple[str, int], int]:
+        """Return how many jobs there are, by state and class."""
+        with self._reading() as connection:
+            wanted = select(jobs.c.state, jobs.c.priority, func.count()).where(jobs.c.deleted.is_(False))
+            return {
+                (row[0], row[1]): row[2] for row in connection.execute(wanted.group_by(jobs.c.state, jobs.c.priority))
+            }
+
+    def webhooks_left(self) -> int:
+        with self._reading() as connection:
+            return connection.scalar(select(func.count()).select_from(deliveries)) or 0
+
+    # ------------------------------------------------------------------
+
+    def _known(self, connection: Connection, job: Job) -> Job | None:
+        if job.idempotency is None:
+            return None
+        same = (jobs.c.owner == job.owner, jobs.c.idempotency == job.idempotency)
+        if (row := connection.execute(select(jobs).where(*same)).first()) is None:
+            return None
+        if row.digest != job.digest:
+            message = "Idempotency-Key: it was used for another request; take a new one for each"
+            raise ApiError(422, "idempotency_key_reused", message, "Idempotency-Key")
+        return _job(row)
+
+    def _count(self, connection: Connection, *where: Any) -> int:
+        wanted = select(func.count()).select_from(jobs).where(jobs.c.deleted.is_(False), *where)
+        return connection.scalar(wanted) or 0
+
+    def _counts(self, connection: Connection, by: Any, *where: Any) -> list[tuple[str, int]]:
+        return [(row[0], row[1]) for row in connection.execute(select(by, func.count()).where(*where).group_by(by))]
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with _translated(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self, lock: int | None = None) -> Iterator[Connection]:
+        """Around a transaction that writes; on PostgreSQL, with a lock that the others of its kind wait for."""
+        with _translated(), self._engine.connect() as plain:
+            connection = plain.execution_options(writes=True)
+            with connection.begin():
+                if lock is not None and not self.is_sqlite:
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
+                yield connection
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise  # a mistake of ours
+    except SQLAlchemyError as error:
+        # Without the statement and its parameters, which hold what clients wrote.
+        cause = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+        raise StorageError(f"the database does not answer: {cause}") from error
+
+
+def _on_connect(connection: Any, _record: Any) -> None:
+    # SQLAlchemy's own `begin` below decides when a transaction starts.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode=WAL")
+    # A commit is on the disk when it returns: a job that was taken survives a loss of power.
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _on_begin(connection: Connection) -> None:
+    # A transaction that reads first and writes then would fail where another one writes in between.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _seen_by(owner: str) -> tuple[Any, ...]:
+    return jobs.c.owner == owner, jobs.c.deleted.is_(False)
+
+
+def _chunks(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
+def _held(job: Job) -> tuple[Any, ...]:
+    """Match a job that is still this worker's, in this attempt."""
+    mine = (jobs.c.id == job.id, jobs.c.state == State.IN_PROGRESS)
+    return *mine, jobs.c.worker == job.worker, jobs.c.attempts == job.attempts
+
+
+def _row(job: Job) -> dict[str, Any]:
+    return asdict(job) | {"fields": dict(job.fields), "pictures": list(job.pictures)}
+
+
+def _job(row: Row[Any]) -> Job:
+    values = row._asdict()
+    return Job(**values | {"pictures": tuple(values["pictures"])})
+
+
+def _message(job: Job, url: str, now: float) -> dict[str, Any]:
+    """Return the webhook that tells of a job's end, as a row."""
+    message_id, kind = new_id("evt"), f"video.{job.state}"
+    body = {"id": message_id, "object": "event", "type": kind, "created_at": int(now), "data": job.to_api()}
+    written = json.dumps(body, separators=(",", ":"))
+    return {"id": message_id, "owner": job.owner, "url": url, "kind": kind, "body": written, "attempts": 0, "due": now}

@@ -1,0 +1,100 @@
+"""Pictures and videos, in a folder and in a real S3 server."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from jobs.errors import SettingsError, StorageError
+from jobs.files import Files
+
+
+@pytest.fixture(params=["folder", "s3"])
+def files(request, tmp_path):
+    return Files(tmp_path.as_uri() if request.param == "folder" else request.getfixturevalue("s3").url)
+
+
+def run(work):
+    return asyncio.run(work)
+
+
+def test_what_is_written_is_read_whole_or_in_part(files):
+    async def work():
+        await files.put("a", "video", b"0123456789")
+        assert await files.get("a", "video") == b"0123456789"
+        size, chunks = await files.open("a", "video")
+        assert (size, b"".join([chunk async for chunk in chunks])) == (10, b"0123456789")
+        _, chunks = await files.open("a", "video", (2, 5))
+        assert b"".join([chunk async for chunk in chunks]) == b"234"
+        assert await files.get("a", "other") is None
+        assert await files.open("b", "video") is None
+
+    run(work())
+
+
+def test_a_video_without_its_end_is_no_video(files):
+    async def work():
+        await files.put("a", "about.json", b'{"seed": "1"}')
+        assert await files.saved_video("a") is None
+        await files.save_video("a", b"data", {"seed": "2"})
+        assert await files.saved_video("a") == {"seed": "2"}
+
+    run(work())
+
+
+def test_nothing_of_a_removed_job_is_left_and_nothing_of_another_is_touched(files):
+    async def work():
+        for job in ("a", "ab"):
+            await files.put(job, "image", b"x")
+            await files.save_video(job, b"x", {})
+        await files.remove("a")
+        await files.remove("a")
+        assert await files.old_ids(-60) == {"ab"}
+        assert await files.old_ids(60) == set()
+
+    run(work())
+
+
+def test_what_a_killed_process_left_of_a_write_goes_with_its_job(tmp_path):
+    files = Files(tmp_path.as_uri())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "video#1").write_bytes(b"ha")
+
+    async def work():
+        assert await files.saved_video("a") is None
+        assert await files.old_ids(-60) == {"a"}
+        await files.remove("a")
+
+    run(work())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_half_file(small_disk):
+    files = Files(small_disk.as_uri())
+
+    async def work():
+        with pytest.raises(StorageError, match="space"):
+            await files.put("a", "video", b"x" * 2**21)
+        assert await files.get("a", "video") is None
+        await files.remove("a")
+        await files.put("a", "video", b"x" * 2**10)
+
+    run(work())
+
+
+def test_a_store_that_refuses_is_an_error(s3, monkeypatch):
+    async def work():
+        with pytest.raises(StorageError):
+            await Files("s3://no-such-bucket/").put("a", "video", b"x")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        with pytest.raises(StorageError):
+            await Files(s3.url).get("a", "video")
+
+    run(work())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SettingsError, match="files: "):
+        Files((tmp_path / "file" / "folder").as_uri())
