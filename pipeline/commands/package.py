@@ -100,11 +100,7 @@ def shift(text: str) -> float:
 
 
 def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
-    """Put a checkpoint into the store, with the defaults that the command names.
-
-    Raises:
-        StillmotionError: it cannot be read, or cannot make what is asked for.
-    """
+    """Put a checkpoint into the store, with the defaults that the command names."""
     from ..serve.sources import check_source
 
     check_source(options.checkpoint)
