@@ -88,7 +88,9 @@ def open_distilled(
             pipe.register_to_config(distilled_guidance_scale=own)
 
     animator = open_checkpoint(source, device, stored=stored, components=components, change=change, **defaults)
-    animator.info = animator.info.changed(merged=[one.model_dump() for one in merged])
+    given = {"transformer": distilled.transformer, "transformer_2": distilled.transformer_2}
+    networks = {name: folder.resolve().name for name, folder in given.items() if folder is not None}
+    animator.info = animator.info.changed(merged=[one.model_dump() for one in merged], networks=networks)
     return animator
 
 

@@ -65,6 +65,7 @@ class ModelInfo(BaseModel):
         scheduler: class of the solver.
         shift: of the noise levels of flow matching; None where there is none, or where it depends on a clip's size.
         merged: files that were merged into the weights.
+        networks: names of the folders whose networks stand in place of the checkpoint's, by component.
         threads: number of PyTorch's threads where there is no GPU; None: as many as it takes by itself.
         metrics: figures of `pipeline evaluate` when it was packaged.
         files: SHA-256 of each file beside `animator.json`, by path.
@@ -98,6 +99,7 @@ class ModelInfo(BaseModel):
     scheduler: str = ""
     shift: float | None = None
     merged: tuple[MergedFile, ...] = ()
+    networks: dict[str, str] = {}
     threads: int | None = Field(default=None, ge=1)
     metrics: dict[str, float | int | str | None] = {}
     files: dict[str, str] = {}

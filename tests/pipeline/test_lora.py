@@ -253,6 +253,8 @@ def test_a_student_of_four_steps_is_packaged_from_one_file_for_each_expert(packa
         ("transformer_2", "low_noise_model.safetensors", 0.5, 40),
     ]
     info = ModelInfo.read(Path(packaged["path"]))
+    card = (Path(packaged["path"]) / "README.md").read_text()
+    assert "| Merged into `transformer_2` | low_noise_model.safetensors, scale 0.5 |" in card
     # A request cannot choose what a student has in its weights.
     assert (info.guidance_distilled, info.most_steps, "guidance_scale" in info.controls) == (True, None, False)
     assert packaged["max_difference"] == 0
@@ -317,6 +319,7 @@ def test_a_whole_distilled_network_takes_the_place_of_the_checkpoints(package, t
     packaged = package("--transformer", tmp_path / "fast", *options, checkpoint=tmp_path / "base")
     assert (packaged["steps"], packaged["passes"], packaged["merged"]) == (3, 3, [])
     assert packaged["max_difference"] == 0  # from one seed the noise of each step is the same too
+    assert ModelInfo.read(Path(packaged["path"])).networks == {"transformer": "fast"}
     scheduler = json.loads((Path(packaged["path"]) / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["_class_name"], scheduler["timesteps"]) == ("RenoisingScheduler", [1000, 757, 522])
     stored = type(other.transformer).from_pretrained(Path(packaged["path"]) / "transformer")
