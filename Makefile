@@ -46,8 +46,8 @@ help: ## list the targets
 demo: $(PIPELINE_READY) ## from the notebooks to a served animation; IMAGE=photo.jpg PROMPT="a red circle moves right" for your own
 	@$(BIN)/python -m pipeline demo $${IMAGE:+"--image=$$IMAGE"} $${PROMPT:+"--prompt=$$PROMPT"}
 
-# A process a core, as far as memory goes; the tests of a file stay together, since they share what they start.
-WORKERS := -n logical --maxprocesses 4 --dist loadfile
+# tests/conftest.py says how many processes, and which tests stay together since they share what they start.
+WORKERS := -n auto --dist loadfile
 
 .PHONY: test
 test: $(READY) ## all tests but the slow ones

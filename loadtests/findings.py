@@ -98,12 +98,12 @@ class Run:
         return self.timed(from_s), self.timed(self.duration_s if until_s is None else until_s)
 
     def planned(self, from_s: float, until_s: float | None) -> Mapping[str, Mapping[str, float]]:
-        """Shares that the planner gives for the arrivals of a window; only the floor share is left out of each row."""
+        """Shares that the planner gives for the arrivals of a window."""
         begin, end = self.window(from_s, until_s)
         seconds = max(self.tally.bin_s, end - begin)
         demand = {name: count / seconds for name, count in self.tally.demand(begin, end).items()}
         load = Load(demand_rps=Load.of(self.fleet, demand).demand_rps, capacity_rps=self._capacity(from_s, until_s))
-        return plan(self.fleet, load, generated_at=datetime.now(UTC), floor=False).shares
+        return plan(self.fleet, load, generated_at=datetime.now(UTC)).shares
 
     def _capacity(self, from_s: float, until_s: float | None) -> dict[str, float]:
         found = {name: self.fleet.capacity_rps(name) for name in self.fleet.names}

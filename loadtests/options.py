@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from routing.envoy.edge import patience_s
 from routing.errors import InputError
 from routing.fleet import Fleet
 from routing.local.arrivals import Arrival
+from routing.retries import job_timeout_s
 from routing.simulate.scenario import Failure
 
 from .arrivals import schedule
@@ -131,7 +131,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         # Whole bins in each second of the scenario, so that windows in seconds cut none.
         bin_s=timed(max(1, round(scenario.duration_s / _MOST_BINS))),
         # Beyond what an edge may take by itself there is no answer to come.
-        timeout_s=scenario.generator.timeout_s or patience_s(fleet) + 10,
+        timeout_s=scenario.generator.timeout_s or job_timeout_s(fleet) + 10,
     )
 
 

@@ -10,18 +10,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
-from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, RUNTIME, edge_folder, ingress_folder, write_runtime
-from routing.envoy.ingress import ready_values
+from routing.dispatcher.files import dispatcher_folder
+from routing.dispatcher.runtime import Runtime
+from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, edge_folder
 from routing.envoy.live import write_retries
 from routing.errors import InputError, RoutingError
 from routing.files import read_text, write_atomically
 from routing.fleet import Fleet, RetryPolicy, load_fleet
 from routing.local.about import About
 from routing.local.components import read_state, read_wanted
-from routing.local.layout import ENVOY, FLEET
+from routing.local.layout import FLEET, PROXIES
 from routing.local.processes import Process
 from routing.schema import did_you_mean
 from routing.yaml_text import yaml_text
@@ -74,7 +74,7 @@ def no_backoff(folder: Path, _about: About, fleet: Fleet, _region: str) -> str:
     """Edges try again at once, as often as before."""
     policy = RetryPolicy(attempts=fleet.retry.attempts, base_interval_s=_SOON_S, max_interval_s=_SOON_S)
     for name in fleet.names:
-        write_retries(folder / ENVOY, fleet, name, policy)
+        write_retries(folder / PROXIES, fleet, name, policy)
     return "edges retry without backoff"
 
 
@@ -92,24 +92,20 @@ def threshold_off_by_one(folder: Path, about: About, fleet: Fleet, _region: str)
 
 
 def admission_of_two(folder: Path, about: About, fleet: Fleet, _region: str) -> str:
-    """GPU servers take two jobs, of which one waits, and ingresses let as many through."""
+    """GPU servers take two jobs, of which one waits, and dispatchers send as many."""
     for name, one in about.regions.items():
         for url in one.gpu_servers.values():
             order_stand_in(url, {"admission": 2})
-        if not one.ingress:
-            continue
-        at = ingress_folder(folder / ENVOY, name)
-        # Not the file that the control loop writes, which would mend it.
-        twice = ready_values(2 * len(one.gpu_servers))
-        _read_another(at, RUNTIME, partial(write_runtime, values=twice))
-        _restart(folder, f"ingress-{name}", partial(_sees_hosts, one.ingress_admin))
-        _restart_is_seen(about, name)
+        if one.dispatcher:
+            runtime = Runtime.of(dispatcher_folder(folder / PROXIES, name))
+            for server in sorted(runtime.servers()):
+                runtime.do(f"set maxconn server gpus/{server} 2")
     return f"GPU servers of {', '.join(fleet.names)} take two jobs at once"
 
 
 def edge_ignores_table(folder: Path, about: About, _fleet: Fleet, region: str) -> str:
     """The edge of one region goes on with the row that it has now, whatever is published."""
-    at = edge_folder(folder / ENVOY, region)
+    at = edge_folder(folder / PROXIES, region)
     text = read_text(at / ENDPOINTS)
     _read_another(at, ENDPOINTS, lambda path: write_atomically(path, text))
     _restart(folder, f"edge-{region}", lambda: _sees_hosts(about.regions[region].edge_admin))
@@ -163,17 +159,6 @@ def _restart(folder: Path, name: str, ready: Callable[[], bool]) -> None:
             if _process(folder, name) != before and ready():
                 return
     raise RoutingError(f"{name} has not come back within {_LIMIT_S:g} s")
-
-
-def _restart_is_seen(about: About, region: str) -> None:
-    """Wait until all edges see the ingress of a region again."""
-    end = time.monotonic() + _LIMIT_S
-    waiting = [one.edge_admin for one in about.regions.values()]
-    while waiting and time.monotonic() < end:
-        waiting = [admin for admin in waiting if not _sees_hosts(admin)]
-        time.sleep(0.1)
-    if waiting:
-        raise RoutingError(f"the ingress of {region} is not seen by all edges within {_LIMIT_S:g} s")
 
 
 def _sees_hosts(admin: str) -> bool:

@@ -36,16 +36,16 @@ quiet_libraries()  # before anything imports them
 # %%
 from dataclasses import asdict
 
-from pipeline.bench.baseline import baseline, branch_clips, timed_animation
+from pipeline.bench.baseline import baseline, branch_clips
 from pipeline.judge.evaluate import evaluate
 from pipeline.machine import machine, versions
 from pipeline.media.images import decode
 from pipeline.media.video import sheet
+from pipeline.model.example import seeded_request
 from pipeline.model.guidance import Guidance
 from pipeline.runs.display import show_clips, show_rows
 from pipeline.runs.results import Row, StageFolder
-from pipeline.runs.samples import read_samples
-from pipeline.serve.engine import AnimationRequest
+from pipeline.runs.settings import read_samples
 from pipeline.serve.sources import embedded_teacher, open_checkpoint
 
 stage = StageFolder(run_folder, "01_teacher", "The teacher")
@@ -65,19 +65,19 @@ show_rows(
 # %% [markdown]
 # ## Pictures in, clips out
 #
-# Each request is timed: its steps one by one, and the whole. A request of one step comes first and is not
+# Each request is timed: its steps one by one, and the whole. A request of two steps comes first and is not
 # counted: it warms the machine up (memory is allocated, kernels are chosen).
 
 # %%
 chosen = read_samples(samples, pictures)
 images = [decode(sample.path) for sample in chosen]
-requests = [AnimationRequest(sample.prompt, seed=sample.seed) for sample in chosen]
-animator.pipe(images[0], requests[0].prompt, num_inference_steps=1, output_type="latent")
-takes = [timed_animation(animator, image, request) for image, request in zip(images, requests, strict=True)]
+requests = [sample.request(info) for sample in chosen]
+seeded_request(animator.pipe, images[0], chosen[0].prompt, num_inference_steps=2, output_type="latent")
+figures, made = baseline(animator, list(zip(images, requests, strict=True)))
 
 shown = []
-for sample, image, take in zip(chosen, images, takes, strict=True):
-    path = stage.clip(sample.name, sample.name, sample.prompt, take.animation.clip, info.fps, image)
+for sample, image, animation in zip(chosen, images, made, strict=True):
+    path = stage.clip(sample.name, sample.name, sample.prompt, animation.clip, info.fps, image)
     shown.append((sample.prompt, path))
 show_clips(shown)
 
@@ -85,7 +85,7 @@ show_clips(shown)
 # The same clips as a contact sheet, one row a clip, time from left to right.
 
 # %%
-contact = sheet([take.animation.clip for take in takes])
+contact = sheet([animation.clip for animation in made])
 stage.picture("contact_sheet", "Contact sheet", "One row a clip, time from left to right.", contact)
 contact
 
@@ -110,8 +110,9 @@ show_rows([Row(name=f"{name} branch", value=float(weight)) for name, weight in g
 
 # %%
 alone = branch_clips(animator, images[0], requests[0].prompt, chosen[0].seed)
-rows = sheet(list(alone.values()))
-order = ", ".join(alone)
+together = alone | {"guided": made[0].clip}
+rows = sheet(list(together.values()))
+order = ", ".join(together)
 stage.picture("branches", "Guidance branches", f"“{chosen[0].prompt}”, from top to bottom: {order}.", rows)
 print("from top to bottom:", order)
 rows
@@ -120,7 +121,6 @@ rows
 # ## Baseline figures
 
 # %%
-figures = baseline(animator, takes)
 computer = machine()
 stage.row("Passes", info.passes, "", info.sampling, headline=True)
 stage.row(

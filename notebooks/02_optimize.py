@@ -25,10 +25,9 @@
 # %% tags=["parameters"]
 checkpoint = ""  # folder or hub id; empty: the one of this run's 01_teacher, else the shipped teacher
 run_folder = "runs/notebook"  # results go to its folder 02_optimize
-rungs = "diffusers,teacher,precision,context,prepare,solver,block cache,torchscript,8 x 1"  # empty: all, compilers too
+rungs = "diffusers,teacher,precision,context,prepare,solver,torchscript,8 x 1"  # empty: all, compilers too
 repeats = 1  # timed requests a rung
 solver_steps = 15  # of DPM-Solver++ on the log-SNR grid
-cache_thresholds = "0.05,0.1,0.2,0.4"  # of block caching, tried on one clip; empty: it is not
 convergence_clips = 2  # clips on which the solvers are compared; 0 leaves that out
 convergence_steps = "8,15"  # of each; DDIM takes twice the last too
 reference_steps = 64  # of the solution that counts as exact there
@@ -42,35 +41,34 @@ quiet_libraries()  # before anything imports them
 
 # %%
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 from pipeline.bench import bench, write
+from pipeline.bench.convergence import compared_samplers, convergence, latent_sampler, reference_latents
 from pipeline.bench.ladder import use_solver
-from pipeline.bench.plots import plot_block_cache, plot_convergence, plot_ladder
+from pipeline.bench.plots import plot_convergence, plot_ladder
 from pipeline.bench.report import markdown
 from pipeline.clips import ClipGenerator
 from pipeline.console import news
-from pipeline.judge.evaluate import evaluate, pictures_of
-from pipeline.judge.metrics import psnr_db
+from pipeline.judge.evaluate import evaluate
 from pipeline.machine import machine, versions
-from pipeline.model.solver import compared_samplers, convergence, latent_sampler, reference_latents, solver_problem
+from pipeline.model.diffusers_folder import save_changed
+from pipeline.model.solver import solver_problem
 from pipeline.optimise.base import Applied
-from pipeline.optimise.block_cache import cache_blocks, measure_changes, schedule_of, share_computed
 from pipeline.optimise.precision import choose, set_precision
 from pipeline.optimise.prepared import prepare_once
 from pipeline.runs.display import show_rows
-from pipeline.runs.results import RESULT_FILE, Row, StageFolder, read_result
+from pipeline.runs.results import Row, StageFolder
 from pipeline.serve.engine import Animator
 from pipeline.serve.sources import open_checkpoint
 from pipeline.serve.store import describe
 
 stage = StageFolder(run_folder, "02_optimize", "The same model, faster")
-evaluation_before = None
-if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():
-    before = read_result(run_folder, "01_teacher").metrics
-    checkpoint, evaluation_before = str(before["source"]), before["evaluation"]
+motion_before = None
+if not checkpoint:
+    checkpoint = stage.read("01_teacher", "source") or ""
+    motion_before = stage.read("01_teacher", "evaluation.motion_accuracy")
 animator = open_checkpoint(checkpoint)
 pipe = animator.pipe
 print(f"{animator.name}: {animator.info.passes} passes of {type(pipe.network).__name__}")
@@ -124,7 +122,7 @@ if convergence_clips and not own_solver:
     side = min(pipe.default_size)
     held_out = ClipGenerator(min(side, 128), pipe.config.num_frames, seed=seed + 7, held_out=True)
     batch = held_out.batch(convergence_clips)
-    sample = latent_sampler(pipe, pictures_of(batch), batch.captions, seed=seed)
+    sample = latent_sampler(pipe, batch.pictures(), batch.captions, seed=seed)
     exact = reference_latents(sample, pipe.scheduler, reference_steps)
     samplers = compared_samplers(pipe.scheduler)
     few = [int(steps) for steps in convergence_steps.split(",")]
@@ -137,55 +135,23 @@ if convergence_clips and not own_solver:
 show_rows([Row(name=f"{p.sampler}, {p.steps} steps", value=round(p.rmse, 4)) for p in points])
 
 # %% [markdown]
-# ## Layers that hardly change
-#
-# Between neighbouring steps many layers give nearly the same output. Block caching measures how much
-# each changes and computes a layer again once the change has added up to a threshold. On a short
-# schedule the steps are far apart, so that there is less to reuse.
-
-# %%
-if not own_solver:
-    use_solver(pipe, solver_steps)
-
-
-def clip_tensor() -> torch.Tensor:
-    batch = ClipGenerator(min(*pipe.default_size, 128), 2, seed=seed + 11).batch(1)
-    return pipe(
-        pictures_of(batch), batch.captions, generator=torch.Generator().manual_seed(seed), output_type="pt"
-    ).frames
-
-
-thresholds = [float(threshold) for threshold in cache_thresholds.split(",") if threshold and not own_solver]
-shares, likeness, caching = [], [], None
-if thresholds:
-    plain = clip_tensor()
-    changes = measure_changes(pipe, [clip_tensor], solver_steps)
-    for threshold in thresholds:
-        schedule = schedule_of(changes, threshold)
-        cached = cache_blocks(pipe, schedule)
-        likeness.append(float(psnr_db(clip_tensor(), plain)))
-        cached.undo()
-        shares.append(share_computed(schedule))
-    caching = plot_block_cache(thresholds, shares, likeness)
-    stage.picture("block_cache", "Block caching", f"One clip, {solver_steps} steps; labels are thresholds.", caching)
-caching
-
-# %% [markdown]
 # ## What is kept
 #
-# The solver goes into the saved pipeline, the precision into the package that 04_package makes of it.
-# What is computed once a request needs no saving: the engine does it for every packaged model. Block
-# caching is left off, since distillation will leave too few steps to reuse anything between.
+# The solver goes into the saved pipeline, whose weights are those of the checkpoint and are not written
+# again; the precision goes into the package that 04_package makes of it. What is computed once a
+# request needs no saving: the engine does it for every packaged model.
 
 # %%
 prepared.undo()
+if not own_solver:
+    use_solver(pipe, solver_steps)
 figures = {r.name: r for r in result.rungs}
 precision = choose(result.trials).get("unet", torch.float32)
 tried = figures.get("precision")
 if tried is not None and not tried.partial and tried.speedup is not None and tried.speedup < 1:
     precision = torch.float32  # a pass gained, a whole request did not
 model = stage.path / "model"
-pipe.save_pretrained(model, safe_serialization=True)
+save_changed(pipe, model, pipe.name_or_path, ("scheduler",))
 set_precision(pipe, precision)
 optimised = Animator(pipe, describe(pipe, animator.name, {}), animator.name)
 prepared.fits(lambda: prepare_once(pipe))
@@ -209,9 +175,7 @@ if teacher is not None and teacher.flops:
         share = 100 * (1 - prepare.flops / teacher.flops)
         stage.row("Operations left out by preparing", share, "%", "context and picture once a request")
 if evaluation is not None:
-    was = (
-        "" if evaluation_before is None else f"; the teacher {100 * float(evaluation_before['motion_accuracy']):.1f} %"
-    )
+    was = "" if motion_before is None else f"; the teacher {100 * motion_before:.1f} %"
     stage.row("Motion as captioned", 100 * evaluation.motion_accuracy, "%", f"{evaluation.clips} held-out clips{was}")
     stage.row("First frame against the picture", evaluation.first_frame_psnr_db, "dB", "PSNR")
 show_rows(stage.result.rows)
@@ -225,10 +189,6 @@ done = stage.finish(
         "precision": str(precision).removeprefix("torch."),
         "bench": result.to_dict(),
         "convergence": [asdict(p) for p in points],
-        "block_cache": [
-            {"threshold": t, "share_computed": s, "psnr_db": p}
-            for t, s, p in zip(thresholds, shares, likeness, strict=True)
-        ],
         "evaluation": None if evaluation is None else evaluation.to_dict(),
         "machine": machine(),
         "versions": versions(),

@@ -19,8 +19,8 @@
 # The teacher needs many steps, and up to three guided passes in each. A student starts from its weights
 # and learns to land, in one step of one pass, where the teacher lands after several guided ones
 # (`pipeline/distill/algorithm.py` derives the target). It is trained along its own path, from pure
-# start = ""  # a student that training goes on from, or "shipped" (where the teacher is); empty: the teacher
-# are sampled once. Then it is judged: a student that falls short of its gates is not packaged.
+# noise, on what it will meet when it is served. Then it is judged: a student that falls short of its
+# gates is not packaged.
 
 # %% tags=["parameters"]
 checkpoint = ""  # the teacher, folder or hub id; empty: the one of this run's 01_teacher, else the shipped one
@@ -31,8 +31,7 @@ start = ""  # a student that training goes on from; "shipped": the shipped one, 
 updates = 170  # of the student's weights
 batch = 4  # clips an update
 learning_rate = 4e-4  # its peak
-trajectory = "backward"  # the student's own path; "teacher": the teacher's, kept; "forward": clips with noise added
-kept_batches = 32  # of "teacher": batches whose paths are sampled, and used again after the last
+trajectory = "backward"  # the student's own path; "forward": clips with noise added
 shifted_reconstruction = False  # Imagine Flash's loss instead of the landing
 noise_correction = False  # Imagine Flash's first step
 guidance_range = ""  # "1,4": a request chooses its guidance scale within these; empty: the teacher's is built in
@@ -59,13 +58,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.bench.baseline import timed_animation
-from pipeline.bench.measure import precision_trials
 from pipeline.bench.plots import plot_losses, plot_students
-from pipeline.console import news_of
+from pipeline.console import Counter, news
 from pipeline.distill.data import GeneratedSource
 from pipeline.distill.folders import open_folder
-from pipeline.distill.sample_grid import SampleGrid
+from pipeline.distill.student import SampleGrid
 from pipeline.distill.trainer import Distiller, DistillSettings, Trajectory
 from pipeline.errors import StageSkipped
 from pipeline.judge.evaluate import EvaluationResult, compare_students
@@ -73,18 +70,18 @@ from pipeline.judge.gates import check, load_gates, require
 from pipeline.machine import machine, versions
 from pipeline.media.images import decode
 from pipeline.media.video import sheet
+from pipeline.model.diffusers_folder import save_changed
 from pipeline.model.solver import solver_problem
-from pipeline.optimise.precision import choose, in_precision
+from pipeline.optimise.precision import choose, in_precision, precision_trials
 from pipeline.runs.display import show_clips, show_rows
-from pipeline.runs.results import RESULT_FILE, Row, StageFolder, read_result
-from pipeline.runs.samples import read_samples
-from pipeline.serve.engine import AnimationRequest, Animator
+from pipeline.runs.results import Row, StageFolder
+from pipeline.runs.settings import read_samples
+from pipeline.serve.engine import Animator
 from pipeline.serve.sources import EMBEDDED_STUDENT, EMBEDDED_TEACHER, embedded_teacher, name_of, open_checkpoint
 from pipeline.serve.store import describe
 
 stage = StageFolder(run_folder, "03_distill", "The student")
-if not checkpoint and (Path(run_folder) / "01_teacher" / RESULT_FILE).is_file():
-    checkpoint = str(read_result(run_folder, "01_teacher").metrics["source"])
+checkpoint = checkpoint or stage.read("01_teacher", "source") or ""
 teacher = open_checkpoint(checkpoint)
 if problem := solver_problem(teacher.pipe.scheduler):
     raise StageSkipped(f"no student is trained of the {teacher.info.family} family so far ({problem})")
@@ -97,9 +94,7 @@ print(f"{teacher.name}: {passes} passes; the student: {student_steps}")
 #
 # Nothing is stored: pictures and captions are drawn, the student samples from noise to a step of its
 # own, the teacher takes its guided steps from there, and the student's prediction is moved towards
-# where they land. With `trajectory = "teacher"` the teacher samples each picture once, and the student
-# learns from each of its steps, several times. Interrupted, the notebook goes on from the last checkpoint
-# when it is run again.
+# where they land. Interrupted, the notebook goes on from the last checkpoint when it is run again.
 
 # %%
 frames, (height, width) = teacher.info.frames, teacher.pipe.default_size
@@ -117,7 +112,6 @@ base = DistillSettings(
     updates=updates,
     learning_rate=learning_rate,
     trajectory=Trajectory(trajectory),
-    kept_batches=kept_batches,
     shifted_reconstruction=shifted_reconstruction,
     noise_correction=noise_correction,
     guidance_range=tuple(float(scale) for scale in guidance_range.split(",")) if guidance_range else None,
@@ -133,10 +127,15 @@ def train(name: str, settings: DistillSettings) -> tuple[Animator, list[float]]:
     distiller = Distiller(teacher.pipe, source, settings, stage.path / "training" / name.replace(" ", "-"))
     print(f"{name}: from {distiller.grid.teacher_steps} steps of the teacher")
     drawn = SampleGrid(teacher.pipe, source[10 * updates], stage.path / "samples" / name.replace(" ", "-"), seed)
-    distiller.keep_paths(news_of("the teacher's paths: batch"))
-    said = news_of(f"{name}: update")
+    said = Counter(f"{name}: update", news, times=5)
     made = distiller.train(lambda done, total, _loss: said(done, total), on_sample=drawn)
     return Animator(made, describe(made, teacher.name, {}), f"student, {name}"), distiller.losses
+
+
+def save(made: Animator, folder: Path) -> None:
+    """Keep a student; of what it has in common with its teacher the weights are not written again."""
+    pipe = made.pipe
+    save_changed(pipe, folder, teacher.pipe.name_or_path, (*pipe.family.networks, "scheduler"))
 
 
 student, losses = train(f"{student_steps} x 1", base)
@@ -159,15 +158,15 @@ print(f"{len(sketches)} sample grids" if sketches else "no sample grids were ask
 
 # %%
 chosen = read_samples("", pictures)
-timed_animation(student, decode(chosen[0].path), AnimationRequest(chosen[0].prompt, seed=0))  # warms up
+student.animate(decode(chosen[0].path), chosen[0].request(student.info))  # warms up
 seconds: dict[str, list[float]] = {"teacher": [], "student": []}
 shown, rows = [], []
 for sample in chosen:
-    picture, request = decode(sample.path), AnimationRequest(sample.prompt, seed=sample.seed)
-    takes = {name: timed_animation(one, picture, request) for name, one in (("teacher", teacher), ("student", student))}
-    for name, take in takes.items():
-        seconds[name].append(take.animation.compute_s)
-    pair = [take.animation.clip for take in takes.values()]
+    picture, request = decode(sample.path), sample.request(student.info)
+    made = {name: one.animate(picture, request) for name, one in (("teacher", teacher), ("student", student))}
+    for name, animation in made.items():
+        seconds[name].append(animation.compute_s)
+    pair = [animation.clip for animation in made.values()]
     rows += pair
     together = np.concatenate(pair, axis=2)  # (frames, height, 2 * width, 3)
     path = stage.clip(sample.name, sample.name, f"{sample.prompt}: teacher, student", together, student.info.fps)
@@ -192,9 +191,7 @@ main = f"{student_steps} x 1"
 students, curves = {main: student}, {main: losses}
 changes = {
     "forward": {"trajectory": Trajectory.FORWARD},
-    "teacher": {"trajectory": Trajectory.TEACHER},
-    # It asks the teacher about what the student makes, of which no path can be kept.
-    "shifted": {"shifted_reconstruction": True, "trajectory": Trajectory.BACKWARD},
+    "shifted": {"shifted_reconstruction": True},
     "noise": {"noise_correction": True},
 }
 wanted = {}
@@ -204,7 +201,7 @@ wanted |= {f"{main}, {name.strip()}": changes[name.strip()] for name in ablation
 for name, change in wanted.items():
     students[name], curves[name] = train(name, replace(base, **change))
     folder = name.replace(" x 1", "").replace(", ", "-")
-    students[name].pipe.save_pretrained(stage.path / "students" / folder, safe_serialization=True)
+    save(students[name], stage.path / "students" / folder)
 if wanted:
     stage.picture("all_losses", "Losses", "Of all students.", plot_losses(curves))
 print(f"students: {'; '.join(students)}")
@@ -219,7 +216,7 @@ print(f"students: {'; '.join(students)}")
 # The student is judged in the precision that it is packaged in, which is chosen on it and not on the teacher.
 precision = choose(precision_trials(student.pipe))["unet"]
 cast = {name: Animator(in_precision(one.pipe, precision), one.info, one.name) for name, one in students.items()}
-compared = compare_students(cast, teacher, evaluation_clips, seed, on_progress=news_of("judged: clip"))
+compared = compare_students(cast, teacher, evaluation_clips, seed, on_progress=Counter("judged: clip", news, times=5))
 comparison = compared[main]
 others = {name: each for name, each in compared.items() if name != main}
 judged = {
@@ -250,7 +247,7 @@ show_rows([row_of(name, e) for name, e in judged.items()] + [row_of(name, c.stud
 
 # %%
 model = stage.path / "model"
-student.pipe.save_pretrained(model, safe_serialization=True)
+save(student, model)
 figures = comparison.student
 request_s = {name: float(np.median(taken)) for name, taken in seconds.items()}
 stage.row("Passes", f"{teacher.info.passes} to {student.info.passes}", "", passes, headline=True)

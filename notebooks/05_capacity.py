@@ -34,7 +34,7 @@ import json
 from pathlib import Path
 
 from pipeline.runs.display import show_rows
-from pipeline.runs.results import RESULT_FILE, Row, StageFolder, read_result
+from pipeline.runs.results import Row, StageFolder
 from pipeline.runs.settings import NOTEBOOKS
 from routing.capacity.plots import gpus_figure, sensitivity_figure, week_figure
 from routing.capacity.report import plan_capacity, results
@@ -48,9 +48,9 @@ history_path = Path(traffic or examples / "generated-traffic.csv")
 known_fleet = load_fleet(fleet or examples / "fleet.yaml")
 wanted = load_planning(Path(planning or examples / "capacity.yaml"), known_fleet)
 bench_path = Path(service_time or NOTEBOOKS.parent / "benchmarks" / "cpu" / "ladder" / "bench.json")
-if not service_time and (Path(run_folder) / "02_optimize" / RESULT_FILE).is_file():
+if not service_time and (measured := stage.read("02_optimize", "bench")):
     bench_path = stage.path / "bench.json"
-    bench_path.write_text(json.dumps(read_result(run_folder, "02_optimize").metrics["bench"]))
+    bench_path.write_text(json.dumps(measured))
 print(f"{history_path.name}, {bench_path.name}; planned for: {wanted.name}")
 
 # %% [markdown]

@@ -1,10 +1,10 @@
 """Everything about the model: checkpoint, optimise, distil, package. No HTTP, no traffic.
 
-- `animation`: `ImageAnimationPipeline`, a still picture and a prompt to a clip.
-- `families`, `guidance`: how checkpoints of each kind are conditioned, and how branches are combined.
-- `clips`, `train`: generated clips, and the training of the embedded teacher on them.
-- `store`, `engine`: packaged models, and what a server needs to run one.
-- `images`, `video`: pictures in, clips out.
+- `model`: what a checkpoint is and how it is sampled; `media`: pictures in, clips out.
+- `optimise`: undoable changes; `serve`: a packaged model and the engine that runs it.
+- `clips`, `train`: generated clips, and the teacher that is trained on them; `distill`: students of a teacher.
+- `judge`: is it good; `bench`: is it fast; `packaging`: from a checkpoint to a model in the store.
+- `runs`: the notebooks in order; `commands`: the command line.
 
 `from pipeline import ImageAnimationPipeline` is the whole public surface for code that brings its own checkpoint.
 `LogSNRDPMSolverScheduler` is there too, to put into pipelines of diffusers' own.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from .errors import StillmotionError
 
@@ -49,54 +47,43 @@ def news(line: str) -> None:
 
 
 def news_in(text: str) -> list[str]:
-    """The lines of a notebook's output that `news` wrote."""
+    """Return the lines of a notebook's output that `news` wrote."""
     return [line.removeprefix(_NEWS) for line in text.splitlines() if line.startswith(_NEWS)]
 
 
-def news_of(unit: str) -> Callable[[int, int], None]:
-    """A function of (done, total) for notebooks: at each fifth it says how far the work is, and how long the rest."""
-    began, said = time.monotonic(), 0
-
-    def count(done: int, total: int) -> None:
-        nonlocal said
-        if done * 5 // total > said:  # batches may step over a fifth
-            said = done * 5 // total
-            left = (time.monotonic() - began) * (total - done) / done
-            news(f"{unit} {done} of {total}" + (f", {about(left)} left" if done < total else ""))
-
-    return count
-
-
 def about(seconds: float) -> str:
-    """A duration as a person says it: "about 40 s", "about 3 min"."""
+    """Return a duration as a person says it: "about 40 s", "about 3 min"."""
     if seconds < 90:
         return f"about {max(10, 10 * round(seconds / 10))} s"
     return f"about {round(seconds / 60)} min"
 
 
-def counter(unit: str) -> Callable[[int, int], None]:
-    """A function of (done, total) that counts in place on a terminal, and elsewhere says each tenth."""
-    began, said = time.monotonic(), 0
+class Counter:
+    """Says how far work is, and how long the rest takes.
 
-    def count(done: int, total: int) -> None:
-        nonlocal said
-        line = f"{unit} {done}/{total}  {time.monotonic() - began:.0f} s"
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{line}" + ("\n" if done == total else ""))
+    Args:
+        unit: of what is counted, such as "step".
+        say: where the lines go.
+        times: how many lines there are; on a terminal `tell`'s are one that changes in place.
+    """
+
+    def __init__(self, unit: str, say: Callable[[str], None] = tell, times: int = 10) -> None:
+        self.unit, self.say, self.times = unit, say, times
+        self._began, self._first, self._said = time.monotonic(), 0, 0
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Count.
+
+        Args:
+            note: a figure that belongs to the line, such as a loss.
+        """
+        self._first = self._first or done  # work may go on from where it was broken off
+        left = (time.monotonic() - self._began) * (total - done) / (done - self._first + 1)
+        parts = [f"{self.unit} {done} of {total}", *([note] if note else [])]
+        line = ", ".join([*parts, *([f"{about(left)} left"] if done < total else [])])
+        if self.say is tell and sys.stderr.isatty():
+            sys.stderr.write(f"\r\033[K{line}" + ("\n" if done == total else ""))
             sys.stderr.flush()
-        elif done * 10 // total > said:
-            said = done * 10 // total
-            tell(line)
-
-    return count
-
-
-def without_nan(value: Any) -> Any:
-    """The same with None for each NaN and infinity in it: JSON has no such numbers, and most readers refuse them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return value
+        elif done * self.times // total > self._said:  # batches may step over one
+            self._said = done * self.times // total
+            self.say(line)

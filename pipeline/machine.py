@@ -7,6 +7,8 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -21,8 +23,9 @@ def machine() -> dict[str, str]:
     """Processor, memory, accelerator and system, as people write them."""
     import torch
 
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": f"{processor()}, {len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()} cores",
+        "processor": f"{processor()}, {cores} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "threads": str(torch.get_num_threads()),
@@ -31,7 +34,7 @@ def machine() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that matter; those that are not installed are left out."""
+    """Return Python and the packages that matter; those that are not installed are left out."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -59,6 +62,19 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch compute on so many threads while the block runs; None leaves it alone."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a precision as files and options write it: "bfloat16" of `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")
@@ -70,12 +86,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _has_affinity() -> bool:
-    return hasattr(os, "sched_getaffinity")
-
-
 def processor() -> str:
-    """Name of the processor, as its maker writes it."""
+    """Return name of the processor, as its maker writes it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

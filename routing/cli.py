@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m routing", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        added = commands.add_parser(command.NAME, help=command.HELP, description=command.HELP)
+        aliases = getattr(command, "ALIASES", ())
+        added = commands.add_parser(command.NAME, help=command.HELP, description=command.HELP, aliases=aliases)
         added.add_argument("--json", action="store_true", help="print one JSON document on stdout")
         command.add_arguments(added)
         added.set_defaults(command=command, usage_error=added.error)

@@ -12,11 +12,12 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .errors import InputError
+from .jobs import RateLimit
 from .schema import Count, Items, Positive, RegionName, Share, Strict, did_you_mean, wrong
 
 LAST_PORT = 32_767
 """Above it the kernel takes ports for outgoing connections, and a listener may find its own taken."""
-_EDGE_ADMIN, _INGRESS_ADMIN = 9901, 9902  # Envoy's usual one, and the next
+_EDGE_ADMIN, _DISPATCHER_ADMIN = 9901, 9902  # Envoy's usual one, and the next
 
 
 def _address(text: str) -> str:
@@ -45,29 +46,47 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-class Ingress(Strict):
-    """The way into a region, or into a part of its GPU servers.
+def bind_address(address: str) -> str:
+    """Return what a proxy listens on so that it can be reached at `address`.
+
+    Elsewhere than on loopback it is all interfaces, since a load balancer or a container may own the address itself.
+    """
+    host, port = host_and_port(address)
+    if host.startswith("127.") or host == "::1":
+        return address
+    return f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}"
+
+
+class Dispatcher(Strict):
+    """The way into a region, or into a part of its GPU servers: it keeps their queue.
 
     Attributes:
         address: where edges reach it.
-        servers: GPU servers behind it. No other ingress has them: two that share servers send requests to
-            busy ones (29 % fail at 70 % load, where one fails 6 %).
-        gpus: in place of `servers`, where these come and go: the most that there will be. Whoever starts them
-            writes who there is (`routing.envoy.live.write_servers`, `python -m routing follow`).
-        admin: Envoy's own pages, on a loopback address.
-        metrics: where a Prometheus of another machine reads its counters (`/metrics`); None: nowhere.
+        servers: GPU servers behind it. No other dispatcher has them: two that share servers send jobs to busy ones.
+        gpus: in place of `servers`, where these come and go: the most that there will be. On Kubernetes the
+            dispatcher finds them by name.
+        admin: where it tells of itself: `/metrics`, which the control loop and Prometheus read, `/livez`, `/readyz`.
+            Nothing there changes it, and others than the operator should not reach it all the same. Left out: the
+            host of `address`, with port 9902.
     """
 
     address: Address
     servers: Annotated[tuple[Address, ...], Items] = ()
     gpus: Annotated[Count, Field(ge=1)] | None = None
-    admin: Address = f"127.0.0.1:{_INGRESS_ADMIN}"
-    metrics: Address | None = None
+    admin: Address
 
     @property
     def size(self) -> int:
         """GPU servers behind it, at most."""
         return len(self.servers) if self.gpus is None else self.gpus
+
+    @model_validator(mode="before")
+    @classmethod
+    def _admin_beside_address(cls, content: object) -> object:
+        if isinstance(content, dict) and "admin" not in content and isinstance(content.get("address"), str):
+            host, _, _ = content["address"].rpartition(":")
+            return content | {"admin": f"{host}:{_DISPATCHER_ADMIN}"}
+        return content
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -83,36 +102,36 @@ class Place(Strict):
 
     Attributes:
         edge: where its users reach it.
-        admin, metrics: of the edge; see `Ingress`.
-        ingresses: none for a region that has only users.
+        admin: the edge's own pages, on a loopback address: who reaches them can take it out of service.
+        metrics: where a Prometheus of another machine reads the edge's counters (`/metrics`); None: nowhere.
+        dispatchers: none for a region that has only users.
     """
 
     edge: Address
     admin: Address = f"127.0.0.1:{_EDGE_ADMIN}"
     metrics: Address | None = None
-    ingresses: Annotated[tuple[Ingress, ...], Items] = ()
+    dispatchers: Annotated[tuple[Dispatcher, ...], Items] = ()
 
     @property
     def servers(self) -> tuple[str, ...]:
         """All GPU servers of the region."""
-        return tuple(server for ingress in self.ingresses for server in ingress.servers)
+        return tuple(server for dispatcher in self.dispatchers for server in dispatcher.servers)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for key, address in (("admin", self.admin), *((f"ingresses.{i}.admin", one.admin) for i, one in self._each())):
-            if not ip_address(host_and_port(address)[0]).is_loopback:
-                raise wrong(key, f"{address} can be reached from elsewhere, and who reaches it can stop the proxy")
+        if not ip_address(host_and_port(self.admin)[0]).is_loopback:
+            raise wrong("admin", f"{self.admin} can be reached from elsewhere, and who reaches it can stop the proxy")
         found: dict[str, str] = {}
-        for i, ingress in self._each():
-            for j, server in enumerate(ingress.servers):
-                key = f"ingresses.{i}.servers.{j}"
+        for i, dispatcher in enumerate(self.dispatchers):
+            for j, server in enumerate(dispatcher.servers):
+                key = f"dispatchers.{i}.servers.{j}"
                 if server in found:
-                    raise wrong(key, f"{server} is {found[server]} already; each server has one ingress")
+                    raise wrong(key, f"{server} is {found[server]} already; each server has one dispatcher")
                 found[server] = key
+        for i, dispatcher in enumerate(self.dispatchers):
+            if dispatcher.admin in {one.admin for one in self.dispatchers[:i]}:
+                raise wrong(f"dispatchers.{i}.admin", f"{dispatcher.admin} is another dispatcher's; give each its own")
         return self
-
-    def _each(self) -> list[tuple[int, Ingress]]:
-        return list(enumerate(self.ingresses))
 
 
 class Limits(Strict):
@@ -120,25 +139,22 @@ class Limits(Strict):
 
     Attributes:
         connections: of users, at once; further ones are closed.
-        heap_mb: memory of one proxy. An edge keeps a request's picture until its answer begins, so it needs
-            requests in flight x size of a picture, and as much again.
-        body_mb: of a request. The service takes 16 MiB of picture and a little text.
+        heap_mb: memory of an edge. It keeps a request's body until its answer begins, so it
+            needs requests in flight x size of a body, and as much again.
         response_mb: of an answer that an edge holds for a slow reader, so that its GPU counts as free again.
         headers_kb: of a request.
         upload_s: in which a request must have arrived at an edge. No GPU waits for it meanwhile.
-        job_s: from a GPU server's first byte of a request to its last byte of the answer: its deadline
-            (120 s), the step that overruns it, and 60 s to send.
-        edge_threads: of an edge. An ingress has one: two would pick the same GPU at times.
+        edge_threads: of an edge.
+        dispatcher_threads: of a dispatcher.
     """
 
     connections: Annotated[Count, Field(ge=1)] = 10_000
     heap_mb: Annotated[Count, Field(ge=64)] = 2048
-    body_mb: Annotated[Count, Field(ge=1, le=1024)] = 17
     response_mb: Annotated[Count, Field(ge=1, le=1024)] = 8
     headers_kb: Annotated[Count, Field(ge=1, le=8192)] = 32
     upload_s: Positive = 60.0
-    job_s: Positive = 200.0
     edge_threads: Annotated[Count, Field(ge=1, le=256)] = 2
+    dispatcher_threads: Annotated[Count, Field(ge=1, le=64)] = 2
 
 
 class Certificate(Strict):
@@ -152,17 +168,17 @@ class Certificate(Strict):
 
 
 class MutualTls(Certificate):
-    """What edges and ingresses show each other, and check.
+    """What edges and dispatchers show each other, and check.
 
     Attributes:
         ca: PEM file of the authority that signs both; one of your own, since who has a certificate of it may
             send requests to GPUs.
-        edge_name, ingress_name: DNS names that their certificates must carry; None: any of this authority.
+        edge_name, dispatcher_name: DNS names that their certificates must carry; None: any of this authority.
     """
 
     ca: str = Field(min_length=1)
     edge_name: str | None = None
-    ingress_name: str | None = None
+    dispatcher_name: str | None = None
 
 
 def _collector(text: str) -> str:
@@ -198,10 +214,11 @@ class DataPlane(Strict):
         first_port: see above.
         limits: of each proxy.
         tls: between users and edges; None: plain HTTP.
-        mutual_tls: between edges and ingresses; None: plain, for networks that are private.
+        mutual_tls: between edges and dispatchers; None: plain, for networks that are private.
         api_keys: YAML file, `client name: key`; None: who reaches an edge may use it.
         access_log: edges write a line of JSON for each request to their standard output.
         tracing: where traces are sent; None: nowhere.
+        rate_limit: of each API key at an edge; None: none.
     """
 
     places: Mapping[RegionName, Place] = {}
@@ -212,6 +229,13 @@ class DataPlane(Strict):
     api_keys: Annotated[str, Field(min_length=1)] | None = None
     access_log: bool = True
     tracing: Tracing | None = None
+    rate_limit: RateLimit | None = None
+
+    @model_validator(mode="after")
+    def _limits_are_of_keys(self) -> Self:
+        if self.rate_limit is not None and self.api_keys is None:
+            raise wrong("rate_limit", "is for each API key; give api_keys too")
+        return self
 
     def check(self, gpus: Mapping[str, int]) -> None:
         """See that the places are of these regions, with as many servers as they have GPUs.
@@ -227,13 +251,13 @@ class DataPlane(Strict):
         for name, count in gpus.items():
             if name not in self.places:
                 raise wrong(f"data_plane.places.{name}", "is missing; give the places of all regions, or of none")
-            if (servers := sum(ingress.size for ingress in self.places[name].ingresses)) != count:
-                key = f"data_plane.places.{name}.ingresses"
+            if (servers := sum(one.size for one in self.places[name].dispatchers)) != count:
+                key = f"data_plane.places.{name}.dispatchers"
                 raise wrong(key, f"have {servers} servers, and the region has {count} GPUs")
 
 
 def loopback_places(gpus: Mapping[str, int], first_port: int) -> dict[str, Place]:
-    """All of a fleet on this machine: region by region an edge, its admin, an ingress, its admin, GPU servers.
+    """All of a fleet on this machine: region by region an edge, its admin, a dispatcher, its admin, GPU servers.
 
     Raises:
         InputError: there are not enough ports below the kernel's own.
@@ -245,10 +269,10 @@ def loopback_places(gpus: Mapping[str, int], first_port: int) -> dict[str, Place
     places: dict[str, Place] = {}
     port = first_port
     for name, count in gpus.items():
-        edge, admin, ingress, ingress_admin, *servers = (f"127.0.0.1:{port + i}" for i in range(4 + count))
-        behind: dict[str, Any] = {"address": ingress, "servers": servers, "admin": ingress_admin}
-        ingresses = [behind] if count else []
-        places[name] = Place.model_validate({"edge": edge, "admin": admin, "ingresses": ingresses})
+        edge, admin, dispatcher, its_admin, *servers = (f"127.0.0.1:{port + i}" for i in range(4 + count))
+        behind: dict[str, Any] = {"address": dispatcher, "servers": servers, "admin": its_admin}
+        dispatchers = [behind] if count else []
+        places[name] = Place.model_validate({"edge": edge, "admin": admin, "dispatchers": dispatchers})
         port += 4 + count
     return places
 

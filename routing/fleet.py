@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import asin, cos, radians, sin, sqrt
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from .console import tell
 from .data_plane import DataPlane, Place, loopback_places
 from .errors import InputError
 from .files import read_yaml
+from .jobs import Jobs, Queue
 from .metrics.settings import MetricsSettings
+from .old_names import in_todays_names
 from .schema import MOST, Count, Items, Number, Positive, RegionName, Share, Strict, did_you_mean, validated, wrong
 
 EARTH_RADIUS_KM = 6371.0  # mean (IUGG)
@@ -28,11 +31,15 @@ class Region(Strict):
     Attributes:
         gpus: GPU servers, each of which computes one request at a time; 0 for a place that has only users.
         latitude, longitude: degrees, north and east positive; both or none.
+        gpu_hour_price: what an hour of one GPU costs, in the currency of your choice.
+        egress_gb_price: what a gigabyte that leaves the region costs.
     """
 
     gpus: Count
     latitude: float | None = Field(default=None, ge=-90, le=90)
     longitude: float | None = Field(default=None, ge=-180, le=180)
+    gpu_hour_price: Number = 0.0
+    egress_gb_price: Number = 0.0
 
     @model_validator(mode="after")
     def _both_coordinates(self) -> Self:
@@ -94,6 +101,19 @@ class RetryPolicy(Strict):
         return self
 
 
+class Money(Strict):
+    """Money as a second cost of a plan. It decides where overflow goes, never whether traffic leaves home.
+
+    Attributes:
+        weight_ms: milliseconds of round trip that are worth one unit of currency per thousand jobs; 0: money does
+            not count.
+        answer_mb: size of a job's answer, which is what leaves the region.
+    """
+
+    weight_ms: Number = 0.0
+    answer_mb: Number = 2.0
+
+
 class Fleet(Strict):
     """Regions and policies. Times end in _ms or _s, shares are 0 to 1.
 
@@ -101,6 +121,9 @@ class Fleet(Strict):
         regions: by name; names are DNS labels.
         latency_ms: round trips, source to destination. A pair that is given in one direction is the same in
             the other; one that is not given is derived from coordinates (`great_circle_ms`).
+        never: {source: regions that its jobs must not go to}, as the law of its users demands. It holds for plans,
+            retries and all targets.
+        money: what prices of regions weigh in plans.
         service_time_s: mean compute time of a request, until it is measured.
         rings_ms: ring r of a source holds the regions up to rings_ms[r-1] away that no nearer ring holds.
             Ring 0 is the region itself.
@@ -108,11 +131,12 @@ class Fleet(Strict):
         target_load: a region that receives overflow is not filled above this. Where it is above the lowest
             threshold, what others bring makes a region no hotter: only its own users' demand does.
         chunk: part of a region's capacity that is moved in one iteration.
-        floor_share: least share of a region in every allowed ring, so that retries can leave a full one.
         smoothing_s: time constant of the demand estimate.
         hysteresis: changes of a share that are smaller are not published.
         max_step: largest change of a share in one update.
         stale_after_s: metrics that are older freeze the table.
+        jobs: what the service behind the dispatchers takes.
+        queue: how long jobs may wait in a region's line, and who is served first.
         retry: what an edge does with a job that is refused.
         data_plane: its proxies.
         metrics: where they are taken from.
@@ -120,17 +144,20 @@ class Fleet(Strict):
 
     regions: Annotated[Mapping[RegionName, Region], Field(min_length=1)]
     latency_ms: Mapping[RegionName, Mapping[RegionName, Number]] = {}
+    never: Mapping[RegionName, Annotated[tuple[RegionName, ...], Items]] = {}
+    money: Money = Money()
     service_time_s: Positive
     rings_ms: Annotated[tuple[Positive, ...], Items, Field(min_length=1)]
     thresholds: Annotated[tuple[Threshold, ...], Items, Field(min_length=1)]
     target_load: Annotated[Share, Field(gt=0)]
     chunk: Annotated[Share, Field(ge=0.001)] = 0.02
-    floor_share: Annotated[Share, Field(le=0.1)] = 0.01
     smoothing_s: Positive = 20.0
     hysteresis: Share = 0.02
     max_step: Annotated[Share, Field(gt=0)] = 0.2
     stale_after_s: Positive = 15.0
     metrics: MetricsSettings = MetricsSettings()
+    jobs: Jobs = Jobs()
+    queue: Queue = Queue()
     retry: RetryPolicy = RetryPolicy()
     data_plane: DataPlane = DataPlane()
 
@@ -139,6 +166,7 @@ class Fleet(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_rings()
+        self._check_never()
         if not any(region.gpus for region in self.regions.values()):
             raise wrong("regions", "no region has a GPU")
         if (rps := max(self.capacity_rps(name) for name in self.regions)) > MOST:
@@ -159,6 +187,10 @@ class Fleet(Strict):
             if away and (nearest := min(away)) > self.rings_ms[-1]:
                 text = f"no ring reaches it: {away[nearest]} is nearest, {nearest:.0f} ms away"
                 raise wrong(f"regions.{name}", f"{text}, and rings_ms ends at {self.rings_ms[-1]:g}")
+        for source in self.never:
+            reached = (to for to in self.regions if self.regions[to].gpus and self.ring(source, to) is not None)
+            if not any(reached):
+                raise wrong(f"never.{source}", "leaves its jobs nowhere to go: no region that they may reach has a GPU")
         self.data_plane.check(self._gpus())
         self.metrics.check(self._gpus())
         return self
@@ -175,6 +207,14 @@ class Fleet(Strict):
                 raise wrong(f"thresholds.{i}.load", f"{threshold.load:g} is not above the threshold before it")
             if i and threshold.ring < self.thresholds[i - 1].ring:
                 raise wrong(f"thresholds.{i}.ring", f"{threshold.ring} is nearer than that of a cooler threshold")
+
+    def _check_never(self) -> None:
+        for source, regions in self.never.items():
+            for name, key in ((source, f"never.{source}"), *((to, f"never.{source}.{to}") for to in regions)):
+                if name not in self.regions:
+                    raise wrong(key, f"{name} is none of the regions{did_you_mean(name, self.regions)}")
+            if source in regions:
+                raise wrong(f"never.{source}", "names itself: jobs of its own users always may stay there")
 
     def _round_trip_ms(self, source: str, to: str) -> float:
         if source == to:
@@ -202,11 +242,34 @@ class Fleet(Strict):
         return self._latency_ms[source]
 
     def ring(self, source: str, destination: str) -> int | None:
-        """Ring of the source that the destination is in, or None where it is beyond the last."""
+        """Ring of the source that the destination is in; None beyond the last, and where `never` forbids it."""
         if source == destination:
             return 0
+        if not self.may(source, destination):
+            return None
         latency = self.latency(source, destination)
         return next((r for r, limit in enumerate(self.rings_ms, start=1) if latency <= limit), None)
+
+    def may(self, source: str, destination: str) -> bool:
+        """Whether `never` lets jobs of the source go there."""
+        return destination not in self.never.get(source, ())
+
+    def price(self, region: str) -> float:
+        """What a thousand jobs cost there: 1000 (gpu_hour_price service_time_s / 3600 + egress_gb_price answer_gb)."""
+        prices = self.regions[region]
+        egress = prices.egress_gb_price * self.money.answer_mb / 1000
+        return 1000 * (prices.gpu_hour_price * self.service_time_s / 3600 + egress)
+
+    def with_latencies(self, measured_ms: Mapping[str, Mapping[str, float]]) -> Fleet:
+        """The same fleet with other round trips, {source: {destination: ms}}; pairs that are left out stay."""
+        found = self.model_copy()
+        found._latency_ms = {one: {**row, **measured_ms.get(one, {})} for one, row in self._latency_ms.items()}  # noqa: SLF001  # its own class
+        return found
+
+    def avoiding(self, regions: Collection[str]) -> Fleet:
+        """The same fleet where no other region's jobs may go to these, as while they are drained."""
+        kept = {name: tuple(sorted({*self.never.get(name, ()), *regions} - {name})) for name in self.regions}
+        return self.model_copy(update={"never": kept}) if regions else self
 
     def rings(self, source: str) -> tuple[tuple[str, ...], ...]:
         """Regions of each ring of a source, nearest first; `rings(s)[0]` is `(s,)`. Rings may be empty."""
@@ -254,7 +317,9 @@ def load_fleet(path: Path | str) -> Fleet:
     Raises:
         InputError: it cannot be read, or a key or value is wrong; the text names file, key and limit.
     """
-    content = read_yaml(Path(path))
+    content, changes = in_todays_names(read_yaml(Path(path)))
+    for change in changes:
+        tell(f"warning: {path}: {change}")
     try:
         return validated(Fleet, content)
     except InputError as error:

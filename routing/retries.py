@@ -39,33 +39,29 @@ class Waits:
         return self.total_longest_s / 2
 
 
-def attempts_by_table(policy: RetryPolicy) -> int:
-    """How many attempts go by the planned shares, before others go to the regions that are kept for retries.
-
-    Two thirds: most jobs that are refused find a place at home in that time, and three attempts are left for
-    a region whose table does not know yet that it is hot.
-    """
-    return max(1, round(policy.attempts * 2 / 3))
+def job_timeout_s(fleet: Fleet, policy: RetryPolicy | None = None) -> float:
+    """Return the time that an edge gives a job: all backoff, the longest line, and one computation."""
+    longest_s = 2 * max(fleet.queue.bounds_s(fleet.service_time_s))
+    return Waits.of(policy or fleet.retry).total_longest_s + longest_s + fleet.jobs.deadline_s
 
 
 def attempt_groups(fleet: Fleet, source: str, row: Mapping[str, float]) -> list[dict[str, float]]:
-    """Where the attempts of a job go: {region: weight}, first by the table, then where retries may find room.
+    """Return where the attempts of a job go: {region: share of the group}, by the table, then where there may be room.
 
-    The first group is what the planner placed, by its shares, and has the first `attempts_by_table` attempts. The
-    regions that have no more than the floor share, or none, follow ring by ring: the other attempts go to the first
-    of these groups of which a region is alive, and all attempts do when every region before it is dead. Regions
-    beyond the rings that overflow may use are in none.
+    The first group is the row of the table, and has the first attempt. The regions that are not in it follow ring by
+    ring, in proportion to their GPUs: each further attempt goes to the next of these groups of which a region is
+    alive, and after the last one to the first again. Who is refused has met a full line, and to stay there would be
+    to wait twice. Regions beyond the rings that overflow may use, and those that `never` forbids, are in none.
 
     Args:
         fleet: whose regions they are.
         source: region whose users' jobs they are.
         row: of the table.
     """
-    # A share this small is there for retries to find. As a weight it would send first attempts away from home.
-    placed = {name: share for name, share in row.items() if share > fleet.floor_share or (share and name == source)}
-    groups = [placed or dict(row)]
+    groups = [{name: share for name, share in row.items() if share > 0}]
     for ring in fleet.rings(source)[: fleet.farthest_ring + 1]:
-        groups.append({name: row.get(name) or fleet.floor_share for name in ring if name not in groups[0]})
+        gpus = {name: fleet.regions[name].gpus for name in ring if name not in groups[0]}
+        groups.append({name: count / sum(gpus.values()) for name, count in gpus.items() if count})
     return groups
 
 

@@ -10,7 +10,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 from types import UnionType
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -98,7 +98,8 @@ def _keys(model: object, where: list[str]) -> list[str]:
             model = next(info.annotation for name, info in model.model_fields.items() if _key(name, info) == part)
         else:  # a mapping or a tuple: its values are of one kind
             model = next(kind for kind in reversed(get_args(model)) if kind is not Ellipsis)
-        model = get_args(model)[0] if get_origin(model) in {Annotated, UnionType} else model
+        while get_origin(model) in {Annotated, UnionType, Union}:
+            model = get_args(model)[0]
     assert isinstance(model, type)
     assert issubclass(model, BaseModel)
     return [_key(name, info) for name, info in model.model_fields.items()]

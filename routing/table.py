@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .errors import InputError
@@ -59,19 +59,23 @@ class RoutingTable(Strict):
     """Shares of each source's requests, with the moves that led there.
 
     Attributes:
-        version: counts publications; 1 for a plan that stands alone.
+        epoch: of the versions; it grows when a control loop starts without the table that it had published.
+        version: counts publications of an epoch; 1 for a plan that stands alone.
         generated_at: when, with a time zone.
         shares: {source: {destination: share}}; each row sums to 1. Shares of 0 are left out, but for home.
         moves: from all traffic at home to these shares; those of a kind are summed, in the order of their first.
-            The floor share is not among them.
-        left_over_rps: {region: requests per second of its users that stay at home above its capacity}.
+        unserved_rps: {region: requests per second of its users that stay at home above its capacity}; files of the
+            last release call it `left_over_rps`.
     """
 
+    epoch: Annotated[int, Field(ge=1)] = 1
     version: Annotated[int, Field(ge=1)] = 1
     generated_at: Annotated[datetime, BeforeValidator(_time)]
     shares: Annotated[Mapping[str, Mapping[str, Share]], Field(min_length=1)]
     moves: Annotated[tuple[Move, ...], Items] = ()
-    left_over_rps: Mapping[str, Number] = {}
+    unserved_rps: Annotated[
+        Mapping[str, Number], Field(validation_alias=AliasChoices("unserved_rps", "left_over_rps"))
+    ] = {}
 
     @model_validator(mode="after")
     def _rows_sum_to_one(self) -> Self:
@@ -89,13 +93,17 @@ class RoutingTable(Strict):
         """See that it is of this fleet.
 
         Raises:
-            InputError: a region is unknown, or one has no row.
+            InputError: a region is unknown, one has no row, or a share goes where `never` forbids it.
         """
         for source, row in self.shares.items():
             for name, key in ((source, f"shares.{source}"), *((to, f"shares.{source}.{to}") for to in row)):
                 if name not in fleet.regions:
                     hint = did_you_mean(name, fleet.regions)
                     raise InputError(f"{name} is none of the fleet's regions{hint}", key=key)
+            for to, share in row.items():
+                if share > 0 and not fleet.may(source, to):
+                    text = f"is {share:g}, and never.{source} of the fleet forbids {to} for these jobs"
+                    raise InputError(text, key=f"shares.{source}.{to}")
         for name in fleet.regions:
             if name not in self.shares:
                 raise InputError("is missing", key=f"shares.{name}")

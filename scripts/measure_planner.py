@@ -45,7 +45,7 @@ def against_the_optimum(costs: list[Costs]) -> dict[str, dict[str, float]]:
 
 
 def time_ms(generator: np.random.Generator, regions: int, fleets: int) -> dict[str, float]:
-    """Processor time of whole plans, load checked and floor included: the median of five of each fleet."""
+    """Processor time of whole plans, load checked: the median of five of each fleet."""
     medians = []
     for _ in range(fleets):
         fleet, load = random_case(generator, regions)

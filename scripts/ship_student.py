@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import StillmotionError
-from pipeline.optimise.choice import ways_to_run
+from pipeline.optimise.packaged import ways_to_run
 from pipeline.packaging.card import model_card
 from pipeline.packaging.package import KEPT_FIGURES, max_difference
 from pipeline.quiet import quiet_libraries

@@ -44,25 +44,45 @@ def test_device():
 test_device.__test__ = False
 
 
+SHARED = ("serving", "loadtests", "routing/envoy", "routing/local")
+"""Folders whose tests share what takes long to start."""
+
 FIRST = (
     "pipeline/test_notebooks.py",
+    "serving/test_start_and_stop.py",
     "routing/odd/test_odd_files.py",
     "pipeline/test_sequence_parallel.py",
     "pipeline/test_distill_training.py",
     "pipeline/test_demo.py",
-    "serving/test_start_and_stop.py",
     "pipeline/test_bench.py",
     "routing/control/test_program.py",
-    "serving/test_service.py",
-    "serving/test_bad_input.py",
+    "loadtests/test_locust.py",
+    "routing/local/test_floors.py",
+    "routing/envoy/test_table.py",
     "pipeline/test_loading.py",
     "pipeline/test_evaluate.py",
-    "serving/test_bento.py",
     "pipeline/test_cli.py",
     "pipeline/test_layout.py",
     "pipeline/test_call_arguments.py",
 )
 """Files that take longest, the longest first: started last, one of them keeps a process busy when the rest are done."""
+
+
+def pytest_xdist_auto_num_workers():
+    """Take a process more than there are cores, since tests wait for servers as often as they compute."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Keep what shares a server or a fleet on one process, else the tests of a file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Sharing(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return next((folder for folder in SHARED if path.startswith(f"tests/{folder}/")), path)
+
+    return Sharing(config, log)
 
 
 def pytest_configure(config):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..machine import peak_memory_mb
-from ..optimise.example import seeded_request
+from ..model.example import seeded_request
 from ..optimise.timing import Account
 from ..spans import listen
 
@@ -20,18 +20,6 @@ if TYPE_CHECKING:
     from ..media.video import Clip
     from ..serve.engine import Animation, Animator
     from ..serve.request import AnimationRequest
-
-
-@dataclass(frozen=True)
-class Take:
-    """One timed request.
-
-    Attributes:
-        step_s: seconds of each step.
-    """
-
-    animation: Animation
-    step_s: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -56,49 +44,44 @@ class Baseline:
     peak_memory_mb: float
 
 
-def timed_animation(animator: Animator, picture: Image.Image, request: AnimationRequest) -> Take:
-    """Animate, with the time of each step."""
-    account = Account()
-    with listen(account):
-        animation = animator.animate(picture, request)
-    return Take(animation, tuple(account.parts["step"]))
-
-
-def baseline(animator: Animator, takes: Sequence[Take]) -> Baseline:
-    """Summarise timed requests.
-
-    Args:
-        takes: one or more; leave out a first one that warms the machine up.
-
-    Raises:
-        ValueError: no takes.
-    """
-    if not takes:
-        raise ValueError("takes: none given")
+def baseline(
+    animator: Animator, requests: Sequence[tuple[Image.Image, AnimationRequest]]
+) -> tuple[Baseline, list[Animation]]:
+    """Animate requests on a machine that is warm, and return their figures and what was made."""
+    animations, step_s, rest_s = [], [], []
+    for picture, request in requests:
+        account = Account()
+        with listen(account):
+            animations.append(animator.animate(picture, request))
+        step_s += account.parts["step"]
+        rest_s.append(animations[-1].compute_s - sum(account.parts["step"]))
     modules = {name: part for name, part in animator.pipe.components.items() if isinstance(part, torch.nn.Module)}
-    step_s = statistics.median(s for take in takes for s in take.step_s)
-    return Baseline(
-        requests=len(takes),
-        request_s=round(statistics.median(take.animation.compute_s for take in takes), 4),
-        step_s=round(step_s, 5),
-        pass_s=round(step_s / animator.info.branches, 5),
-        rest_s=round(statistics.median(take.animation.compute_s - sum(take.step_s) for take in takes), 4),
+    median_s = statistics.median(step_s)
+    figures = Baseline(
+        requests=len(animations),
+        request_s=round(statistics.median(animation.compute_s for animation in animations), 4),
+        step_s=round(median_s, 5),
+        pass_s=round(median_s / animator.info.branches, 5),
+        rest_s=round(statistics.median(rest_s), 4),
         parameters={name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
         peak_memory_mb=round(peak_memory_mb(), 1),
     )
+    return figures, animations
 
 
 def branch_clips(animator: Animator, picture: Image.Image, prompt: str, seed: int) -> dict[str, Clip]:
-    """Return what each guidance branch makes alone of the same noise, and what they make together.
+    """Return what each guidance branch makes alone, by its name in the order of the formula.
 
-    Returns:
-        By name of the branch, in the order of the formula; then "guided". A student has no branches, since
-        guidance is part of its weights: "guided" alone.
+    A student has no branches, since guidance is part of its weights: the result is then empty. A family that cannot do
+    without its picture has the full one alone.
     """
-    alone = {"unconditional": (0.0, 0.0), "image": (0.0, 1.0), "full": (1.0, 1.0)}
-    scales: dict[str, dict[str, float]] = {"guided": {}}
-    if not animator.info.guidance_distilled:
-        named = {name: {"guidance_scale": t, "image_guidance_scale": i} for name, (t, i) in alone.items()}
-        scales = {**named, **scales}
-    clips = {name: seeded_request(animator.pipe, picture, prompt, seed, **own) for name, own in scales.items()}
+    if animator.info.guidance_distilled:
+        return {}
+    alone: dict[str, tuple[float, float | None]] = {"full": (1.0, None)}
+    if animator.pipe.family.drops_picture:
+        alone = {"unconditional": (0.0, 0.0), "image": (0.0, 1.0), "full": (1.0, 1.0)}
+    clips = {
+        name: seeded_request(animator.pipe, picture, prompt, seed, guidance_scale=text, image_guidance_scale=image)
+        for name, (text, image) in alone.items()
+    }
     return {name: (clip * 255).round().astype(np.uint8) for name, clip in clips.items()}

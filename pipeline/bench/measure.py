@@ -17,13 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import StillmotionError, first_line
 from ..machine import PeakMemory, dtype_name, machine, versions
+from ..model.example import FirstPass, first_pass, seeded_request
 from ..model.families import cast_cond
-from ..optimise.base import Applied
-from ..optimise.example import FirstPass, first_pass, seeded_request
 from ..optimise.precision import Trial, choose, difference, precision_trials
 from ..optimise.timing import Account, clock, peak_flops, seconds_of
 from ..spans import listen
-from .ladder import EXACT, REFERENCES, Apply, Ladder, Measure, Rung, branches_of, chosen, plan
+from .ladder import EXACT, REFERENCES, Ladder, Measure, Rung, branches_of, chosen, plan
 from .profile import profile_pass
 from .subjects import diffusers_request, of_branches, updates
 
@@ -38,6 +37,9 @@ MOST_ERROR = 0.1
 
 WARM_UP = 3
 """Calls before passes are timed: CUDA graphs are recorded in the second."""
+
+SHORT = 2, 3
+"""Steps of the requests whose operations are counted."""
 
 
 @dataclass
@@ -137,6 +139,27 @@ class _Taken:
     steps: int = 0
     branches: int = 1
     requests: int = 0
+    flops: dict[int, int] = field(default_factory=dict)
+
+    def keep(self, output: Tensor | None) -> None:
+        """Keep the first output; a CUDA graph writes the next one over it."""
+        if self.output is None and output is not None:
+            self.output = output.float().clone()
+
+    def count(self, run: Run) -> Tensor | None:
+        """Run once and note the operations by the calls of the network in a request."""
+        self.account.parts.clear()
+        with FlopCounterMode(display=False) as counter:
+            output = run()
+        self.flops[len(self.account.parts.get("step", ()))] = counter.get_total_flops()
+        return output
+
+    def flops_of(self, calls: int) -> int | None:
+        """Return the operations of a request of so many calls of the network; None where none were counted."""
+        if len(self.flops) < 2:
+            return next(iter(self.flops.values()), None)
+        (few, least), (more, most) = self.flops.items()
+        return least + (most - least) * (calls - few) // (more - few)
 
 
 def bench(
@@ -231,7 +254,6 @@ class _Session:
         tries_precisions: bool,
     ) -> None:
         self.pipe, self.part, self.folder, self.calls = pipe, part, folder, calls
-        self.flops: dict[tuple[Apply, ...], int] = {}
         self.trials: list[Trial] = []
         self.first: FirstPass | None = None
         vae_dtype, keep = None, True
@@ -273,20 +295,27 @@ class _Session:
             few = plan(pipe, rung.steps)
             one.reference = torch.from_numpy(seeded_request(pipe))
             few.undo()
-        if self.part == "pass" and rung.program and rung.base not in self.flops:
+        if self.part == "pass" and rung.program and first:
             with replace(rung, changes=()).entered(pipe), self._running(one) as run:
-                self._count(rung.base, run)
+                one.count(run)  # a program's operations cannot be counted from outside
         began = clock()
         with rung.entered(pipe) as applied, self._running(one) as run:
             if first:
-                self._look(one, run, applied)
+                one.result.details = [*(change.detail for change in applied.changes), *applied.skipped]
+                one.dtype = pipe.network.dtype
+                self._look(one, run)
                 one.result.build_s = round(clock() - began, 2) if rung.program else None
             # A program that is entered again may look at its surroundings anew.
             warm_up = {"request": int(rung.program and not first), "pass": WARM_UP, "distill": 0}[self.part]
             number = self.calls if self.part == "pass" else 1
             if times:
                 one.requests += times + warm_up
-                one.result.times_s += [round(s, 6) for s in seconds_of(run, times, number, warm_up)]
+                with PeakMemory() as memory:
+                    one.result.times_s += [
+                        round(s, 6) for s in seconds_of(lambda: one.keep(run()), times, number, warm_up)
+                    ]
+                if first:
+                    one.result.peak_memory_mb = None if memory.peak_mb is None else round(memory.peak_mb, 1)
             if first and times and profiles is not None and self.part == "pass":
                 one.result.kernel_ms, text = profile_pass(run, pipe.device, f"{rung.name}: {profiles.model}")
                 profiles.profiles[rung.name] = text
@@ -294,22 +323,23 @@ class _Session:
             if self.part == "request" and rung.name == "diffusers":
                 one.branches = min(2, one.branches)
 
-    def _look(self, one: _Taken, run: Run, applied: Applied) -> None:
-        counts = not one.rung.program
-        one.result.details = [*(change.detail for change in applied.changes), *applied.skipped]
-        with PeakMemory() as memory:
-            output = self._count((*one.rung.base, *one.rung.changes), run) if counts else run()
-        one.account.parts.clear()
-        one.output = None if output is None else output.float().clone()  # a CUDA graph writes the next pass over it
-        one.dtype = self.pipe.network.dtype
-        one.result.peak_memory_mb = None if memory.peak_mb is None else round(memory.peak_mb, 1)
-        one.result.flops = self.flops.get((*one.rung.base, *(one.rung.changes if counts else ())))
+    def _look(self, one: _Taken, run: Run) -> None:
+        """Warm a rung up and count its operations.
 
-    def _count(self, changes: tuple[Apply, ...], run: Run) -> Tensor | None:
-        with FlopCounterMode(display=False) as counter:
-            output = run()
-        self.flops[changes] = counter.get_total_flops()
-        return output
+        Counting slows a request down, and the calls of the network in it are alike: two short ones tell what a long one
+        takes.
+        """
+        counted = not one.rung.program
+        if self.part == "request" and not one.rung.uneven and self.pipe.config.num_inference_steps > max(SHORT):
+            for steps in SHORT:
+                short = plan(self.pipe, steps)
+                try:
+                    one.count(run) if counted else run()
+                finally:
+                    short.undo()
+        else:
+            one.keep(one.count(run) if counted else run())
+        one.account.parts.clear()
 
     @contextmanager
     def _running(self, one: _Taken) -> Iterator[Run]:
@@ -352,6 +382,7 @@ def _summarise(taken: list[_Taken], part: Measure, result: BenchResult) -> None:
             figures.passes = len(parts["step"]) // requests * one.branches
             figures.pass_s = round(statistics.median(parts["step"]) / one.branches, 6)
             figures.pass_speedup = _ratio(diffusers_own, figures, "pass_s")
+        figures.flops = one.flops_of(len(parts.get("step", ())) // max(requests, 1))
         if rung.program and figures.flops is None and previous is not None:
             figures.flops = previous.result.flops  # it computes what the rung below it computes
         if figures.flops is not None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from ..judge.evaluate import EvaluationResult
-    from ..model.solver import ConvergencePoint
+    from .convergence import ConvergencePoint
     from .measure import RungResult
 
 _INK, _SOFT, _ACCENT, _GOOD = "#1d1f24", "#9aa0aa", "#c2412d", "#2f7d4f"
@@ -44,7 +44,7 @@ def _finished(canvas: _Canvas) -> Image.Image:
 
 
 def plot_ladder(rungs: Sequence[RungResult]) -> Image.Image:
-    """Seconds of a request on each rung, as bars; those that later rungs stand on in colour."""
+    """Draw the seconds of a request on each rung, as bars; those that later rungs stand on in colour."""
     shown = [r for r in rungs if r.median_s is not None and not r.partial]
     with _canvas(8.5, 0.9 + 0.36 * len(shown)) as canvas:
         axes = canvas.axes
@@ -79,19 +79,6 @@ def plot_convergence(points: Sequence[ConvergencePoint]) -> Image.Image:
     return _finished(canvas)
 
 
-def plot_block_cache(thresholds: Sequence[float], shares: Sequence[float], psnr_db: Sequence[float]) -> Image.Image:
-    """Likeness to the clip without caching against the share of layer calls that are computed."""
-    with _canvas(7.5, 3.8) as canvas:
-        axes = canvas.axes
-        axes.plot([100 * s for s in shares], psnr_db, "o-", color=_ACCENT)
-        for threshold, share, psnr in zip(thresholds, shares, psnr_db, strict=True):
-            axes.annotate(f"{threshold:g}", (100 * share, psnr), textcoords="offset points", xytext=(6, 5), fontsize=9)
-        axes.set_xlabel("layer calls computed, % (labels: threshold)")
-        axes.set_ylabel("PSNR to no caching, dB")
-        axes.grid(alpha=0.25)
-    return _finished(canvas)
-
-
 def plot_losses(losses: Mapping[str, Sequence[float]]) -> Image.Image:
     """Losses of students by update: points, and a line of their running mean over a tenth of the run."""
     with _canvas(7.5, 3.8) as canvas:
@@ -114,7 +101,7 @@ def plot_losses(losses: Mapping[str, Sequence[float]]) -> Image.Image:
 
 
 def plot_students(students: Mapping[str, tuple[EvaluationResult, EvaluationResult]]) -> Image.Image:
-    """PSNR to the teacher of each student, and in grey of the undistilled teacher with as many passes."""
+    """Draw the PSNR to the teacher of each student, and in grey of the undistilled teacher with as many passes."""
     with _canvas(7.5, 0.9 + 0.5 * len(students)) as canvas:
         axes = canvas.axes
         for k, (student, undistilled) in enumerate(students.values()):

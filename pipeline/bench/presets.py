@@ -59,11 +59,12 @@ def random_i2vgen_xl(
             devices draw other numbers.
     """
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
+    from diffusers import AutoencoderKL, I2VGenXLUNet
     from diffusers.models.resnet import TemporalConvLayer
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     from ..model.animation import ImageAnimationPipeline
+    from ..train.teacher import build_scheduler
     from ..train.text import build_feature_extractor, build_tokenizer
 
     torch.manual_seed(0)
@@ -87,13 +88,7 @@ def random_i2vgen_xl(
     pipe = ImageAnimationPipeline(
         **{name: part.eval() for name, part in parts.items()},
         tokenizer=tokenizer,
-        scheduler=DDIMScheduler(
-            beta_schedule="squaredcos_cap_v2",
-            prediction_type="v_prediction",
-            clip_sample=False,
-            rescale_betas_zero_snr=True,
-            timestep_spacing="trailing",
-        ),
+        scheduler=build_scheduler(),
         feature_extractor=build_feature_extractor(224),
         num_frames=frames,
         num_inference_steps=32,

@@ -10,6 +10,8 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from ..pages import page
+
 # The first that fits decides. Fused kernels of the compiler bear the names of all that they fuse, and
 # templates of attention and convolution those of the products and copies inside: so these come first.
 _CLASSES = tuple(
@@ -58,18 +60,7 @@ def profile_pass(run: Callable[[], object], device: torch.device, title: str) ->
         classes[class_of(name)] = classes[class_of(name)][0] + calls, classes[class_of(name)][1] + ms
     total = sum(ms for _, _, ms in kernels)
 
-    def table(first: str, rows: list[tuple[str, int, float]]) -> list[str]:
-        ordered = sorted(rows, key=lambda row: -row[2])[:_LISTED]
-        lines = [f"| {name} | {n} | {ms:.3f} | {100 * ms / (total or 1):.1f} % |" for name, n, ms in ordered]
-        return ["", f"| {first} | calls | ms | share |", "|---|--:|--:|--:|", *lines]
-
     named = [(f"`{name[:110]}`".replace("|", "\\|") + f", {class_of(name)}", n, ms) for name, n, ms in kernels]
-    lines = [
-        f"# {title}",
-        "",
-        f"One pass: {total:.2f} ms in kernels, under the profiler and without gaps; times are in `pass.md`.",
-        *table("class", [(name, *figures) for name, figures in classes.items()]),
-        *table(f"kernel, of {len(kernels)}", named),
-        "",
-    ]
-    return round(total, 4), "\n".join(lines)
+    tables = {"class": [(name, *figures) for name, figures in classes.items()], f"kernel, of {len(kernels)}": named}
+    longest = {first: sorted(rows, key=lambda row: -row[2])[:_LISTED] for first, rows in tables.items()}
+    return round(total, 4), page("profile.md.j2", title=title, total=total, tables=longest)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..pages import page
 from ..writing import write_atomically, write_beside
 from .measure import BenchResult
 
@@ -70,29 +71,9 @@ def _reasons(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def markdown(result: BenchResult) -> str:
     """Return a table of the rungs, with the command and the machine."""
-    shape, computer, rungs = result.shape, result.machine, result.to_dict()["rungs"]
+    rungs = result.to_dict()["rungs"]
     header, *rows = _rows(rungs)
-    what = {"request": "Ladder", "pass": "One pass", "distill": "One update of a student"}[result.part]
-    software = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    size = f"{shape['branches']} guidance branches, {shape['frames']} frames of {shape['width']} x {shape['height']}"
-    peaks = ", ".join(f"{name} {flops / 1e12:.4g} TFLOP/s" for name, flops in result.peak_flops.items())
-    notes = [f"- {r['name']}: {r['note']}{' (' + '; '.join(r['details']) + ')' if r['details'] else ''}" for r in rungs]
-    lines = [
-        f"# {what}: {result.model}, {size}",
-        "",
-        f"`{result.command}`",
-        "",
-        f"{computer['processor']}; accelerator {computer['accelerator']}; {computer['threads']} threads; {software}",
-        "",
-        f"A network of {result.parameters / 1e6:.1f} million parameters; matrix products: {peaks}",
-        "",
-        *("| " + " | ".join(row) + " |" for row in (header, ["---", *["--:"] * (len(header) - 1)], *rows)),
-        "",
-        *notes,
-        *(f"- {reason}" for reason in _reasons(rungs)),
-        "",
-    ]
-    return "\n".join(lines)
+    return page("bench.md.j2", result=result, header=header, rows=rows, reasons=_reasons(rungs))
 
 
 def write(result: BenchResult, folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import diffusers
 import numpy as np
 import torch
 
-from ..optimise.example import PROMPT, FirstPass, example_picture
+from ..model.example import PROMPT, FirstPass, example_picture
 from ..optimise.timing import Account, clock
 
 if TYPE_CHECKING:
@@ -84,9 +84,6 @@ def updates(
     """Give what makes one update of a student, from one clip, and how many million parameters it changes.
 
     The first update has been made when the block begins: it makes the optimizer's state.
-
-    Args:
-        settings: settings of `DistillSettings` that differ from the default.
     """
     from ..distill.data import GeneratedSource
     from ..distill.trainer import Distiller, DistillSettings

@@ -30,12 +30,12 @@ def _blend(mix: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def solid(generator: torch.Generator, size: int) -> Tensor:
-    """One colour."""
+    """Draw one colour."""
     return _colour(generator)[:, None, None].expand(3, size, size).clone()
 
 
 def gradient(generator: torch.Generator, size: int) -> Tensor:
-    """Linear or radial, between two colours."""
+    """Draw a linear or radial gradient between two colours."""
     x, y = _axes(size)
     if torch.rand((), generator=generator) < 0.5:
         angle = _uniform(generator, 0, 2 * math.pi)
@@ -47,7 +47,7 @@ def gradient(generator: torch.Generator, size: int) -> Tensor:
 
 
 def stripes(generator: torch.Generator, size: int) -> Tensor:
-    """Soft or hard stripes or checks, of low contrast."""
+    """Draw soft or hard stripes or checks, of low contrast."""
     x, y = _axes(size)
     angle, waves = _uniform(generator, 0, math.pi), _uniform(generator, 1.5, 5)
     phase = waves * math.pi * (x * math.cos(angle) + y * math.sin(angle))
@@ -61,7 +61,7 @@ def stripes(generator: torch.Generator, size: int) -> Tensor:
 
 
 def clouds(generator: torch.Generator, size: int) -> Tensor:
-    """Noise with a 1/f spectrum, as natural pictures have it (Field 1987), in correlated colours."""
+    """Draw noise with a 1/f spectrum, as natural pictures have it (Field 1987), in correlated colours."""
     frequency = torch.fft.fftfreq(size)
     radius = torch.hypot(frequency[:, None], frequency[None, :])
     radius[0, 0] = float("inf")
@@ -77,7 +77,7 @@ def clouds(generator: torch.Generator, size: int) -> Tensor:
 
 
 def scene(generator: torch.Generator, size: int) -> Tensor:
-    """A sky over ground with a few hills or blocks in front: the layout of many photographs."""
+    """Draw a sky over ground with a few hills or blocks in front: the layout of many photographs."""
     x, y = _axes(size)
     horizon = _uniform(generator, -0.4, 0.5)
     tilt = _uniform(generator, -0.2, 0.2)
@@ -90,7 +90,7 @@ def scene(generator: torch.Generator, size: int) -> Tensor:
 
 
 def drawing(generator: torch.Generator, size: int) -> Tensor:
-    """Flat areas with hard edges, as in a drawing."""
+    """Draw flat areas with hard edges."""
     picture = solid(generator, size)
     for _ in range(int(torch.randint(2, 7, (), generator=generator))):
         picture = _stamp(picture, generator, size)
@@ -112,13 +112,13 @@ KINDS = (solid, gradient, stripes, clouds, scene, drawing)
 
 
 def plain_background(generator: torch.Generator, size: int) -> Tensor:
-    """One colour or a gradient, `(3, size, size)`, float in [0, 1]."""
+    """Return one colour or a gradient, `(3, size, size)`, float in [0, 1]."""
     kind = solid if torch.rand((), generator=generator) < 0.5 else gradient
     return kind(generator, size)
 
 
 def random_background(generator: torch.Generator, size: int) -> Tensor:
-    """One background, `(3, size, size)`, float in [0, 1]."""
+    """Return one background, `(3, size, size)`, float in [0, 1]."""
     kind = KINDS[int(torch.randint(len(KINDS), (), generator=generator))]
     picture = kind(generator, size)
     if torch.rand((), generator=generator) < 0.3:  # out of focus

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from . import backgrounds, sprites
@@ -33,7 +35,7 @@ class ClipSpec:
         return caption_of(self.colour, self.shape, self.motion)
 
     def path(self, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Centre x, centre y and radius in each frame, `(frames,)` each, in shares of the height."""
+        """Return centre x, centre y and radius in each frame, `(frames,)` each, in shares of the height."""
         t = torch.linspace(0, 1, frames)
         x, y = torch.full((frames,), self.x), torch.full((frames,), self.y)
         radius = torch.full((frames,), self.radius)
@@ -70,6 +72,11 @@ class ClipBatch:
     specs: list[ClipSpec]
     backgrounds: Tensor
     colours: Tensor
+
+    def pictures(self) -> list[Image.Image]:
+        """Return the first frames, as the pictures that a person would send."""
+        frames = (self.clips[:, :, 0].permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+        return [Image.fromarray(frame) for frame in frames]
 
 
 class ClipGenerator:
@@ -144,12 +151,12 @@ class ClipGenerator:
         return ClipSpec(colour, shape, motion, x, y, radius, travel, scale)
 
     def _painted_colour(self, name: str) -> Tensor:
-        """The named colour with a little variation, so that names mean ranges."""
+        """Return the named colour with a little variation, so that names mean ranges."""
         jitter = (torch.rand(3, generator=self.random) - 0.5) * 0.12
         return (torch.tensor(COLOURS[name]) + jitter).clamp(0, 1)
 
     def clip(self) -> tuple[Tensor, str, ClipSpec, Tensor, Tensor]:
-        """One clip `(3, frames, size, size)`, its caption, spec, background and painted colour."""
+        """Return one clip `(3, frames, size, size)`, its caption, spec, background and painted colour."""
         spec = self.spec()
         shape, caption = self._outline(spec) if self.variety else (spec.shape, spec.caption)
         x, y, radius = (v * self.size for v in spec.path(self.frames))
@@ -173,7 +180,7 @@ class ClipGenerator:
         return backgrounds.random_background(self.random, self.size)
 
     def _outline(self, spec: ClipSpec) -> tuple[str | list[tuple[float, float]], str]:
-        """What to paint and what to call it: mostly the named shape and the plain caption."""
+        """Return what to paint and what to call it: mostly the named shape and the plain caption."""
         shape: str | list[tuple[float, float]] = spec.shape
         noun, colour = spec.shape, f"{spec.colour} "
         if self._uniform(0, 1) < 0.15:
@@ -199,7 +206,7 @@ class ClipGenerator:
         return background, caption
 
     def batch(self, count: int) -> ClipBatch:
-        """The next `count` clips."""
+        """Return the next `count` clips."""
         made = [self.clip() for _ in range(count)]
         return ClipBatch(
             clips=torch.stack([m[0] for m in made]),

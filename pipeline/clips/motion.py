@@ -28,7 +28,7 @@ class MeasuredMotion:
 
 
 def measure_motion(clip: Tensor, background: Tensor, colour: Tensor) -> MeasuredMotion:
-    """Centroid and area of a sprite over time.
+    """Return centroid and area of a sprite over time.
 
     A frame is `(1 - a) * background + a * colour`; `a` of each pixel is its least-squares solution.
     Pixels where the background has nearly the sprite's colour tell nothing and are left out.
@@ -58,7 +58,7 @@ def measure_motion(clip: Tensor, background: Tensor, colour: Tensor) -> Measured
 
 
 def classify_motion(measured: MeasuredMotion) -> str:
-    """The name in `MOTIONS` that fits best, or `"unclear"` when the sprite is lost."""
+    """Return the name in `MOTIONS` that fits best, or `"unclear"` when the sprite is lost."""
     if float(measured.area.min()) < 0.003:
         return "unclear"
     dx = float(measured.x[-1] - measured.x[0])

@@ -12,7 +12,7 @@ from .vocabulary import SHAPES
 
 
 def _polygon(x: Tensor, y: Tensor, corners: list[tuple[float, float]]) -> Tensor:
-    """Signed distance to a simple polygon, negative inside (after I. Quilez, "2D distance functions")."""
+    """Return signed distance to a simple polygon, negative inside (after I. Quilez, "2D distance functions")."""
     distance = torch.full_like(x, float("inf"))
     inside = torch.zeros_like(x, dtype=torch.bool)
     for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
@@ -27,7 +27,7 @@ def _polygon(x: Tensor, y: Tensor, corners: list[tuple[float, float]]) -> Tensor
 
 
 def _regular(points: int, inner: float) -> list[tuple[float, float]]:
-    """Corners of a star with its tip up; `inner` is the radius of the notches."""
+    """Return corners of a star with its tip up; `inner` is the radius of the notches."""
     corners = []
     for k in range(2 * points):
         radius = 1.0 if k % 2 == 0 else inner
@@ -62,7 +62,7 @@ _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def odd_polygon(generator: torch.Generator) -> list[tuple[float, float]]:
-    """Corners of a random star-shaped polygon: a shape that has no name in a caption."""
+    """Return corners of a random star-shaped polygon: a shape that has no name in a caption."""
     count = int(torch.randint(5, 10, (), generator=generator))
     turns = torch.rand(count, generator=generator).sort().values * 2 * math.pi
     radii = 0.45 + 0.55 * torch.rand(count, generator=generator)
@@ -72,7 +72,7 @@ def odd_polygon(generator: torch.Generator) -> list[tuple[float, float]]:
 def coverage(
     shape: str | list[tuple[float, float]], centre_x: Tensor, centre_y: Tensor, radius: Tensor, size: int
 ) -> Tensor:
-    """How much of each pixel a sprite covers.
+    """Return how much of each pixel a sprite covers.
 
     Args:
         shape: a name of `SHAPES`, or the corners of a polygon in units of the radius.

@@ -40,7 +40,7 @@ def caption_of(colour: str, shape: str, motion: str) -> str:
 
 
 def is_held_out(colour: str, shape: str, motion: str) -> bool:
-    """Whether a combination is kept out of training (one in seven).
+    """Return whether a combination is kept out of training (one in seven).
 
     The pattern is a Latin one: each colour, shape and motion, and each pair of them, is seen in
     training, so that a held-out clip asks for composition and not for an unknown word.

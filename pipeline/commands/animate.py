@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..console import counter, tell
+from ..console import Counter, tell
 from ..errors import StillmotionError
 from ..media.formats import FORMATS
 from ..model.controls import KNOWN_CONTROLS
 from ..serve.request import ALL_FIELDS, AnimationRequest, Field, size_text
+from ..writing import write_beside
 from .options import add_model, existing, open_model, positive, size, utf8_text
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _option(one: Field) -> dict[str, Any]:
-    """How argparse reads a field of a request."""
+    """Return how argparse reads a field of a request."""
     about = one.about[0].lower() + one.about[1:]
     if one.kind == "file":
         return {"type": Path, "metavar": "FILE", "help": about}
@@ -42,17 +42,13 @@ def _option(one: Field) -> dict[str, Any]:
 
 
 def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
-    """Write the clip, and say what it was made with.
-
-    Raises:
-        StillmotionError: picture, model or request are not fit, or the file cannot be written.
-    """
+    """Write the clip, and say what it was made with."""
     from ..media import video
     from ..media.images import decode
 
     suffix = options.out.suffix.lower().removeprefix(".")
-    if suffix not in FORMATS:
-        options.usage_error(f"--out: the suffix {options.out.suffix!r} is not one of .{', .'.join(FORMATS)}")
+    if problem := suffix_problem(options.out):
+        options.usage_error(problem)
     picture = decode(existing(options.image))
     last = None if options.last_image is None else decode(existing(options.last_image))
     check_out(options.out, options.image)
@@ -67,21 +63,24 @@ def animate_picture(options: argparse.Namespace) -> dict[str, Any]:
     controls = {name: getattr(options, name) for name in ("guidance_scale", *KNOWN_CONTROLS)}
     given = {name: value for name, value in controls.items() if value is not None}
     request = AnimationRequest(options.prompt or "", **own, controls=given)
-    animation = animator.animate(picture, request, on_step=counter("step"), last_image=last)
+    animation = animator.animate(picture, request, on_step=Counter("step"), last_image=last)
     if truncated := animation.prompt_length.truncated:
         tell(f"--prompt is too long: {truncated}")
-    _write(options.out, video.encode(animation.clip, animation.fps, suffix))
+    data = video.encode(animation.clip, animation.fps, suffix)
+    write_beside(options.out, lambda path: path.write_bytes(data))
     tell(f"{animator.name}, seed {animation.seed}, {animation.compute_s:.1f} s")
     about = {key: value for key, value in asdict(animation).items() if key != "clip"}
     return {"out": str(options.out), "model": animator.name, "frames": len(animation.clip), **about}
 
 
-def check_out(path: Path, picture: Path) -> None:
-    """Refuse, before any work, a file that cannot be written or should not be.
+def suffix_problem(path: Path) -> str | None:
+    """Return what is wrong with the suffix of a file to write, or None."""
+    known = path.suffix.lower().removeprefix(".") in FORMATS
+    return None if known else f"--out: the suffix {path.suffix!r} is not one of .{', .'.join(FORMATS)}"
 
-    Raises:
-        StillmotionError: its folder is not there or cannot be written, or it is a folder or the input picture.
-    """
+
+def check_out(path: Path, picture: Path) -> None:
+    """Refuse, before any work, a file that cannot be written or should not be."""
     if not path.parent.is_dir():
         raise StillmotionError(f"{path.parent}: no such folder")
     if path.is_dir():
@@ -90,19 +89,9 @@ def check_out(path: Path, picture: Path) -> None:
         raise StillmotionError(f"{path}: is the input picture, which would be lost; --out names another file")
     if path.exists() and not os.access(path, os.W_OK):
         raise StillmotionError(f"{path}: is write-protected; --out names another file")
-    _write(path, None)
-
-
-def _write(path: Path, data: bytes | None) -> None:
-    """Write beside the place and rename, so that a full disk leaves no half of a video; None only tries."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(data or b"")
-        if data is None:
-            partial.unlink()
-        else:
-            partial.replace(path)
+        partial.touch()
+        partial.unlink()
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise StillmotionError(f"{path}: cannot be written ({error.strerror})") from error

@@ -23,11 +23,11 @@ from PIL import Image
 from ..console import tell
 from ..errors import StillmotionError
 from ..media.images import decode
+from ..runs.notebooks import last_line
 from ..runs.report import DEMO_STAGE, write_report
 from ..runs.results import StageFolder
 from ..runs.run import RunError, go_on, start
-from ..runs.samples import Sample, read_samples
-from ..runs.settings import Parameter
+from ..runs.settings import Parameter, Sample, read_samples
 from ..serve.sources import EMBEDDED_STUDENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,20 +134,17 @@ def demo(
 
 
 def serve_line(model: str) -> str:
-    """What a person types to serve a model of the store, or a packaged model's folder."""
+    """Return what a person types to serve a model of the store, or a packaged model's folder."""
     return f"STILLMOTION_MODEL={shlex.quote(model)} {_near(Path(sys.executable).parent / 'bentoml')} serve"
 
 
 @contextlib.contextmanager
 def serving(model: str, port: int, log: Path, ready_s: float = _READY_S) -> Iterator[str]:
-    """A `bentoml serve` of this checkout while the block runs; gives its address.
+    """Run `bentoml serve` of this checkout while the block runs, and give its address.
 
     Args:
         log: what the server prints goes there.
         ready_s: longest wait until it is ready.
-
-    Raises:
-        StillmotionError: it ended or did not become ready; the text has the last line of its log.
     """
     port = port or _free_port()
     address = f"http://127.0.0.1:{port}"
@@ -194,14 +191,14 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path,
     end = time.monotonic() + ready_s
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise StillmotionError(f"the server ended with {process.returncode}: {_last_line(log)} (see {log})")
+            raise StillmotionError(f"the server ended with {process.returncode}: {last_line(log)} (see {log})")
         try:
             if httpx.get(f"{address}/readyz", timeout=5).status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
             pass  # not listening yet
         time.sleep(0.3)
-    raise StillmotionError(f"the server was not ready after {ready_s:.0f} s: {_last_line(log)} (see {log})")
+    raise StillmotionError(f"the server was not ready after {ready_s:.0f} s: {last_line(log)} (see {log})")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -229,11 +226,7 @@ def _animate(address: str, sample: Sample, stage: StageFolder, model: str, suffi
 
 
 def post_animate(client: httpx.Client, sample: Sample) -> bytes:
-    """An animation as an MP4 file; a busy server is asked again when it says it will be free.
-
-    Raises:
-        StillmotionError: the server refused or failed.
-    """
+    """Return an animation as an MP4 file; a busy server is asked again when it says it will be free."""
     for _ in range(20):
         response = client.post(
             "/animate",
@@ -255,11 +248,6 @@ def _free_port() -> int:
         return port
 
 
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
-
-
 def _near(path: Path) -> str:
-    """A path as seen from here, where it is below."""
+    """Return a path as seen from here, where it is below."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -6,21 +6,18 @@ import argparse
 import contextlib
 import csv
 import json
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import tell
-from ..lock import held
-from ..writing import write_beside
+from ..console import Counter, tell
+from ..writing import held, write_atomically, write_beside
 from .options import add_parameters, positive, settings_with_parameters
 
 if TYPE_CHECKING:
     from ..distill.data import Source
-    from ..distill.sample_grid import SampleGrid
     from ..distill.settings import DistillSettings
+    from ..distill.student import SampleGrid
     from ..distill.trainer import Distiller
     from ..model.animation import ImageAnimationPipeline
 
@@ -103,34 +100,31 @@ def distill_model(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(distiller: Distiller, options: argparse.Namespace, about: dict[str, Any]) -> ImageAnimationPipeline:
-    main, out = distiller.accelerator.is_main_process, options.out
+    main, out, counter = distiller.accelerator.is_main_process, options.out, Counter("update")
+
+    def on_update(done: int, total: int, loss: float) -> None:
+        if main:
+            counter(done, total, f"loss {loss:.5f}")
+
     with held(out, "distillation") if main else contextlib.nullcontext():
-        return _train_held(distiller, options, about)
-
-
-def _train_held(distiller: Distiller, options: argparse.Namespace, about: dict[str, Any]) -> ImageAnimationPipeline:
-    main, out = distiller.accelerator.is_main_process, options.out
-    if main:
-        write_beside(out / "settings.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
-    progress = _Progress() if main else None
-    try:
-        student = distiller.train(progress, options.minutes, _grid(distiller, out))
-    finally:
-        if progress is not None:
-            progress.close()
-        if main and distiller.losses:
-            write_beside(out / "losses.csv", lambda path: _write_losses(path, distiller.losses))
-    if main:
-        write_beside(out / "student", student.save_pretrained)
-    distiller.accelerator.wait_for_everyone()
-    return student
+        if main:
+            write_atomically(out / "settings.json", json.dumps(about, indent=2) + "\n")
+        try:
+            student = distiller.train(on_update, options.minutes, _grid(distiller, out))
+        finally:
+            if main and distiller.losses:
+                write_beside(out / "losses.csv", lambda path: _write_losses(path, distiller.losses))
+        if main:
+            write_beside(out / "student", student.save_pretrained)
+        distiller.accelerator.wait_for_everyone()
+        return student
 
 
 def _grid(distiller: Distiller, out: Path) -> SampleGrid | None:
     """Draws what the student makes of examples that the run does not reach."""
     if not distiller.settings.sample_every:
         return None
-    from ..distill.sample_grid import SampleGrid
+    from ..distill.student import SampleGrid
 
     examples = distiller.source[10 * distiller.settings.updates * distiller.settings.accumulate]
     return SampleGrid(distiller.teacher, examples, out / "samples", distiller.settings.seed)
@@ -162,41 +156,8 @@ def _write_losses(path: Path, losses: list[float]) -> None:
         csv.writer(file).writerows([("update", "loss"), *enumerate(losses, start=1)])
 
 
-class _Progress:
-    """A bar with loss and time left on a terminal; elsewhere a line for each tenth."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._began, self._first = time.monotonic(), 0
-        self._losses: list[float] = []
-
-    def __call__(self, done: int, total: int, loss: float) -> None:
-        self._first = self._first or done
-        self._losses.append(loss)
-        if sys.stderr.isatty():
-            self._draw(done, total, loss)
-        elif done == total or done * 10 // total > (done - 1) * 10 // total:
-            passed = time.monotonic() - self._began
-            left = passed / (done - self._first + 1) * (total - done)
-            mean = sum(self._losses) / len(self._losses)
-            tell(f"update {done}/{total}  loss {mean:.5f}  {passed:.0f} s, {left:.0f} s left")
-            self._losses.clear()
-
-    def _draw(self, done: int, total: int, loss: float) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=done - 1, unit="update", dynamic_ncols=True, file=sys.stderr)
-        self._bar.set_postfix(loss=f"{loss:.5f}", refresh=False)
-        self._bar.update()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
 def lines(result: dict[str, Any]) -> list[str]:
-    """What `distill` prints for people."""
+    """Return what `distill` prints for people."""
     found = [f"student {result['student']}"]
     if result["updates"] < result["of"]:
         found.append(f"{result['updates']} of {result['of']} updates; the same command goes on")

@@ -20,9 +20,11 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 
-from ..console import counter, tell
+from ..console import Counter, tell
 from ..errors import StillmotionError, first_line
-from ..media.formats import FORMATS
+from ..writing import write_beside
+from .animate import check_out, suffix_problem
+from .options import add_model, existing
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ class Process:
 
 
 @contextmanager
-def init_from_environment(device: Literal["cuda", "cpu"] | None = None, timeout_s: float = 600) -> Iterator[Process]:
+def init_from_environment(device: Literal["cuda", "cpu"] | None = None) -> Iterator[Process]:
     """Join the processes that torchrun started, and part from them at the end.
 
     Reads `RANK`, `WORLD_SIZE` and `LOCAL_RANK`, and `MASTER_ADDR` and `MASTER_PORT` for the meeting.
@@ -51,11 +53,6 @@ def init_from_environment(device: Literal["cuda", "cpu"] | None = None, timeout_
 
     Args:
         device: None takes GPUs where there are any.
-        timeout_s: how long a process waits for the others before it gives up.
-
-    Raises:
-        StillmotionError: a variable is missing or is no number, there is no GPU for this process, or
-            the processes do not find each other.
     """
     rank, world_size, local_rank = (_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if device == "cpu" or (device is None and not torch.cuda.is_available()):
@@ -71,7 +68,7 @@ def init_from_environment(device: Literal["cuda", "cpu"] | None = None, timeout_
             backend,
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timedelta(minutes=10),
             # Lets NCCL connect at once, so that what is wrong with the machine shows here.
             device_id=place if backend == "nccl" else None,
         )
@@ -97,9 +94,6 @@ def together(work: Callable[[], T]) -> T:
     """Do what each process does by itself, and see that all of them could.
 
     Where one fails alone, the others would wait for it in the next exchange. Collective.
-
-    Raises:
-        StillmotionError: on all processes if it is raised on one.
     """
     result: list[T] = []
     problem: str | None = None
@@ -126,8 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", required=True, help="what moves and how, such as 'a red circle moves right'")
     parser.add_argument("--out", type=Path, required=True, help="file to write: .mp4, .webm, .webp or .gif")
     parser.add_argument("--seed", type=int, help="the same seed gives the same clip (default: drawn)")
-    text = "default: the newest in the store, else the shipped teacher"
-    parser.add_argument("--model", metavar="TAG_OR_FOLDER", help=text)
+    add_model(parser)
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: GPUs where there are any")
     options = parser.parse_args(arguments)
     try:
@@ -154,34 +147,26 @@ def _animate(options: argparse.Namespace, process: Process) -> None:
     from ..serve.sources import open_model
 
     quiet_libraries()
-    suffix = options.out.suffix.lower().removeprefix(".")
+    first = process.rank == 0
 
     def prepare() -> tuple[Any, Any]:
-        if suffix not in FORMATS:
-            raise StillmotionError(f"--out: the suffix {options.out.suffix!r} is not one of .{', .'.join(FORMATS)}")
-        if process.rank == 0 and not options.out.parent.is_dir():
-            raise StillmotionError(f"{options.out.parent}: no such folder")
-        if not options.image.is_file():
-            raise StillmotionError(f"{options.image}: no such file")
-        return decode(options.image), open_model(options.model, str(process.device))
+        if problem := suffix_problem(options.out):
+            raise StillmotionError(problem)
+        picture = decode(existing(options.image))
+        if first:
+            check_out(options.out, options.image)
+        return picture, open_model(options.model, str(process.device))
 
     picture, animator = together(prepare)
     seed = [int.from_bytes(os.urandom(4)) if options.seed is None else options.seed]
     dist.broadcast_object_list(seed, src=0)
     split_frames(animator.pipe)
-    first = process.rank == 0
-    animation = animator.animate(
-        picture, AnimationRequest(options.prompt, seed=seed[0]), on_step=counter("step") if first else None
-    )
+    request = AnimationRequest(options.prompt, seed=seed[0])
+    animation = animator.animate(picture, request, on_step=Counter("step") if first else None)
 
     def write() -> None:
-        partial = options.out.with_name(options.out.name + ".partial")
-        try:
-            partial.write_bytes(video.encode(animation.clip, animation.fps, suffix))
-            partial.replace(options.out)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise StillmotionError(f"{options.out}: cannot be written ({error.strerror})") from error
+        data = video.encode(animation.clip, animation.fps, options.out.suffix.lower().removeprefix("."))
+        write_beside(options.out, lambda path: path.write_bytes(data))
         tell(f"{animator.name}, seed {seed[0]}, {process.world_size} processes, {animation.compute_s:.1f} s")
 
     together(write if first else lambda: None)

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import counter, tell
+from ..console import Counter, tell
+from . import evaluate_pictures
 from .options import add_model, open_model, positive
 
 if TYPE_CHECKING:
-    from ..judge.evaluate import Sampling
     from ..judge.gates import Gates
+    from ..judge.judging import Sampling
     from ..judge.perception import Perception
     from ..serve.engine import Animator
 
@@ -24,13 +25,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", metavar="FOLDER_OR_ID", help="compare with this teacher from the same noise")
     parser.add_argument(
         "--compare",
-        action="store_true",
+        nargs="?",
+        const=True,
+        metavar="TEACHER",
         help="judge teacher and undistilled teacher too, in the same run (default teacher: the shipped one)",
+    )
+    parser.add_argument(
+        "--pictures",
+        metavar="FOLDER",
+        help="judge on pictures with captions (cat.png, cat.txt) in place of generated clips, one clip at a time; "
+        "`photographs` takes eight that scikit-image brings",
     )
     parser.add_argument(
         "--gates",
         metavar="FILE",
         help="fail where the student misses a limit of this YAML file; `default` is the project's; implies --compare",
+    )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="with --pictures: how alike frames are to EfficientNet-Lite0 too, of a package with its weights",
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="other than the model's own")
     parser.add_argument("--guidance-scale", type=float, metavar="X", help="of the caption, other than the model's own")
@@ -51,24 +65,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
     """`evaluate`: figures of a model on held-out clips."""
+    if isinstance(options.compare, str):
+        if options.teacher not in {None, options.compare}:
+            options.usage_error(f"--compare {options.compare}: --teacher names another, {options.teacher}; give one")
+        options.teacher = options.compare
     comparing = options.compare or options.gates is not None
     resampled = any(
         value is not None for value in (options.steps, options.guidance_scale, options.image_guidance_scale)
     )
     if comparing and resampled:
         options.usage_error("--compare judges the model as it was made for; leave out --steps and guidance scales")
+    if options.pictures is not None:
+        evaluate_pictures.check_options(options)
+    elif options.features:
+        options.usage_error("--features: goes with --pictures; generated clips have figures that say more")
     if options.diversity > 1:
         tell(f"{options.diversity} clips of each picture")
     from ..judge.gates import load_gates
 
     gates = None if options.gates is None else load_gates(options.gates)
     animator = open_model(options.model)
-    if gates is not None:
+    if gates is not None and options.pictures is None:
         gates.of(animator.info.steps)  # before minutes of work
     from ..serve.sources import open_checkpoint
 
     teacher = open_checkpoint(options.teacher) if options.teacher or comparing else None
     perception = _perception(options, str(animator.pipe.device))
+    if options.pictures is not None:
+        sampling = _sampling(options, animator) if resampled else None
+        return evaluate_pictures.judge(options, animator, teacher, gates, sampling, perception, Counter("clip"))
     if comparing:
         assert teacher is not None
         return _compare(options, animator, teacher, gates, perception)
@@ -80,7 +105,7 @@ def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
         options.seed,
         options.batch,
         teacher,
-        on_progress=counter("clip"),
+        on_progress=Counter("clip"),
         sampling=_sampling(options, animator) if resampled else None,
         seeds_per_clip=options.diversity,
         perception=perception,
@@ -90,19 +115,20 @@ def evaluate_model(options: argparse.Namespace) -> dict[str, Any]:
 def _compare(
     options: argparse.Namespace, student: Animator, teacher: Animator, gates: Gates | None, perception: Perception
 ) -> dict[str, Any]:
-    from ..judge.evaluate import compare
+    from ..judge.evaluate import compare_students
     from ..judge.gates import GateFailed, check
 
-    comparison = compare(
-        student,
+    compared = compare_students(
+        {"student": student},
         teacher,
         options.clips,
         options.seed,
         options.batch,
-        on_progress=counter("clip"),
+        on_progress=Counter("clip"),
         seeds_per_clip=options.diversity,
         perception=perception,
     )
+    comparison = compared["student"]
     results = [] if gates is None else check(comparison, gates)
     if not all(result.passed for result in results):
         options.failure = GateFailed(comparison, results)  # said after the figures, which are wanted all the same
@@ -114,7 +140,7 @@ def _compare(
 
 
 def _sampling(options: argparse.Namespace, animator: Animator) -> Sampling:
-    from ..judge.evaluate import Sampling
+    from ..judge.judging import Sampling
 
     try:
         return Sampling.of(animator.pipe, options.steps, options.guidance_scale, options.image_guidance_scale)
@@ -124,9 +150,9 @@ def _sampling(options: argparse.Namespace, animator: Animator) -> Sampling:
 
 
 def _perception(options: argparse.Namespace, device: str) -> Perception:
-    from ..judge.perception import I3D, Clip, Perception
+    from ..judge.perception import I3D, ClipModel, Perception
 
-    clip = None if options.clip is None else Clip.load(options.clip, device)
+    clip = None if options.clip is None else ClipModel.load(options.clip, device)
     features = None if options.i3d is None else I3D(options.i3d, device)
     if features is not None:
         tell(f"I3D sha256 {features.sha256}")
@@ -134,7 +160,7 @@ def _perception(options: argparse.Namespace, device: str) -> Perception:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """What `evaluate` prints for people."""
+    """Return what `evaluate` prints for people."""
     if "comparison" not in result:
         return [f"{key:26} {value}" for key, value in result.items()]
     from ..judge.gates import GateResult

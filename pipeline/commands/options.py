@@ -26,9 +26,6 @@ def open_model(tag_or_folder: str | None, **defaults: Any) -> Any:
 
     Args:
         defaults: of a call to a checkpoint that is not packaged; None is its own.
-
-    Raises:
-        StillmotionError: it cannot be opened, or cannot make what is asked for.
     """
     from ..quiet import quiet_libraries
 
@@ -46,11 +43,7 @@ def open_model(tag_or_folder: str | None, **defaults: Any) -> Any:
 
 
 def existing(path: Path) -> Path:
-    """The path of a file that is there.
-
-    Raises:
-        StillmotionError: it is not.
-    """
+    """Return the path of a file that is there."""
     if not path.is_file():
         raise StillmotionError(f"{path}: no such file")
     return path
@@ -65,7 +58,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Return a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
@@ -88,13 +81,8 @@ def add_parameters(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def parameters(options: argparse.Namespace) -> dict[str, str]:
-    """`-p` pairs as they were typed; the parameter's type decides how a text is read."""
-    return dict(options.parameters)
-
-
 def settings_with_parameters(options: argparse.Namespace, settings: Any, of: str | None) -> Any:
-    """A dataclass of settings with those of the `-p` values that it has.
+    """Return a dataclass of settings with those of the `-p` values that it has.
 
     Args:
         settings: with its defaults.
@@ -102,7 +90,7 @@ def settings_with_parameters(options: argparse.Namespace, settings: Any, of: str
             may have it.
     """
     hints = get_type_hints(type(settings))
-    given, known = parameters(options), {field.name for field in fields(settings)}
+    given, known = dict(options.parameters), {field.name for field in fields(settings)}
     if of and (unknown := sorted(given.keys() - known)):
         options.usage_error(f"-p {unknown[0]}: not a setting of {of}; they are {', '.join(sorted(known))}")
     chosen = {}

@@ -3,7 +3,7 @@
 - `algorithm`: the mathematics, apart from any model and any loop.
 - `data`: pictures, captions and clips to train on.
 - `student`: what a student consists of.
-- `passes`: what teacher and student are told of a batch, and how they are called.
+- `passes`: how teacher and student are conditioned on a batch, and called.
 - `settings`: how it is trained.
 - `trainer`: the loop, on accelerate.
 - `checkpoint`: what a run goes on from, and how it is replaced.

@@ -1,14 +1,17 @@
-"""Checkpoints of a training run: what they hold, and how they are replaced without ever being lost."""
+"""What lets a training run be interrupted: checkpoints that are never lost, and signals that wait for an update."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..errors import StillmotionError
+from ..errors import StillmotionError, first_line
 
 _SETTINGS = "settings.json"
 # What torch, safetensors and the system raise of a full disk; the first two have no kind of their own for it.
@@ -31,12 +34,7 @@ class DistillationError(StillmotionError):
 
 @dataclass
 class Progress:
-    """What a checkpoint holds beside weights.
-
-    Attributes:
-        updates: done so far.
-        losses: one for each update.
-    """
+    """What a checkpoint holds beside weights: the number of updates done, and the loss of each."""
 
     updates: int = 0
     losses: list[float] = field(default_factory=list)
@@ -56,7 +54,6 @@ class Averaged(EMAModel):  # type: ignore[misc]  # diffusers is untyped
     """Exponential moving average of weights. FSDP spreads it over the processes; in a checkpoint it is whole.
 
     Args:
-        parameters: averaged.
         decay: the most; it rises to it as (1 + n) / (10 + n).
     """
 
@@ -79,7 +76,7 @@ class Averaged(EMAModel):  # type: ignore[misc]  # diffusers is untyped
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP may have spread over processes; all of them have to ask."""
+    """Return a tensor that FSDP may have spread over processes; all of them have to ask."""
     if isinstance(tensor, DTensor):
         full: Tensor = tensor.full_tensor()
         return full
@@ -203,6 +200,35 @@ class CheckpointFolder:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+class Interrupts:
+    """Notes in `asked` an interrupt (Ctrl-C) or a request to end (SIGTERM) inside a `with` block, and raises nothing.
+
+    An update that is broken off leaves some weights old and some new. The second request no longer
+    waits: it raises `KeyboardInterrupt` at once. Outside the main thread signals cannot be caught, and
+    nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.getsignal(number)
+                # None is a handler that is not Python's, and cannot be put back; one that ignores is meant.
+                if before not in (None, signal.SIG_IGN):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

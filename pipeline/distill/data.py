@@ -21,11 +21,9 @@ from ..errors import StillmotionError
 
 @dataclass
 class Examples:
-    """Pictures with captions.
+    """RGB pictures of any size, each with a caption.
 
     Attributes:
-        pictures: RGB, of any size.
-        captions: one for each picture.
         clips: `(batch, 3, frames, height, width)` in [0, 1], that begin with the pictures; None where
             there are pictures alone.
     """
@@ -42,18 +40,14 @@ class Source(Protocol):
     """Whether there are clips beside the pictures, which `Trajectory.FORWARD` needs."""
 
     def __getitem__(self, index: int) -> Examples:
-        """The examples of number `index`; there is no last one."""
+        """Return the examples of number `index`; there is no last one."""
         ...
 
 
 class GeneratedSource(Dataset[Examples]):
-    """Generated clips (`pipeline.clips`) of the combinations that training may see.
+    """Generated clips (`pipeline.clips`) of the combinations that training may see, `batch` of them a number.
 
-    Args:
-        size: height and width in pixels.
-        frames: of a clip.
-        batch: examples a number.
-        seed: sources of different seeds share no clip but by chance.
+    Sources of different seeds share no clip but by chance.
     """
 
     has_clips = True
@@ -62,22 +56,17 @@ class GeneratedSource(Dataset[Examples]):
         self.size, self.frames, self.batch, self.seed = size, frames, batch, seed
 
     def __getitem__(self, index: int) -> Examples:
-        from ..judge.evaluate import pictures_of
-
         # Seeds of neighbouring numbers lie far apart, so that no two sources run into each other.
         seed = (self.seed * 1_000_003 + index) * 7_919 % 2**62
         made = ClipGenerator(self.size, self.frames, seed=seed, variety=True, plain_share=0.2).batch(self.batch)
-        return Examples(pictures_of(made), made.captions, made.clips)
+        return Examples(made.pictures(), made.captions, made.clips)
 
 
 def read(source: Source, numbers: list[int], workers: int = 0) -> Iterator[tuple[int, Examples]]:
-    """Read the examples of numbers, in their order.
+    """Read the examples of numbers, in their order; what the source says of those that it cannot read is raised.
 
     Args:
         workers: processes that read ahead; 0: this one reads.
-
-    Raises:
-        StillmotionError: what the source says of examples that it cannot read.
     """
     loader: DataLoader[tuple[int, Examples | StillmotionError]] = DataLoader(
         _Numbered(source),  # type: ignore[arg-type]  # a dataset without a length

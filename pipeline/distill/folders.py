@@ -50,7 +50,7 @@ def open_folder(
     fps: int | None = None,
     check: bool = False,
 ) -> Source:
-    """Pictures or videos of a folder; nothing is written into it.
+    """Return pictures or videos of a folder; nothing is written into it.
 
     Args:
         folder: laid out as the module says, with pictures or with videos; both together are refused.
@@ -105,7 +105,7 @@ class CaptionedSource(Dataset[Examples]):
         self.has_clips = has_clips
 
     def __getitem__(self, index: int) -> Examples:
-        """The examples of number `index`, the same each time.
+        """Return the examples of number `index`, the same each time.
 
         Pictures are cut to the height and width; clips are `(batch, 3, frames, height, width)` in [0, 1].
 
@@ -125,7 +125,7 @@ class CaptionedSource(Dataset[Examples]):
         return Examples(pictures, captions, torch.stack(clips) if clips else None)
 
     def row(self, number: int) -> int:
-        """Row of the example of that number, counted from 0 over all batches."""
+        """Return row of the example of that number, counted from 0 over all batches."""
         epoch, place = divmod(number, len(self.rows))
         return int(_order(self.seed, epoch, len(self.rows))[place])
 
@@ -154,7 +154,7 @@ class CaptionedSource(Dataset[Examples]):
         return images.centre_crop(picture, self.shape.width, self.shape.height)
 
     def _clip(self, row: int, number: int) -> list[Image]:
-        """A clip from a place in the video that `number` decides."""
+        """Return a clip from a place in the video that `number` decides."""
         with Video(self.rows[row][0]) as video:
             choices = video.choices(self.shape)
             # A stream of random numbers apart from those of the order.
@@ -172,7 +172,7 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 
 def _to_clip(pictures: list[Image]) -> Tensor:
-    """`(3, frames, height, width)`, float in [0, 1]."""
+    """Return `(3, frames, height, width)`, float in [0, 1]."""
     values = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))  # (frames, height, width, 3)
     return values.permute(3, 0, 1, 2).float() / 255
 
@@ -181,7 +181,7 @@ def _to_clip(pictures: list[Image]) -> Tensor:
 
 
 def _listed(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files and their captions, in an order that is the same on each machine."""
+    """Yield files and their captions, in an order that is the same on each machine."""
     if not folder.is_dir():
         raise DataError(f"{folder}: {'is no folder' if folder.exists() else 'there is no such folder'}")
     files = sorted(
@@ -206,13 +206,13 @@ def _listed(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _is_video(path: Path) -> bool | None:
-    """None where it is neither a picture nor a video."""
+    """Return whether it is a video; None where it is neither a picture nor a video."""
     suffix = path.suffix.lower()
     return suffix in VIDEOS if suffix in PICTURES + VIDEOS else None
 
 
 def _beside(path: Path) -> tuple[Path, str]:
-    """A picture or video, and the text in the file beside it."""
+    """Return a picture or video, and the text in the file beside it."""
     beside = path.with_suffix(".txt")
     if not beside.is_file():
         raise DataError(f"{path}: has no caption; write it to {beside.name}, or list all files in a metadata.csv")
@@ -268,7 +268,7 @@ def _json_rows(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _text(path: Path, limit: int = -1) -> str:
-    """At most `limit` characters of a text file."""
+    """Return at most `limit` characters of a text file."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return file.read(limit)

@@ -24,6 +24,9 @@ def checkpoint_blocks(network: nn.Module) -> Change:
         NotApplicable: no `down_blocks`, `mid_block` and `up_blocks`.
     """
     parts: Any = network
+    if not hasattr(network, "down_blocks") and getattr(network, "_supports_gradient_checkpointing", False):
+        parts.enable_gradient_checkpointing()
+        return Change("checkpointing", "as diffusers has it", parts.disable_gradient_checkpointing)
     try:
         blocks: list[Any] = [*parts.down_blocks, parts.mid_block, *parts.up_blocks]
     except (AttributeError, TypeError) as error:
@@ -52,17 +55,11 @@ def checkpoint_blocks(network: nn.Module) -> Change:
 def add_lora(network: nn.Module, rank: int, whole: Collection[str] = ()) -> nn.Module:
     """Train low-rank additions to the attention layers instead of all weights (Hu et al. 2021).
 
-    The U-Net is changed in place; everything but the additions is frozen.
+    The U-Net is changed in place; everything but the additions, which begin as zero, is frozen.
 
     Args:
-        rank: of each addition; they begin as zero.
         whole: parameters that are trained as they are, by name.
-
-    Raises:
-        ValueError: `rank` is below 1.
     """
-    if rank < 1:
-        raise ValueError(f"lora_rank: {rank} is below 1")
     import peft
 
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(_ATTENTION), init_lora_weights=True)

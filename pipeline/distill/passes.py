@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Image, fromarray
 from torch import Tensor, nn
 
-from ..model.families import Cond, Request, cast_cond, guidance_embedding, guidance_width, select, stack
+from ..model.families import Cond, Request, cast_cond, guidance_embedding, guidance_width, stack
 from ..model.families.guided import GUIDANCE_WIDTH
 from ..model.guidance import AnyGuidance
 from .algorithm import Predict
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def draw_scales(limits: tuple[float, float], count: int, random: torch.Generator) -> Tensor:
-    """Scales of the caption, `(count,)`, each as likely as any other (Meng et al. 2023, section 3.1)."""
+    """Return scales of the caption, `(count,)`, each as likely as any other (Meng et al. 2023, section 3.1)."""
     least, most = limits
     return least + (most - least) * torch.rand(count, generator=random)
 
@@ -42,7 +43,14 @@ def conditions(
     controls = {name: control.default for name, control in family.controls.items() if control.default is not None}
     height, width = teacher.default_size
     request = Request(
-        examples.pictures, config.num_frames, height, width, config.fps, generator=random, controls=controls
+        examples.pictures,
+        config.num_frames,
+        height,
+        width,
+        config.fps,
+        last_images=last_pictures(examples) if family.last_image(parts) == "always" else None,
+        generator=random,
+        controls=controls,
     )
     # I2VGen-XL as published draws from its posterior with torch's global generator.
     with seeded(int(torch.randint(2**62, (), generator=random)), teacher.device):
@@ -61,27 +69,79 @@ def conditions(
     return of_teacher, {**of_student, "guidance": told}
 
 
+def last_pictures(examples: Examples) -> list[Image]:
+    """Return the pictures that the examples' clips end with."""
+    assert examples.clips is not None
+    ends = (examples.clips[:, :, -1] * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [fromarray(end) for end in ends]
+
+
+class Networks(nn.Module):
+    """A family's networks as one module: each clip of a batch goes through the one for its noise level.
+
+    Args:
+        pipe: whose family and noise levels they are.
+        networks: by name of the component.
+    """
+
+    def __init__(self, pipe: ImageAnimationPipeline, networks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._family, self._parts = pipe.family, pipe.parts
+        self.networks = nn.ModuleDict(networks)
+        self._no_split_modules = [
+            name for network in networks.values() for name in getattr(network, "_no_split_modules", None) or ()
+        ]
+
+    def forward(self, z: Tensor, timesteps: Tensor, cond: Cond) -> Tensor:
+        """Return predictions for z `(batch, channels, frames, height, width)` at timesteps `(batch,)`."""
+        by_clip = [self._family.network_at(self._parts, t) for t in timesteps]
+        if len(set(by_clip)) == 1:
+            return self._family.predict(self.networks[by_clip[0]], z, timesteps, cond)
+        predicted = torch.zeros_like(z)
+        for name in sorted(set(by_clip)):
+            rows = torch.tensor([k for k, one in enumerate(by_clip) if one == name], device=z.device)
+            some = {key: tensor[rows] for key, tensor in cond.items()}
+            output = self._family.predict(self.networks[name], z[rows], timesteps[rows], some)
+            predicted = predicted.to(output.dtype).index_put((rows,), output)
+        return predicted
+
+
+def networks_of(pipe: ImageAnimationPipeline) -> dict[str, nn.Module]:
+    """Return the networks of a checkpoint by name; most have one."""
+    found = {name: getattr(pipe, name, None) for name in pipe.family.networks}
+    return {name: network for name, network in found.items() if network is not None}
+
+
 def teacher_pass(teacher: ImageAnimationPipeline, cond: Cond, guidance: AnyGuidance) -> Predict:
     """Return the teacher with all its branches combined."""
-    family, network = teacher.family, teacher.network
-    dtype = teacher.parts.dtype
+    networks, dtype = Networks(teacher, networks_of(teacher)), teacher.parts.dtype
 
     def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
         assert rows is None
         stacked, times = torch.cat([z] * guidance.passes), timesteps.repeat(guidance.passes)
-        return guidance.combine(family.predict(network, stacked.to(dtype), times, cond).float())
+        combined = guidance.combine(networks(stacked.to(dtype), times, cond).float())
+        return _still_where_held(teacher, combined, {name: tensor[: len(z)] for name, tensor in cond.items()})
 
     return predict
 
 
 def student_pass(teacher: ImageAnimationPipeline, student: nn.Module, cond: Cond) -> Predict:
-    """Return a student of the teacher's family, in float32 as it is trained."""
+    """Return a student, of the form of `Networks`, in float32 as it is trained."""
     cond = cast_cond(cond, torch.float32)
 
     def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
-        return teacher.family.predict(student, z, timesteps, cond if rows is None else select(cond, rows))
+        seen = cond if rows is None else {name: tensor[rows] for name, tensor in cond.items()}
+        return _still_where_held(teacher, student(z, timesteps, seen), seen)
 
     return predict
+
+
+def _still_where_held(teacher: ImageAnimationPipeline, predicted: Tensor, cond: Cond) -> Tensor:
+    """Return a prediction that is zero in frames that are given: a flow of zero leaves them as they are."""
+    if not teacher.family.flow:
+        return predicted
+    nothing = {name: torch.zeros_like(tensor) if name == "picture" else tensor for name, tensor in cond.items()}
+    return teacher.family.hold(predicted, nothing)
 
 
 @contextmanager

@@ -18,13 +18,11 @@ class DistillSettings:
         teacher_steps: of the teacher while it teaches, a multiple of the student's. 0: as many as it has by
             default, or the next lower multiple, 48 of 50.
         start: folder of a student of the same teacher that training goes on from; empty: the teacher's weights.
-        updates: number of updates of the weights.
+        updates: number of optimiser steps.
         accumulate: batches an update.
         learning_rate: peak; after `warmup` updates it falls along a half cosine to a hundredth.
         ema_decay: of the averaged weights, which are the student.
         trajectory: where noisy clips come from, see `pipeline.distill.algorithm`.
-        kept_batches: of `trajectory` "teacher": batches of the source whose paths the teacher samples, each process as
-            many; after the last the first comes again. Each clip takes `student_steps` + 1 latents of memory.
         shifted_reconstruction: Imagine Flash's loss instead of the landing of the teacher's steps.
         shift: of that loss.
         noise_correction: Imagine Flash's first step.
@@ -52,7 +50,6 @@ class DistillSettings:
     weight_decay: float = 0.0
     ema_decay: float = 0.98
     trajectory: Trajectory = Trajectory.BACKWARD
-    kept_batches: int = 32
     shifted_reconstruction: bool = False
     shift: float = 0.9
     noise_correction: bool = False
@@ -67,7 +64,7 @@ class DistillSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trajectory", Trajectory(self.trajectory))
-        for name in ("updates", "accumulate", "checkpoint_every", "kept_batches"):
+        for name in ("updates", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1")
         for name in ("teacher_steps", "warmup", "weight_decay", "lora_rank", "workers", "sample_every", "seed"):
@@ -77,11 +74,6 @@ class DistillSettings:
             raise ValueError(f"learning_rate: {self.learning_rate} is not above 0")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: {self.ema_decay} is outside 0 to 1")
-        if self.shifted_reconstruction and self.trajectory is Trajectory.TEACHER:
-            raise ValueError(
-                "shifted_reconstruction: asks the teacher in each update, and trajectory 'teacher' keeps what it said "
-                "before; use 'backward'"
-            )
         if not 0 < self.shift <= 1:
             raise ValueError(f"shift: {self.shift} is outside 0 to 1")
         if self.guidance_range is not None:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..model.guidance import Guidance
-from ..model.solver import log_snr_solver
-from .algorithm import Grid
+from ..media.video import Clip, sheet
+from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
+from ..model.solver import log_snr_solver, solver_problem
+from ..serve.engine import load_pipeline
+from .algorithm import Grid, NotSplittable
+from .data import Examples
+from .memory import add_lora
+from .passes import Networks, networks_of, seeded
+from .settings import DistillSettings
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -21,20 +30,27 @@ if TYPE_CHECKING:
 def teacher_grid(
     teacher: ImageAnimationPipeline, student_steps: int, noise_correction: bool = False, teacher_steps: int = 0
 ) -> Grid:
-    """The grid of a teacher, divided into the student's steps.
+    """Return the grid of a teacher, divided into the student's steps.
 
     Args:
-        teacher_steps: of that grid; 0: as many as the teacher is sampled with by default, or the next lower
-            multiple of the student's.
+        teacher_steps: of that grid; 0: as many as the teacher is sampled with by default.
 
     Raises:
-        NotSplittable: the teacher's steps cannot be divided so.
+        NotSplittable: there is no such grid.
     """
-    scheduler = copy.deepcopy(teacher.scheduler)
-    own: int = teacher.config.num_inference_steps
-    if not teacher_steps:
-        teacher_steps = own - own % student_steps if 0 < student_steps <= own else own
-    return Grid.of(scheduler, teacher_steps, student_steps, noise_correction)
+    if problem := solver_problem(teacher.scheduler):
+        raise NotSplittable(problem)  # a student's solver would have other noise levels
+    parts, family, config = teacher.parts, teacher.family, teacher.config
+    shape = (1, *family.latent_shape(parts, config.num_frames, *teacher.default_size))
+    ratio = config.boundary_ratio if "boundary_ratio" in family.options else None
+    return Grid.of(
+        copy.deepcopy(teacher.scheduler),
+        teacher_steps or config.num_inference_steps,
+        student_steps,
+        noise_correction,
+        lay=lambda scheduler, steps: family.set_timesteps(scheduler, steps, shape, torch.device("cpu")),
+        boundary=None if ratio is None else ratio * teacher.scheduler.config.num_train_timesteps,
+    )
 
 
 def teacher_digest(teacher: ImageAnimationPipeline) -> str:
@@ -52,11 +68,6 @@ def teacher_digest(teacher: ImageAnimationPipeline) -> str:
     return digest.hexdigest()
 
 
-def guidance_of(teacher: ImageAnimationPipeline) -> Guidance:
-    """The guidance that a checkpoint is sampled with by default."""
-    return Guidance(teacher.config.guidance_scale, teacher.config.image_guidance_scale)
-
-
 def own_scale(teacher: ImageAnimationPipeline) -> float:
     """The scale of the caption that a teacher is sampled with by default; of a student, that of the first teacher."""
     config = teacher.config
@@ -65,7 +76,7 @@ def own_scale(teacher: ImageAnimationPipeline) -> float:
 
 
 def check_guidance_range(teacher: ImageAnimationPipeline, limits: tuple[float, float] | None) -> None:
-    """Whether a student of this teacher can be told scales within limits (None: it is told none).
+    """Refuse limits of the scale that a student of this teacher cannot be told (None: it is told none).
 
     Raises:
         ValueError: with the reason.
@@ -82,35 +93,71 @@ def check_guidance_range(teacher: ImageAnimationPipeline, limits: tuple[float, f
         )
 
 
-def build_student(
-    teacher: ImageAnimationPipeline, network: nn.Module, grid: Grid, guidance_range: tuple[float, float] | None = None
-) -> ImageAnimationPipeline:
-    """A pipeline around a student's network; the other components are the teacher's.
+def student_network(teacher: ImageAnimationPipeline, settings: DistillSettings) -> Networks:
+    """Return what a student begins as: the teacher's networks in float32, with LoRA and an input of guidance where
+    they are wanted.
 
-    It samples with DDIM (DPM-Solver++ of order 1) on the student's own grid, which is kept in the
+    Raises:
+        ValueError: `start` is no student of this teacher's shape, or the network can be told no guidance scale.
+    """
+    guided = settings.guidance_range is not None
+    if guided and teacher.family.flow:
+        raise ValueError(f"guidance_range: networks of the {teacher.family.name} family can be told no scale")
+    networks: dict[str, nn.Module] = {}
+    for name, own in networks_of(teacher).items():
+        network: nn.Module = guided_unet(own) if guided else copy.deepcopy(own)
+        if settings.start:
+            network.load_state_dict(_weights_of(settings.start, name, like=network))
+        network = network.float().requires_grad_().eval()
+        if settings.lora_rank:
+            with seeded(settings.seed, torch.device("cpu")):
+                network = add_lora(network, settings.lora_rank, {GUIDANCE_WEIGHTS} if guided else ())
+        networks[name] = network
+    return Networks(teacher, networks)
+
+
+def _weights_of(folder: str, name: str, like: nn.Module) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = getattr(load_pipeline(folder), name).state_dict()
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    if shapes != {name: weight.shape for name, weight in like.state_dict().items()}:
+        raise ValueError(f"start: {folder} has other weights than a student of this teacher")
+    return weights
+
+
+def build_student(
+    teacher: ImageAnimationPipeline,
+    networks: nn.Module | Mapping[str, nn.Module],
+    grid: Grid,
+    guidance_range: tuple[float, float] | None = None,
+) -> ImageAnimationPipeline:
+    """Return a pipeline around a student's network; the other components are the teacher's.
+
+    It samples with DDIM or Euler's method (DPM-Solver++ of order 1) on the student's own grid, which is kept in the
     scheduler's config, and in one pass a step: guidance is part of the weights.
 
     Args:
+        networks: by name, where the teacher has more than one.
         guidance_range: of the scale of the caption, where the network is told it.
     """
     from ..model.animation import ImageAnimationPipeline
 
     config, family = teacher.config, teacher.family
-    solver = log_snr_solver(
-        teacher.scheduler,
-        solver_order=1,
-        timesteps=[float(t) for t in grid.student_timesteps],
-        noise_correction=grid.noise_correction,
-    )
+    own_grid: dict[str, Any] = {"solver_order": 1, "timesteps": grid.student_timesteps}
+    if grid.prediction_type == "flow_prediction":
+        own_grid |= {"sigmas": grid.student_sigmas}
+    else:
+        own_grid |= {"noise_correction": grid.noise_correction}
+    solver = log_snr_solver(teacher.scheduler, **own_grid)
     # The motion adapter of a PIA checkpoint is in its U-Net by now.
-    own = {family.networks[0]: network, "scheduler": solver, "motion_adapter": None}
+    trained = {family.networks[0]: networks} if isinstance(networks, nn.Module) else dict(networks)
+    own = {**trained, "scheduler": solver, "motion_adapter": None}
     student = ImageAnimationPipeline(
         **{name: getattr(teacher, name) for name in family.components if name not in own},
         **{name: part for name, part in own.items() if name in family.components},
         **{name: config[name] for name in family.options},
         num_inference_steps=grid.student_steps,
         guidance_scale=1.0,
-        image_guidance_scale=1.0,
+        image_guidance_scale=1.0 if family.drops_picture else None,
         # Of a student of a student, the scales are still those of the first teacher.
         distilled_guidance_scale=own_scale(teacher),
         distilled_image_guidance_scale=config.distilled_image_guidance_scale
@@ -125,3 +172,37 @@ def build_student(
     student.set_progress_bar_config(disable=True)
     student.to(teacher.device)
     return student
+
+
+class SampleGrid:
+    """Draws what a student makes while it is trained: pairs of rows, the teacher's clip above the student's.
+
+    Args:
+        teacher: sampled once, as it is by default.
+        examples: pictures and captions; the first four are animated, from the same noise at every call.
+        folder: for `update-000100.png` and so on; made when it is needed.
+    """
+
+    def __init__(self, teacher: ImageAnimationPipeline, examples: Examples, folder: Path, seed: int = 0) -> None:
+        self.teacher, self.folder, self.seed = teacher, folder, seed
+        self.pictures, self.captions = examples.pictures[:4], examples.captions[:4]
+        self._above: list[Clip] = []
+
+    def __call__(self, student: ImageAnimationPipeline, updates: int) -> Path:
+        """Animate with a student of so many updates, and write the picture."""
+        self._above = self._above or self._animate(self.teacher)
+        rows = [clip for pair in zip(self._above, self._animate(student), strict=True) for clip in pair]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"update-{updates:06d}.png"
+        sheet(rows).save(path)
+        return path
+
+    def _animate(self, pipe: ImageAnimationPipeline) -> list[Clip]:
+        clips = []
+        for k, (picture, caption) in enumerate(zip(self.pictures, self.captions, strict=True)):
+            # The training's own random numbers stay as they were, so that samples change nothing of it.
+            with seeded(self.seed + k, pipe.device):
+                noise = torch.Generator().manual_seed(self.seed + k)
+                frames = pipe(picture, caption, generator=noise, output_type="np").frames[0]
+            clips.append((np.asarray(frames) * 255).round().astype(np.uint8))
+        return clips

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from ..machine import default_device
-from ..model.families import Cond
-from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
 from ..model.guidance import AnyGuidance, ClipGuidance, Guidance
-from ..serve.engine import load_pipeline
+from ..train.checkpoint import end_of
+from ..train.settings import learning_rate
 from .algorithm import (
     Grid,
     Predict,
     Trajectory,
     distillation_loss,
     forward_states,
-    landing_loss,
     shifted_reconstruction_loss,
     student_states,
-    teacher_states,
 )
-from .checkpoint import Averaged, CheckpointFolder, DistillationError, Progress, whole
+from .checkpoint import Averaged, CheckpointFolder, DistillationError, Interrupts, Progress, whole
 from .data import Examples, Source, read
-from .interrupts import Interrupts
-from .memory import add_lora, checkpoint_blocks, merge_lora
-from .passes import conditions, draw_scales, seeded, student_pass, teacher_pass
-from .paths import KeptPath, KeptPaths
+from .memory import checkpoint_blocks, merge_lora
+from .passes import conditions, draw_scales, networks_of, student_pass, teacher_pass
 from .settings import DistillSettings
-from .student import build_student, check_guidance_range, guidance_of, teacher_digest, teacher_grid
+from .student import build_student, check_guidance_range, student_network, teacher_digest, teacher_grid
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -52,12 +46,15 @@ Listener = Callable[[int, int, float], None]
 Sampler = Callable[["ImageAnimationPipeline", int], object]
 """Called with the student of the moment and its updates."""
 
+_FREE_TO_CHANGE = frozenset({"workers", "checkpoint_every", "sample_every", "gradient_checkpointing"})
+"""Settings that decide nothing of what is learned: a run may go on with others."""
+
 
 class Distiller:
     """Trains a student of a teacher.
 
     Args:
-        teacher: as it is sampled by default: its steps and guidance scales are distilled.
+        teacher: its own steps and guidance scales are distilled.
         source: examples; each process of a group takes other numbers of it.
         folder: for checkpoints.
         accelerator: None makes one.
@@ -80,26 +77,27 @@ class Distiller:
     ) -> None:
         if settings.trajectory is Trajectory.FORWARD and not source.has_clips:
             raise ValueError("trajectory: 'forward' needs clips, and there are pictures alone; use 'backward'")
+        if teacher.family.last_image(teacher.parts) == "always" and not source.has_clips:
+            raise ValueError("data: this teacher is given the picture that a clip ends with, and there are no clips")
         check_guidance_range(teacher, settings.guidance_range)
+        grid = teacher_grid(teacher, settings.student_steps, settings.noise_correction, settings.teacher_steps)
         self.settings, self.source = settings, source
-        self.grid: Grid = teacher_grid(
-            teacher, settings.student_steps, settings.noise_correction, settings.teacher_steps
-        )
-        self.accelerator = accelerator or _accelerator(settings)
+        self.accelerator = accelerator or _accelerator(settings, networks=len(networks_of(teacher)))
         self.accelerator.gradient_accumulation_steps = settings.accumulate
         self._sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if self._sharded and not self.accelerator.is_fsdp2:
             raise ValueError("fsdp_version: 1 joins weights that are trained with weights that are not; use 2")
         self.teacher: ImageAnimationPipeline = teacher.to(self.accelerator.device)
-        self.guidance: Guidance = guidance_of(teacher)
-        self.grid = self.grid.to(self.accelerator.device)
+        self.guidance = Guidance(teacher.config.guidance_scale, teacher.config.image_guidance_scale)
+        self.grid: Grid = grid.to(self.accelerator.device)
         # Dropout would be noise, on a target that has none.
         for component in teacher.components.values():
             if isinstance(component, nn.Module):
                 component.eval()
-        network = self._teachers_network()
+        network = student_network(teacher, settings)
         if settings.gradient_checkpointing:
-            checkpoint_blocks(network)
+            for one in network.networks.values():
+                checkpoint_blocks(one)
         optimizer = torch.optim.AdamW(
             [p for p in network.parameters() if p.requires_grad],
             lr=settings.learning_rate,
@@ -112,7 +110,6 @@ class Distiller:
         named = [(n, p) for n, p in self.accelerator.unwrap_model(self.student).named_parameters() if p.requires_grad]
         self._names, self.trained = [name for name, _ in named], [parameter for _, parameter in named]
         self.averaged = Averaged(self.trained, settings.ema_decay)
-        self.paths = KeptPaths(settings.kept_batches, self.accelerator.num_processes)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.progress, self.averaged)
         self.checkpoints = CheckpointFolder(self.accelerator, folder, self._run())
@@ -120,15 +117,13 @@ class Distiller:
 
     @property
     def updates(self) -> int:
-        """Done so far."""
+        """Number of updates done so far."""
         return self.progress.updates
 
     @property
     def losses(self) -> list[float]:
-        """One for each update: the mean over its batches, on all processes."""
+        """Loss of each update: the mean over its batches, on all processes."""
         return self.progress.losses
-
-    # ------------------------------------------------------------------ the loop
 
     def train(
         self, on_update: Listener | None = None, minutes: float | None = None, on_sample: Sampler | None = None
@@ -136,7 +131,6 @@ class Distiller:
         """Train to the end, or for `minutes`, from the checkpoint in the folder where there is one.
 
         Args:
-            on_update: told of each update.
             on_sample: given the student of the moment every `sample_every` updates, in the main process.
 
         Raises:
@@ -145,8 +139,7 @@ class Distiller:
             KeyboardInterrupt: after an interrupt or SIGTERM; the update is finished and saved before.
         """
         self.resume()
-        self.keep_paths()
-        ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        ends = end_of(minutes)
         with Interrupts() as interrupts:
             for number, examples in self._batches():
                 if not self.update(examples, number):
@@ -165,44 +158,13 @@ class Distiller:
             self.save()
         return self.finished()
 
-    def _sample(self, on_sample: Sampler | None) -> None:
-        every = self.settings.sample_every
-        if not every or self.updates % every:
-            return
-        student = self.finished()  # of which each process has a part
-        if on_sample is not None and self.accelerator.is_main_process:
-            on_sample(student, self.updates)
-
-    def keep_paths(self, on_path: Callable[[int, int], None] | None = None) -> None:
-        """Sample the teacher's paths that the run learns from, where it does; those that are kept stay.
-
-        Args:
-            on_path: called with (batches done, batches in all) after each batch.
-
-        Raises:
-            KeyboardInterrupt: after an interrupt or SIGTERM.
-        """
-        if self.settings.trajectory is not Trajectory.TEACHER:
-            return
-        missing = self.paths.missing(self._numbers())
-        with Interrupts() as interrupts:
-            for done, (number, examples) in enumerate(read(self.source, missing, self.settings.workers), 1):
-                self.paths[number] = self._sample_path(examples, number)
-                if on_path is not None:
-                    on_path(done, len(missing))
-                if self._on_any(interrupts.asked)[0]:
-                    raise KeyboardInterrupt
-
-    def update(self, examples: Examples | None, number: int) -> bool:
+    def update(self, examples: Examples, number: int) -> bool:
         """Learn from one batch; whether the weights have changed (with `accumulate`, not every time).
-
-        Args:
-            examples: None where the teacher's paths are kept.
 
         Raises:
             DistillationError: loss or gradient are not finite; the weights are left as they were.
         """
-        accelerator = self.accelerator
+        accelerator, s = self.accelerator, self.settings
         with accelerator.accumulate(self.student):
             loss = self.loss(examples, number)
             mean = accelerator.reduce(loss.detach(), reduction="mean")
@@ -214,7 +176,7 @@ class Distiller:
             if accelerator.scaler is None:  # which leaves such an update out, and scales less
                 self._finite(whole(norm), "gradient")
             for group in self.optimizer.param_groups:
-                group["lr"] = self._learning_rate(self.updates)
+                group["lr"] = learning_rate(self.updates, s.updates, s.learning_rate, s.warmup, end=0.01)
             self.optimizer.step()
             self.optimizer.zero_grad()
         self.averaged.step(self.trained)
@@ -222,114 +184,29 @@ class Distiller:
         self._losses.clear()
         return True
 
-    def close(self) -> None:
-        """Let go of what accelerate holds on to."""
-        self.accelerator.free_memory()
-
-    def _numbers(self) -> list[int]:
-        """Batches that are left of the run: numbers are dealt to the processes in turn."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        first, last = (n * self.settings.accumulate for n in (self.updates, self.settings.updates))
-        return [number * world + rank for number in range(first, last)]
-
-    def _batches(self) -> Iterator[tuple[int, Examples | None]]:
-        """What is learned from, by number; nothing but the number where the teacher's paths are kept."""
-        numbers = self._numbers()
-        if self.settings.trajectory is Trajectory.TEACHER:
-            return ((number, None) for number in numbers)
-        return read(self.source, numbers, self.settings.workers)
-
-    def _finite(self, value: Tensor, name: str) -> float:
-        number = float(value)
-        if not math.isfinite(number):
-            raise DistillationError(f"the {name} is {number} at update {self.updates + 1}; {self.checkpoints.kept}")
-        return number
-
-    def _on_any(self, *flags: bool) -> list[bool]:
-        """Flags that are set on any process: clocks and signals differ, and all have to do the same."""
-        mine = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
-        return [bool(total) for total in self.accelerator.reduce(mine, reduction="sum").tolist()]
-
-    def _learning_rate(self, update: int) -> float:
-        s = self.settings
-        if update < s.warmup:
-            return s.learning_rate * (update + 1) / s.warmup
-        share = (update - s.warmup) / max(1, s.updates - s.warmup)
-        return s.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
-
-    # ------------------------------------------------------------------ one batch
-
-    def loss(self, examples: Examples | None, number: int) -> Tensor:
-        """Loss of a batch; its random numbers depend on the seed and `number` alone."""
+    def loss(self, examples: Examples, number: int) -> Tensor:
+        """Return loss of a batch; its random numbers depend on the seed and `number` alone."""
         s, device = self.settings, self.accelerator.device
-        if s.trajectory is Trajectory.TEACHER:
-            z, landed, steps, cond = self.paths.batch(number)
-            return landing_loss(self.grid, student_pass(self.teacher, self.student, cond), z, landed, steps)
-        assert examples is not None
-        random = self._random(number)
+        random = torch.Generator().manual_seed((s.seed * 1_000_003 + number) % 2**63)
         count = len(examples.captions)
-        teacher, student_cond = self._conditions(examples, random)
-        noise, fresh = (self._noise(count, random) for _ in range(2))
+        teacher, student, hold = self._passes(examples, random)
+        frames, size = self.teacher.config.num_frames, self.teacher.default_size
+        shape = (count, *self.teacher.family.latent_shape(self.teacher.parts, frames, *size))
+        noise, fresh = (hold(torch.randn(shape, generator=random).to(device)) for _ in range(2))
         # Each step of the student is drawn as often as every other, in the batch too where it is large enough.
         first = int(torch.randint(s.student_steps, (), generator=random))
         order = torch.randperm(count, generator=random)
         steps = ((first + order) % s.student_steps).to(device)
-        student = student_pass(self.teacher, self.student, student_cond)
         if s.trajectory is Trajectory.FORWARD:
             assert examples.clips is not None
-            z = forward_states(self.grid, self._encode(examples.clips), noise, steps)
+            with torch.no_grad():
+                clean = self.teacher.family.encode_clip(self.teacher.parts, examples.clips * 2 - 1).float()
+            z = hold(forward_states(self.grid, clean, noise, steps))
         else:
             z = self._backward_states(student, noise, steps)
         if s.shifted_reconstruction:
             return shifted_reconstruction_loss(self.grid, student, teacher, z, steps, fresh, s.shift)
         return distillation_loss(self.grid, student, teacher, z, steps)
-
-    def _random(self, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.settings.seed * 1_000_003 + number) % 2**63)
-
-    def _conditions(self, examples: Examples, random: torch.Generator) -> tuple[Predict, Cond]:
-        """The teacher, told of the examples, and what the student is told of them."""
-        limits, guidance = self.settings.guidance_range, cast(AnyGuidance, self.guidance)
-        scales = None if limits is None else draw_scales(limits, len(examples.captions), random)
-        if scales is not None and self.teacher.config.guidance_range is None:
-            guidance = ClipGuidance(scales.to(self.accelerator.device), guidance.image)
-        of_teacher, of_student = conditions(self.teacher, examples, guidance, random, scales)
-        return teacher_pass(self.teacher, of_teacher, guidance), of_student
-
-    def _noise(self, count: int, random: torch.Generator) -> Tensor:
-        """Where sampling begins, `(count, channels, frames, height, width)`."""
-        frames, size = self.teacher.config.num_frames, self.teacher.default_size
-        shape = (count, *self.teacher.family.latent_shape(self.teacher.parts, frames, *size))
-        return torch.randn(shape, generator=random).to(self.accelerator.device)
-
-    def _sample_path(self, examples: Examples, number: int) -> KeptPath:
-        """Sample the teacher's path for examples; their number in the source decides on all random numbers."""
-        random = self._random(number)
-        teacher, cond = self._conditions(examples, random)
-        states = teacher_states(self.grid, teacher, self._noise(len(examples.captions), random))
-        order = torch.randperm(self.settings.student_steps, generator=random)
-        return KeptPath(states, cond, order.to(states.device))
-
-    @torch.no_grad()
-    def _backward_states(self, student: Predict, noise: Tensor, steps: Tensor) -> Tensor:
-        if not self._sharded:
-            return student_states(self.grid, student, noise, steps)
-        # FSDP's processes gather weights together: each makes as many calls as the one that needs most.
-        most, row = int(self.accelerator.gather(steps.max()[None]).max()), steps.new_zeros(1)
-        z = student_states(self.grid, student, noise, steps)
-        for _ in range(most - int(steps.max())):
-            student(noise[:1], self.grid.timesteps[row], row)
-        return z
-
-    @torch.no_grad()
-    def _encode(self, clips: Tensor) -> Tensor:
-        """Scaled latents of clips, `(batch, 4, frames, h, w)`."""
-        from ..train.stream import encode_clips
-
-        vae = self.teacher.vae
-        return encode_clips(vae, clips.to(device=vae.device, dtype=vae.dtype)).float()
-
-    # ------------------------------------------------------------------ checkpoints and the result
 
     def save(self) -> None:
         """Write a checkpoint; the last one stays until the new one is whole.
@@ -354,46 +231,81 @@ class Distiller:
         return found
 
     def finished(self) -> ImageAnimationPipeline:
-        """The student with the averaged weights. All processes have to ask."""
-        network = self._teachers_network()
+        """Return the student with the averaged weights. All processes have to ask."""
+        network = student_network(self.teacher, self.settings)
         parameters = dict(network.named_parameters())
         with torch.no_grad():
             for name, averaged in zip(self._names, self.averaged.whole(), strict=True):
                 parameters[name].copy_(averaged)
+        networks = dict(network.requires_grad_(requires_grad=False).eval().networks.items())
         if self.settings.lora_rank:
-            network = merge_lora(network)
-        network = network.requires_grad_(requires_grad=False).eval()
-        return build_student(self.teacher, network, self.grid, self.settings.guidance_range)
+            networks = {name: merge_lora(one) for name, one in networks.items()}
+        return build_student(self.teacher, networks, self.grid, self.settings.guidance_range)
 
-    def _teachers_network(self) -> nn.Module:
-        """A copy in float32, with LoRA and an input of guidance where they are wanted: what the student begins as."""
-        guided = self.settings.guidance_range is not None
-        network: nn.Module = guided_unet(self.teacher.network) if guided else copy.deepcopy(self.teacher.network)
-        if self.settings.start:
-            network.load_state_dict(self._weights_to_start_from(network))
-        network = network.float().requires_grad_().eval()
-        if not self.settings.lora_rank:
-            return network
-        with seeded(self.settings.seed, torch.device("cpu")):
-            return add_lora(network, self.settings.lora_rank, {GUIDANCE_WEIGHTS} if guided else ())
+    def close(self) -> None:
+        """Let go of what accelerate holds on to."""
+        self.accelerator.free_memory()
 
-    def _weights_to_start_from(self, network: nn.Module) -> dict[str, Tensor]:
-        """Weights of the student that training goes on from.
+    def _batches(self) -> Iterator[tuple[int, Examples]]:
+        """Batches that are left of the run, by number: these are dealt to the processes in turn."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        first, last = (n * self.settings.accumulate for n in (self.updates, self.settings.updates))
+        numbers = [number * world + rank for number in range(first, last)]
+        return read(self.source, numbers, self.settings.workers)
 
-        Raises:
-            ValueError: it is no student of this teacher's shape.
-        """
-        weights: dict[str, Tensor] = load_pipeline(self.settings.start).network.state_dict()
-        shapes = {name: weight.shape for name, weight in weights.items()}
-        if shapes != {name: weight.shape for name, weight in network.state_dict().items()}:
-            raise ValueError(f"start: {self.settings.start} has other weights than a student of this teacher")
-        return weights
+    def _passes(
+        self, examples: Examples, random: torch.Generator
+    ) -> tuple[Predict, Predict, Callable[[Tensor], Tensor]]:
+        """Return teacher and student as they are conditioned on the examples, and what puts given frames in place."""
+        limits, guidance = self.settings.guidance_range, self.guidance
+        scales = None if limits is None else draw_scales(limits, len(examples.captions), random)
+        by_clip: AnyGuidance = guidance
+        if scales is not None and self.teacher.config.guidance_range is None:
+            by_clip = ClipGuidance(scales.to(self.accelerator.device), guidance.image)
+        of_teacher, of_student = conditions(self.teacher, examples, by_clip, random, scales)
+        family, parts, grid = self.teacher.family, self.teacher.parts, self.grid
+        of_teacher = family.with_grid(parts, of_teacher, grid.timesteps)
+        of_student = family.with_grid(parts, of_student, grid.timesteps[grid.starts[:-1]])
+        return (
+            teacher_pass(self.teacher, of_teacher, by_clip),
+            student_pass(self.teacher, self.student, of_student),
+            lambda z: self.teacher.family.hold(z, of_student),
+        )
+
+    @torch.no_grad()
+    def _backward_states(self, student: Predict, noise: Tensor, steps: Tensor) -> Tensor:
+        if not self._sharded:
+            return student_states(self.grid, student, noise, steps)
+        # FSDP's processes gather weights together: each makes as many calls as the one that needs most.
+        most, row = int(self.accelerator.gather(steps.max()[None]).max()), steps.new_zeros(1)
+        z = student_states(self.grid, student, noise, steps)
+        for _ in range(most - int(steps.max())):
+            student(noise[:1], self.grid.timesteps[row], row)
+        return z
+
+    def _sample(self, on_sample: Sampler | None) -> None:
+        every = self.settings.sample_every
+        if not every or self.updates % every:
+            return
+        student = self.finished()  # of which each process has a part
+        if on_sample is not None and self.accelerator.is_main_process:
+            on_sample(student, self.updates)
+
+    def _finite(self, value: Tensor, name: str) -> float:
+        number = float(value)
+        if not math.isfinite(number):
+            raise DistillationError(f"the {name} is {number} at update {self.updates + 1}; {self.checkpoints.kept}")
+        return number
+
+    def _on_any(self, *flags: bool) -> list[bool]:
+        """Return flags that are set on any process: clocks and signals differ, and all have to do the same."""
+        mine = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
+        return [bool(total) for total in self.accelerator.reduce(mine, reduction="sum").tolist()]
 
     def _run(self) -> dict[str, Any]:
-        """What decides what is learned; a run may go on with other settings of the rest."""
-        free = {"workers", "checkpoint_every", "sample_every", "gradient_checkpointing"}
+        """Return what decides what is learned."""
         return {
-            **{name: value for name, value in asdict(self.settings).items() if name not in free},
+            **{name: value for name, value in asdict(self.settings).items() if name not in _FREE_TO_CHANGE},
             "trajectory": self.settings.trajectory.value,
             "processes": self.accelerator.num_processes,
             "batch": getattr(self.source, "batch", None),
@@ -405,11 +317,13 @@ class Distiller:
         }
 
 
-def _accelerator(settings: DistillSettings) -> Accelerator:
+def _accelerator(settings: DistillSettings, networks: int) -> Accelerator:
     # accelerate keeps one state a process, and refuses a second run in another precision.
     AcceleratorState._reset_state()  # noqa: SLF001  # its own tests and those of transformers do the same
     return Accelerator(
         # Without this it starts no group of processes where there is no GPU.
         cpu=default_device() == "cpu",
         mixed_precision=settings.mixed_precision,
+        # A batch may have no clip at the noise levels of one of two networks.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=networks > 1)],
     )

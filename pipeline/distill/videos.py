@@ -39,7 +39,7 @@ class ClipShape:
 
 
 def unreadable(where: str, error: Exception) -> DataError:
-    """What to say of a file that the system or a decoder will not read."""
+    """Return what to say of a file that the system or a decoder will not read."""
     if isinstance(error, InputError):
         return DataError(f"{where}: {error.message}")
     return DataError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})")
@@ -70,7 +70,7 @@ class Video:
         self.container.close()
 
     def choices(self, shape: ClipShape) -> list[list[int]]:
-        """Each clip that can be taken, as the times of its frames in the stream's unit."""
+        """Return each clip that can be taken, as the times of its frames in the stream's unit."""
         times = self._times
         if shape.fps is None:
             places = [list(range(k, k + shape.frames)) for k in range(len(times) - shape.frames + 1)]
@@ -85,7 +85,7 @@ class Video:
         return [[times[k] for k in place] for place in places]
 
     def _places_at(self, frames: int, fps: int) -> list[list[int]]:
-        """As numbers of frames: at each time the one that a player shows."""
+        """Return the same as numbers of frames: at each time the one that a player shows."""
         base = float(self.stream.time_base or 1)
         seconds = [(time - self._times[0]) * base for time in self._times]
         # The last frame is shown as long as the others are on average.
@@ -120,7 +120,7 @@ class Video:
         return sorted({shown for shown, _, _ in self._packets})
 
     def pictures(self, times: list[int]) -> list[Image]:
-        """The frames that a player shows at these times, which ascend; RGB, upright."""
+        """Return the frames that a player shows at these times, which ascend; RGB, upright."""
         before = [decoded for shown, decoded, is_key in self._packets if is_key and shown <= times[0]]
         try:
             self.container.seek(max(before, default=self._packets[0][1]), stream=self.stream)
@@ -138,7 +138,7 @@ class Video:
 
 
 def _shown(frames: Iterable[av.VideoFrame], times: list[int]) -> Iterator[Image]:
-    """For each time the last frame that begins no later; ends early where the frames do."""
+    """Yield for each time the last frame that begins no later; this ends early where the frames do."""
     given, shown = 0, None
     for frame in frames:
         if frame.pts is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,26 +13,14 @@ import torch
 
 from ..clips import MOTIONS, ClipBatch, ClipGenerator
 from ..errors import ModelError
+from ..machine import dtype_name
 from ..model.guidance import Guidance
-from .judging import Candidate, Judged, Sampling, Trial, first_frame_psnr_db, pictures_of, to_size, vae_psnr_db
+from .judging import Candidate, Sampling, Trial, to_size
 from .perception import Perception, frechet_distance
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
     from ..serve.engine import Animator
-
-__all__ = [
-    "Comparison",
-    "EvaluationResult",
-    "Sampling",
-    "compare",
-    "compare_students",
-    "evaluate",
-    "first_frame_psnr_db",
-    "pictures_of",
-    "vae_psnr_db",
-    "wilson_interval",
-]
 
 # Motion is read from the picture's geometry, so that more pixels than this tell nothing new.
 _MOST_PIXELS_A_SIDE = 128
@@ -40,7 +29,7 @@ Progress = Callable[[int, int], None]
 """Called with (clips done, clips in all) after each batch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
     """Figures of a model on held-out clips. All but `fvd` are means over clips; PSNR values are in dB.
 
@@ -82,19 +71,19 @@ class EvaluationResult:
     first_frame_psnr_db: float
     vae_psnr_db: float
     ground_truth_psnr_db: float
-    psnr_to_teacher_db: float | None
+    psnr_to_teacher_db: float | None = None
     steps: int
     passes: int
-    operations: int | None
-    weights_bytes: int | None
+    operations: int | None = None
+    weights_bytes: int | None = None
     seconds_per_clip: float
-    ssim_to_teacher: float | None
+    ssim_to_teacher: float | None = None
     flicker: float
     flicker_of_truth: float
-    diversity: float | None
-    clip_score: float | None
-    clip_consistency: float | None
-    fvd: float | None
+    diversity: float | None = None
+    clip_score: float | None = None
+    clip_consistency: float | None = None
+    fvd: float | None = None
     precision: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,13 +127,12 @@ def evaluate(
     Models of another size or of oblong clips are judged on square clips of their shorter side.
 
     Args:
-        model: sampled in full, with the steps and the guidance that it is made for.
         clips: how many, of combinations of colour, shape and motion that training never saw.
         seed: of the clips and of the noise. Each clip's noise has a seed of its own, so that the
             figures do not depend on `batch`.
         batch: clips sampled at a time.
         teacher: what a distilled model is compared with; sampled from the same noise.
-        sampling: other steps or guidance of `model`.
+        sampling: steps and guidance; None: as the model was made for.
         seeds_per_clip: from 2 on, `diversity` is measured; sampling takes as many times as long.
         perception: CLIP model and features, for the figures that need them.
 
@@ -161,36 +149,8 @@ def evaluate(
             target = to_size(Candidate(teacher).animate(held_out, seeds, side), held_out.clips.shape[-1])
         trial.take(held_out, seeds, target)
         if on_progress is not None:
-            on_progress(len(trial.judged), clips)
+            on_progress(len(trial.seen), clips)
     return _summarise(trial, seed)
-
-
-def compare(
-    student: Animator,
-    teacher: Animator,
-    clips: int = 32,
-    seed: int = 0,
-    batch: int = 8,
-    on_progress: Progress | None = None,
-    *,
-    seeds_per_clip: int = 1,
-    perception: Perception | None = None,
-) -> Comparison:
-    """A student, its teacher, and the teacher with as few steps and passes as the student.
-
-    Arguments and errors as `compare_students` has them.
-    """
-    compared = compare_students(
-        {"student": student},
-        teacher,
-        clips,
-        seed,
-        batch,
-        on_progress,
-        seeds_per_clip=seeds_per_clip,
-        perception=perception,
-    )
-    return compared["student"]
 
 
 def compare_students(
@@ -204,7 +164,7 @@ def compare_students(
     seeds_per_clip: int = 1,
     perception: Perception | None = None,
 ) -> dict[str, Comparison]:
-    """Several students of one teacher, each as `compare` has it.
+    """Judge students, each beside its teacher and the teacher with as few steps and passes as the student.
 
     The teacher's clips are sampled once and are what all others are measured against; so are those of as
     few steps or passes where students share these. The undistilled ones use the teacher's own solver. Each
@@ -239,7 +199,7 @@ def compare_students(
             video = trial.take(held_out, seeds, target)
             target = video if target is None else target
             if on_progress is not None:
-                on_progress(sum(len(t.judged) for t in trials.values()), clips * len(trials))
+                on_progress(sum(len(t.seen) for t in trials.values()), clips * len(trials))
     results = {
         key: replace(
             _summarise(trial, seed),
@@ -283,63 +243,40 @@ def _side(pipe: ImageAnimationPipeline) -> int:
 
 
 def _summarise(trial: Trial, seed: int) -> EvaluationResult:
-    judged, candidate = trial.judged, trial.candidate
-    right = sum(j.asked == j.seen for j in judged)
-    by_motion = {}
-    for motion in MOTIONS:
-        of_motion = [j for j in judged if j.asked == motion]
-        if of_motion:
-            by_motion[motion] = round(sum(j.seen == motion for j in of_motion) / len(of_motion), 4)
-    low, high = wilson_interval(right, len(judged))
+    asked, seen, candidate = trial.asked, trial.seen, trial.candidate
+    right = sum(map(operator.eq, asked, seen))
+    of_motion = {motion: [s == motion for a, s in zip(asked, seen, strict=True) if a == motion] for motion in MOTIONS}
+    low, high = wilson_interval(right, len(seen))
+    digits = {"ssim_to_teacher": 4}
+    means: dict[str, Any] = {
+        name: round(float(np.mean(values)), digits.get(name, 3)) for name, values in trial.figures.items()
+    }
+    fvd = None
+    if len(seen) > 1 and trial.features:
+        fvd = round(frechet_distance(torch.cat(trial.features), torch.cat(trial.features_of_truth)), 3)
     return EvaluationResult(
         model=candidate.name,
-        clips=len(judged),
+        clips=len(seen),
         seed=seed,
-        motion_accuracy=round(right / len(judged), 4),
+        motion_accuracy=round(right / len(seen), 4),
         motion_accuracy_interval=(round(low, 4), round(high, 4)),
-        accuracy_by_motion=by_motion,
-        unclear=sum(j.seen == "unclear" for j in judged),
-        first_frame_psnr_db=_mean(j.first_frame_psnr_db for j in judged),
-        vae_psnr_db=_mean(j.vae_psnr_db for j in judged),
-        ground_truth_psnr_db=_mean(j.ground_truth_psnr_db for j in judged),
-        psnr_to_teacher_db=_mean_where_known(judged, "psnr_to_teacher_db"),
+        accuracy_by_motion={motion: round(sum(own) / len(own), 4) for motion, own in of_motion.items() if own},
+        unclear=seen.count("unclear"),
         steps=candidate.steps,
         passes=candidate.passes,
-        operations=None,
-        weights_bytes=None,
-        seconds_per_clip=round(trial.seconds / len(judged), 4),
-        ssim_to_teacher=_mean_where_known(judged, "ssim_to_teacher", digits=4),
-        flicker=_mean(j.flicker for j in judged),
-        flicker_of_truth=_mean(j.flicker_of_truth for j in judged),
-        diversity=_mean_where_known(judged, "diversity"),
-        clip_score=_mean_where_known(judged, "clip_score"),
-        clip_consistency=_mean_where_known(judged, "clip_consistency"),
-        fvd=_fvd(trial),
-        precision=str(candidate.pipe.network.dtype).removeprefix("torch."),
+        seconds_per_clip=round(trial.seconds / len(seen), 4),
+        fvd=fvd,
+        precision=dtype_name(candidate.pipe.network.dtype),
+        **means,
     )
 
 
-def _fvd(trial: Trial) -> float | None:
-    if len(trial.judged) < 2 or not trial.features:
-        return None
-    return round(frechet_distance(torch.cat(trial.features), torch.cat(trial.features_of_truth)), 3)
-
-
-def _mean(values: Iterable[float], digits: int = 3) -> float:
-    return round(float(np.mean(list(values))), digits)
-
-
-def _mean_where_known(judged: list[Judged], name: str, digits: int = 3) -> float | None:
-    known = [value for j in judged if (value := getattr(j, name)) is not None]
-    return _mean(known, digits) if known else None
-
-
-def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share (Wilson 1927), 95 % with the default z::
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a share (Wilson 1927), with z = 1.96::
 
     (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     """
-    p = right / count
+    p, z = right / count, 1.96
     centre = p + z**2 / (2 * count)
     spread = z * math.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count

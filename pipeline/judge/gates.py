@@ -11,24 +11,34 @@ machine does; they are reported beside the gates and judge nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ..console import tell
 from ..errors import StillmotionError
+from ..reading import read_yaml
 
 if TYPE_CHECKING:
     from .evaluate import Comparison
+    from .on_pictures import PictureComparison
 
 DEFAULT_GATES = Path(__file__).parents[1] / "presets" / "gates.yaml"
 """Shipped with the project."""
 
-_AT_MOST = {"ground_truth_loss_db", "weights_ratio"}  # every other limit is a least value
+_AT_MOST = {  # every other limit is a least value
+    "ground_truth_loss_db",
+    "weights_ratio",
+    "first_frame_loss_db",
+    "motion_of_teacher_most",
+    "brightness_drift_more",
+    "colour_drift_more",
+    "saturation_of_teacher_most",
+    "flicker_more",
+}
 
 # Limits of earlier releases that are read and not judged, with what to say of them.
 _RETIRED = {"speedup": "seconds are no longer judged; passes_ratio and operations_ratio count what is saved"}
@@ -59,18 +69,64 @@ class Limits(BaseModel):
     weights_ratio: float | None = Field(default=None, gt=0)
 
 
+class PictureLimits(BaseModel):
+    """Limits of a student on pictures without true clips, whatever its steps; None does not judge.
+
+    They answer what users say of few-step students: that the picture is not theirs, that a clip stands still or is
+    slow, gets darker or garish, and is the same with every seed.
+
+    Attributes:
+        first_frame_loss_db: PSNR of the first frame to the picture that may be lost against the teacher's, at most.
+        own_picture_share: share of clips that are nearer to their own picture than to any other, at least.
+        motion_of_teacher_least, motion_of_teacher_most: optical flow as a share of the teacher's.
+        brightness_drift_more, colour_drift_more: drift above the teacher's, in steps of 255, at most.
+        saturation_of_teacher_least, saturation_of_teacher_most: as a share of the teacher's.
+        flicker_more: flicker above the teacher's, in steps of 255, at most.
+        diversity_of_teacher: as a share of the teacher's, at least; judged where diversity is measured.
+        psnr_to_teacher_db, ssim_to_teacher, psnr_above_undistilled_db: at least, for students that land on the
+            teacher's own clips.
+        passes_ratio: passes of the teacher's clip, as a multiple of the student's, at least.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    first_frame_loss_db: float | None = None
+    own_picture_share: float | None = Field(default=None, ge=0, le=1)
+    motion_of_teacher_least: float | None = Field(default=None, ge=0)
+    motion_of_teacher_most: float | None = Field(default=None, gt=0)
+    brightness_drift_more: float | None = None
+    colour_drift_more: float | None = None
+    saturation_of_teacher_least: float | None = Field(default=None, ge=0)
+    saturation_of_teacher_most: float | None = Field(default=None, gt=0)
+    flicker_more: float | None = None
+    diversity_of_teacher: float | None = Field(default=None, ge=0)
+    psnr_to_teacher_db: float | None = None
+    ssim_to_teacher: float | None = Field(default=None, le=1)
+    psnr_above_undistilled_db: float | None = None
+    passes_ratio: float | None = Field(default=None, gt=0)
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: dict[Annotated[int, Field(ge=1)], Limits] = Field(min_length=1)
+    pictures: PictureLimits | None = None
+    steps: dict[Annotated[int, Field(ge=1)], Limits]
+
+    @field_validator("steps")
+    @classmethod
+    def _some(cls, steps: dict[int, Limits], info: ValidationInfo) -> dict[int, Limits]:
+        if not steps and info.data.get("pictures") is None:
+            raise ValueError("there are no limits")
+        return steps
 
 
 @dataclass(frozen=True)
 class Gates:
-    """Limits by number of student steps, and the file that they come from."""
+    """Limits by number of student steps, those on pictures, and the file that they come from."""
 
     file: str
     steps: dict[int, Limits]
+    pictures: PictureLimits | None = None
 
     def of(self, steps: int) -> Limits:
         """Limits of a student.
@@ -85,16 +141,23 @@ class Gates:
             )
         return self.steps[steps]
 
+    def on_pictures(self) -> PictureLimits:
+        """Limits on pictures.
+
+        Raises:
+            StillmotionError: there are none in the file.
+        """
+        if self.pictures is None:
+            raise StillmotionError(f"{self.file}: pictures: missing; limits on pictures are read from there")
+        return self.pictures
+
 
 @dataclass(frozen=True)
 class GateResult:
     """One gate of a student.
 
     Attributes:
-        name: of the limit.
         value: what the student reached, to six digits; it is judged before it is rounded.
-        limit: from the file.
-        passed: whether the value is on the right side of the limit.
     """
 
     name: str
@@ -113,13 +176,9 @@ class GateResult:
 
 
 class GateFailed(StillmotionError):
-    """A student that is not good enough. After a first line each failed gate has one of its own.
+    """A student that is not good enough. After a first line each failed gate has one of its own."""
 
-    Attributes:
-        failed: the gates.
-    """
-
-    def __init__(self, comparison: Comparison, results: Sequence[GateResult]) -> None:
+    def __init__(self, comparison: Comparison | PictureComparison, results: Sequence[GateResult]) -> None:
         self.failed = [result for result in results if not result.passed]
         student = comparison.student
         first = (
@@ -137,21 +196,16 @@ def load_gates(file: str | Path = "default") -> Gates:
     """
     path = DEFAULT_GATES if str(file) == "default" else Path(file)
     try:
-        read = _File.model_validate(_without_retired(yaml.safe_load(path.read_text(encoding="utf-8")), path))
+        read = read_yaml(path, _File, lambda content: _without_retired(content, path))
     except FileNotFoundError as error:
         raise StillmotionError(f"{path}: no such file of gates; `default` takes the project's own") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "(top)"
-        given = "" if isinstance(first["input"], (dict, list)) else f" (is {first['input']!r})"
-        raise StillmotionError(f"{path}: {key}: {first['msg']}{given}") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StillmotionError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    return Gates(str(path), read.steps)
+    return Gates(str(path), read.steps, read.pictures)
 
 
 def _without_retired(content: object, path: Path) -> object:
-    """The content of a file of gates without limits that are no longer judged; a line is written for each."""
+    """Return the content of a file of gates without limits that are no longer judged; a line is written for each."""
+    if isinstance(content, dict) and "pictures" in content:
+        content.setdefault("steps", {})  # limits on pictures hold whatever the steps
     steps = content.get("steps") if isinstance(content, dict) else None
     for number, limits in steps.items() if isinstance(steps, dict) else ():
         for name in _RETIRED.keys() & (limits.keys() if isinstance(limits, dict) else ()):
@@ -168,13 +222,26 @@ def check(comparison: Comparison, gates: Gates) -> list[GateResult]:
     Raises:
         StillmotionError: there are no limits for so many steps.
     """
-    limits = gates.of(comparison.student.steps)
-    values = _values(comparison)
+    return _held_against(gates.of(comparison.student.steps), _values(comparison))
+
+
+def check_pictures(comparison: PictureComparison, gates: Gates) -> list[GateResult]:
+    """Hold a student against the limits on pictures.
+
+    A teacher that stands still is no measure of motion: the share is then 0, which no student passes.
+
+    Raises:
+        StillmotionError: the file has no limits on pictures.
+    """
+    return _held_against(gates.on_pictures(), _values_on_pictures(comparison))
+
+
+def _held_against(limits: BaseModel, values: Mapping[str, float | None]) -> list[GateResult]:
+    """Return a result for each limit that there is and each figure that was measured."""
     results = []
-    for name in Limits.model_fields:
-        limit = getattr(limits, name)
-        if limit is not None:
-            value = values[name]
+    for name, limit in limits:
+        value = values[name]
+        if limit is not None and value is not None:
             passed = value <= limit if name in _AT_MOST else value >= limit
             results.append(GateResult(name, round(value, 6), limit, passed))
     return results
@@ -190,6 +257,29 @@ def require(comparison: Comparison, gates: Gates) -> list[GateResult]:
     if not all(result.passed for result in results):
         raise GateFailed(comparison, results)
     return results
+
+
+def _values_on_pictures(comparison: PictureComparison) -> dict[str, float | None]:
+    student, teacher, undistilled = comparison.student, comparison.teacher, comparison.undistilled
+    assert student.psnr_to_teacher_db is not None
+    assert undistilled.psnr_to_teacher_db is not None
+    values = {
+        "first_frame_loss_db": teacher.first_frame_psnr_db - student.first_frame_psnr_db,
+        "own_picture_share": student.own_picture_share,
+        "motion_of_teacher_least": student.motion_of_teacher,
+        "motion_of_teacher_most": student.motion_of_teacher,
+        "brightness_drift_more": student.brightness_drift - teacher.brightness_drift,
+        "colour_drift_more": student.colour_drift - teacher.colour_drift,
+        "saturation_of_teacher_least": student.saturation_of_teacher,
+        "saturation_of_teacher_most": student.saturation_of_teacher,
+        "flicker_more": student.flicker - teacher.flicker,
+        "diversity_of_teacher": student.diversity_of_teacher,
+        "psnr_to_teacher_db": student.psnr_to_teacher_db,
+        "ssim_to_teacher": student.ssim_to_teacher,
+        "psnr_above_undistilled_db": student.psnr_to_teacher_db - undistilled.psnr_to_teacher_db,
+        "passes_ratio": teacher.passes / student.passes,
+    }
+    return {name: None if value is None else round(value, 9) for name, value in values.items()}
 
 
 def _values(comparison: Comparison) -> dict[str, float]:

@@ -7,23 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..clips import ClipBatch, classify_motion, measure_motion
-from ..model.denoiser import evaluations
+from ..model.example import first_pass
 from ..model.guidance import Guidance, guidance_for
+from ..model.sampling import PlainDenoiser, evaluations
 from .metrics import diversity, flicker, psnr_db, ssim
 from .perception import Perception, clip_consistency, clip_score
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
-    from ..model.denoiser import Denoiser, Predict
-    from ..model.families import Cond
     from ..serve.engine import Animator
 
 # Further seeds of a clip lie this far apart: no other clip's, for up to a million clips.
@@ -111,18 +108,10 @@ class Candidate:
         Args:
             side: of the clip, in pixels.
         """
-        from ..model.denoiser import PlainDenoiser  # imports diffusers, which a notebook first keeps quiet
-
-        own = self.pipe.denoiser
-        self.pipe.denoiser = _StepCounter(PlainDenoiser(self.pipe))
-        try:
-            picture = Image.new("RGB", (side, side), (127, 127, 127))
-            self.pipe(picture, "", height=side, width=side, **self._options)
-        except _Counted as counted:
-            return counted.operations * self.evaluations
-        finally:
-            self.pipe.denoiser = own
-        raise AssertionError("a request has at least one step")
+        first = first_pass(self.pipe, height=side, width=side, **self._options)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            PlainDenoiser(self.pipe).start(first.cond)(first.latents, first.timestep)
+        return int(counter.get_total_flops()) * self.evaluations
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -136,12 +125,12 @@ class Candidate:
         }
 
     def animate(self, batch: ClipBatch, seeds: Sequence[int], side: int) -> Tensor:
-        """Clips from the batch's pictures, `(batch, 3, frames, side, side)`, float in [0, 1]."""
+        """Return clips from the batch's pictures, `(batch, 3, frames, side, side)`, float in [0, 1]."""
         # Published I2VGen-XL checkpoints draw their picture latents from torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds[0])
             video = self.pipe(
-                pictures_of(batch),
+                batch.pictures(),
                 batch.captions,
                 height=side,
                 width=side,
@@ -152,49 +141,6 @@ class Candidate:
         return cast(Tensor, video.float().cpu().transpose(1, 2))
 
 
-class _Counted(Exception):
-    """Carries the operations of a request's first step out of the denoising loop."""
-
-    def __init__(self, operations: int) -> None:
-        super().__init__()
-        self.operations = operations
-
-
-class _StepCounter:
-    """A denoiser that counts the operations of its first step and stops there."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
-
-    def start(self, cond: Cond) -> Predict:
-        predict = self.denoiser.start(cond)
-
-        def count(latents: Tensor, timestep: Tensor) -> Tensor:
-            with FlopCounterMode(display=False) as counter:
-                predict(latents, timestep)
-            raise _Counted(counter.get_total_flops())
-
-        return count
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Figures of one clip; `EvaluationResult` says what they are."""
-
-    asked: str
-    seen: str
-    first_frame_psnr_db: float
-    vae_psnr_db: float
-    ground_truth_psnr_db: float
-    flicker: float
-    flicker_of_truth: float
-    psnr_to_teacher_db: float | None
-    ssim_to_teacher: float | None
-    diversity: float | None
-    clip_score: float | None
-    clip_consistency: float | None
-
-
 @dataclass
 class Trial:
     """A candidate with what it has shown so far.
@@ -202,13 +148,17 @@ class Trial:
     Attributes:
         side: of the clips that it makes, in pixels. Figures are taken at the size of the true clips.
         seeds_per_clip: clips of each picture; only the first of them is timed and judged.
+        asked, seen: the motion of each clip, as captioned and as it is.
+        figures: figures of each clip, by their names in `EvaluationResult`; those that cannot be told are left out.
     """
 
     candidate: Candidate
     side: int
     seeds_per_clip: int = 1
     perception: Perception = field(default_factory=Perception)
-    judged: list[Judged] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+    figures: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     features: list[Tensor] = field(default_factory=list)
     features_of_truth: list[Tensor] = field(default_factory=list)
@@ -226,7 +176,7 @@ class Trial:
         full = self.candidate.animate(batch, seeds, self.side)
         self.seconds += time.perf_counter() - began
         video = to_size(full, batch.clips.shape[-1])
-        self.judged += self._judge(full, video, batch, seeds, target)
+        self._judge(full, video, batch, seeds, target)
         if self.perception.features is not None:
             self.features.append(self.perception.features(video))
             self.features_of_truth.append(self.perception.features(batch.clips))
@@ -234,10 +184,10 @@ class Trial:
 
     def _judge(
         self, full: Tensor, video: Tensor, batch: ClipBatch, seeds: Sequence[int], target: Tensor | None
-    ) -> list[Judged]:
+    ) -> None:
         clip = self.perception.clip
         figures: dict[str, Tensor | None] = {
-            "first_frame_psnr_db": first_frame_psnr_db(video, batch),
+            "first_frame_psnr_db": psnr_db(video[:, :, 0], batch.clips[:, :, 0]),
             "vae_psnr_db": vae_psnr_db(self.candidate.pipe, batch, self.side),
             "ground_truth_psnr_db": psnr_db(video, batch.clips),
             "flicker": flicker(video),
@@ -248,17 +198,12 @@ class Trial:
             "clip_score": None if clip is None else clip_score(full, batch.captions, clip),
             "clip_consistency": None if clip is None else clip_consistency(full, clip),
         }
-        columns: dict[str, Sequence[Any]] = {
-            name: [None] * len(video) if of is None else of.tolist() for name, of in figures.items()
-        }
-        return [
-            Judged(
-                asked=spec.motion,
-                seen=classify_motion(measure_motion(video[k], batch.backgrounds[k], batch.colours[k])),
-                **{name: column[k] for name, column in columns.items()},
-            )
-            for k, spec in enumerate(batch.specs)
-        ]
+        for name, of_each in figures.items():
+            if of_each is not None:
+                self.figures.setdefault(name, []).extend(of_each.tolist())
+        for k, spec in enumerate(batch.specs):
+            self.asked.append(spec.motion)
+            self.seen.append(classify_motion(measure_motion(video[k], batch.backgrounds[k], batch.colours[k])))
 
     def _diversity(self, video: Tensor, batch: ClipBatch, seeds: Sequence[int]) -> Tensor | None:
         if self.seeds_per_clip == 1:
@@ -270,14 +215,8 @@ class Trial:
         return diversity(torch.stack([video, *others], dim=1))  # (batch, seeds, 3, frames, size, size)
 
 
-def pictures_of(batch: ClipBatch) -> list[Image.Image]:
-    """First frames of generated clips, as the pictures that a person would send."""
-    frames = (batch.clips[:, :, 0].permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
-    return [Image.fromarray(frame) for frame in frames]
-
-
 def to_size(video: Tensor, size: int) -> Tensor:
-    """Square clips `(batch, 3, frames, side, side)` at another size, by the mean of the area."""
+    """Return square clips `(batch, 3, frames, side, side)` at another size, by the mean of the area."""
     if video.shape[-1] == size:
         return video
     frames = video.shape[2]
@@ -285,18 +224,9 @@ def to_size(video: Tensor, size: int) -> Tensor:
     return cast(Tensor, flat.unflatten(0, (-1, frames))).transpose(1, 2)
 
 
-def first_frame_psnr_db(video: Tensor, batch: ClipBatch) -> Tensor:
-    """PSNR of each clip's first frame against the picture it was made from, `(batch,)`, in dB.
-
-    Args:
-        video: `(batch, 3, frames, size, size)`, float in [0, 1].
-    """
-    return psnr_db(video[:, :, 0], batch.clips[:, :, 0])
-
-
 @torch.no_grad()
 def vae_psnr_db(pipe: ImageAnimationPipeline, batch: ClipBatch, side: int) -> Tensor:
-    """PSNR of each clip's picture after one round through the autoencoder, `(batch,)`, in dB.
+    """Return PSNR of each clip's picture after one round through the autoencoder, `(batch,)`, in dB.
 
     Args:
         side: of the pictures that the autoencoder sees, in pixels.

@@ -15,7 +15,7 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 
 def psnr_db(output: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each item of a batch.
+    """Return peak signal-to-noise ratio of each item of a batch.
 
     Args:
         output, target: `(batch, ...)`, float, peak 1. Values outside [0, 1] are clamped, as a file
@@ -29,7 +29,7 @@ def psnr_db(output: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(output: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of each item of a batch (Wang et al. 2004, eq. 13).
+    """Return structural similarity of each item of a batch (Wang et al. 2004, eq. 13).
 
     With means m, variances v and covariance c in a Gaussian window (11 x 11, sigma 1.5)::
 
@@ -44,9 +44,6 @@ def ssim(output: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         `(batch,)`, in [-1, 1]; 1 for equal clips.
-
-    Raises:
-        ValueError: the shapes differ.
     """
     if output.shape != target.shape:
         raise ValueError(f"output: shape {tuple(output.shape)} is not {tuple(target.shape)}, the target's")
@@ -71,7 +68,7 @@ def _window_means(maps: Tensor) -> Tensor:
 
 
 def flicker(video: Tensor) -> Tensor:
-    """Temporal flicker of each clip: mean of |x(t - 1) - 2 x(t) + x(t + 1)| over pixels and inner frames.
+    """Return temporal flicker of each clip: mean of |x(t - 1) - 2 x(t) + x(t + 1)| over pixels and inner frames.
 
     A change of brightness at a steady rate has none, and what jumps to and fro has much. Sprites that move
     over a background have some too, so that a figure is read beside that of the true clips.
@@ -88,16 +85,13 @@ def flicker(video: Tensor) -> Tensor:
 
 
 def diversity(videos: Tensor) -> Tensor:
-    """How far clips of one picture and caption from several seeds lie apart: mean RMS distance of all pairs.
+    """Return how far clips of one picture and caption from several seeds lie apart: mean RMS distance of all pairs.
 
     Args:
         videos: `(batch, seeds, 3, frames, height, width)`, float in [0, 1].
 
     Returns:
         `(batch,)`, in steps of 255; 0 where the seed makes no difference.
-
-    Raises:
-        ValueError: fewer than two seeds.
     """
     if videos.shape[1] < 2:
         raise ValueError(f"videos: {videos.shape[1]} clips of a picture cannot be compared with each other")

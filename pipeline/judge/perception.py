@@ -6,7 +6,6 @@ checkpoints and captions of the real world.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ModelError, first_line
+from ..machine import sha256_of
 
 Features = Callable[[Tensor], Tensor]
 """Clips `(batch, 3, frames, height, width)` in [0, 1] to features `(batch, width)`."""
@@ -28,25 +28,20 @@ _FRAMES_AT_ONCE = 64  # of CLIP; bounds the memory of long clips
 
 @dataclass(frozen=True)
 class Perception:
-    """Models that clips are judged with beside the project's own figures.
+    """What clips are judged with beside the project's own figures: a CLIP model, and features for FVD."""
 
-    Attributes:
-        clip: for the CLIP scores; None leaves them out.
-        features: for FVD; None leaves it out.
-    """
-
-    clip: Clip | None = None
+    clip: ClipModel | None = None
     features: Features | None = None
 
 
-class Clip:
+class ClipModel:
     """A CLIP model with its tokenizer and picture processor."""
 
     def __init__(self, model: Any, tokenizer: Any, processor: Any) -> None:
         self.model, self.tokenizer, self.processor = model, tokenizer, processor
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> Clip:
+    def load(cls, folder: str | Path, device: str = "cpu") -> ClipModel:
         """Load a `CLIPModel` in transformers' format.
 
         Raises:
@@ -76,7 +71,7 @@ class Clip:
 
     @torch.no_grad()
     def of_frames(self, videos: Tensor) -> Tensor:
-        """Unit embeddings of each frame, `(batch, frames, width)`.
+        """Return unit embeddings of each frame, `(batch, frames, width)`.
 
         Args:
             videos: `(batch, 3, frames, height, width)`, float in [0, 1].
@@ -91,7 +86,7 @@ class Clip:
 
     @torch.no_grad()
     def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings of captions, `(batch, width)`; what is too long for the model is cut off."""
+        """Return unit embeddings of captions, `(batch, width)`; what is too long for the model is cut off."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         return F.normalize(_pooled(self.model.get_text_features(**tokens)).float().cpu(), dim=-1)
 
@@ -101,37 +96,31 @@ def _pooled(output: Any) -> Tensor:
     return cast(Tensor, output if isinstance(output, Tensor) else output.pooler_output)
 
 
-def _loaded(clip: Clip | str | Path) -> Clip:
-    return clip if isinstance(clip, Clip) else Clip.load(clip)
-
-
-def clip_score(videos: Tensor, captions: Sequence[str], clip_folder: Clip | str | Path) -> Tensor:
-    """CLIP score of each clip (Hessel et al. 2021): mean over frames of 100 * max(cos(frame, caption), 0).
+def clip_score(videos: Tensor, captions: Sequence[str], clip: ClipModel) -> Tensor:
+    """Return CLIP score of each clip (Hessel et al. 2021): mean over frames of 100 * max(cos(frame, caption), 0).
 
     Args:
         videos: `(batch, 3, frames, height, width)`, float in [0, 1].
         captions: one for each clip.
-        clip_folder: of a `CLIPModel`, or one that is loaded.
 
     Returns:
         `(batch,)`, in [0, 100]. Scores of different CLIP models cannot be compared.
     """
-    clip = _loaded(clip_folder)
     if len(captions) != len(videos):
         raise ValueError(f"captions: {len(captions)} for {len(videos)} clips")
     cosines = (clip.of_frames(videos) * clip.of_texts(captions)[:, None]).sum(dim=-1)  # (batch, frames)
     return 100 * cosines.clamp(min=0).mean(dim=1)
 
 
-def clip_consistency(videos: Tensor, clip_folder: Clip | str | Path) -> Tensor:
-    """CLIP temporal consistency of each clip: mean of 100 * max(cos, 0) between frames that follow each other.
+def clip_consistency(videos: Tensor, clip: ClipModel) -> Tensor:
+    """Return CLIP temporal consistency of each clip: mean of 100 * max(cos, 0) between frames that follow each other.
 
     Arguments as `clip_score` has them.
 
     Returns:
         `(batch,)`, in [0, 100]; 100 for a clip that stands still, or has one frame.
     """
-    frames = _loaded(clip_folder).of_frames(videos)
+    frames = clip.of_frames(videos)
     if frames.shape[1] < 2:
         return torch.full((len(frames),), 100.0)
     cosines = (frames[:, 1:] * frames[:, :-1]).sum(dim=-1)  # (batch, frames - 1)
@@ -139,7 +128,7 @@ def clip_consistency(videos: Tensor, clip_folder: Clip | str | Path) -> Tensor:
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Squared Fréchet distance of the Gaussians that fit two sets of features (Dowson & Landau 1982)::
+    """Return squared Fréchet distance of the Gaussians that fit two sets of features (Dowson & Landau 1982)::
 
         |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
 
@@ -149,10 +138,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     figure then lies far above that of many clips: compare figures of as many clips only.
 
     Args:
-        features_a, features_b: `(n_a, width)` and `(n_b, width)`.
-
-    Raises:
-        ValueError: fewer than two items in a set, or another width.
+        features_a, features_b: `(n_a, width)` and `(n_b, width)`, of two items or more.
     """
     if features_a.shape[1:] != features_b.shape[1:]:
         raise ValueError(f"features_b: width {features_b.shape[1]} is not {features_a.shape[1]}")
@@ -173,15 +159,12 @@ class I3D:
     """Features of an I3D network in a TorchScript file, as FVD takes them.
 
     Loading such a file runs the code in it: take it from where you trust, and compare `sha256`.
-
-    Attributes:
-        sha256: of the file.
     """
 
     def __init__(self, file: str | Path, device: str = "cpu") -> None:
         self.file, self.device = Path(file), device
         try:
-            self.sha256 = hashlib.sha256(self.file.read_bytes()).hexdigest()
+            self.sha256 = sha256_of(self.file)
             self._network = torch.jit.load(str(self.file), map_location=device).eval()
         except (OSError, RuntimeError) as error:
             raise ModelError(f"{self.file}: not a TorchScript file that can be read ({_message(error)})") from error

@@ -158,7 +158,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    """As sRGB on white, without anything that the file says beside its pixels."""
+    """Return a picture as sRGB on white, without anything that the file says beside its pixels."""
     profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I;16"):
         # Pillow clips 16-bit grey to 8 bits instead of scaling it.
@@ -177,7 +177,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """Pixels of an ICC profile as sRGB; what has none is sRGB, as in browsers.
+    """Return pixels of an ICC profile as sRGB; what has none is sRGB, as in browsers.
 
     A profile that is damaged, or of another kind of colours than the picture's, is ignored.
     """
@@ -232,7 +232,7 @@ def _shorten(image: Image.Image, aspect: float) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture to `(1, 3, height, width)`, float in [-1, 1]."""
+    """Return RGB picture to `(1, 3, height, width)`, float in [-1, 1]."""
     import torch  # only here: a server checks headers long before PyTorch is loaded
 
     values = np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0

@@ -20,9 +20,9 @@ from .formats import FORMATS, Format
 Clip = NDArray[np.uint8]
 """`(frames, height, width, 3)`, sRGB."""
 
-# A clip smaller than this is scaled up by a whole number: players show it at a size one can watch,
-# and the halved colour resolution of video (4:2:0) then loses nothing of the model's pixels.
 _LEAST_SIDE = 256
+"""A clip smaller than this is scaled up by a whole number: players show it at a size one can watch, and the halved
+colour resolution of video (4:2:0) then loses nothing of the model's pixels."""
 
 
 def encode(clip: Clip, fps: int, file_format: Format) -> bytes:
@@ -51,10 +51,10 @@ def encode(clip: Clip, fps: int, file_format: Format) -> bytes:
     raise ValueError(f"format: {file_format!r} is not one of {', '.join(FORMATS)}")
 
 
-def enlarge(clip: Clip, least_side: int = _LEAST_SIDE) -> Clip:
-    """Scale by the least whole number that brings the shorter side to `least_side` pixels."""
+def enlarge(clip: Clip) -> Clip:
+    """Scale by the least whole number that brings the shorter side to `_LEAST_SIDE` pixels."""
     height, width = clip.shape[1:3]
-    factor = -(-least_side // min(height, width))
+    factor = -(-_LEAST_SIDE // min(height, width))
     if factor <= 1:
         return clip
     size = width * factor, height * factor
@@ -122,13 +122,10 @@ def _encode_pictures(clip: Clip, fps: int, file_format: Format) -> bytes:
 
 
 def delays_ms(frames: int, fps: int, unit_ms: int, least_ms: int) -> dict[int, int]:
-    """How long each frame is shown in a file that counts in units of time.
+    """Return how long each frame is shown, by its number, in a file that counts in units of time.
 
     Delays are multiples of `unit_ms` and add up to the clip's length, to half a unit. A frame that would be shown for
     less than `least_ms` is left out.
-
-    Returns:
-        Milliseconds by the number of the frame.
     """
     starts = [round(k * 1000 / (fps * unit_ms)) * unit_ms for k in range(frames + 1)]
     end = max(starts[-1], least_ms)
@@ -141,7 +138,7 @@ def delays_ms(frames: int, fps: int, unit_ms: int, least_ms: int) -> dict[int, i
 
 
 def decode(data: bytes) -> Clip:
-    """Frames of an encoded clip, as a player would show them."""
+    """Return frames of an encoded clip, as a player would show them."""
     if data[:4] == b"RIFF" or data[:3] == b"GIF":
         with Image.open(io.BytesIO(data)) as picture:
             frames = []
@@ -153,23 +150,18 @@ def decode(data: bytes) -> Clip:
         return np.stack([np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)])
 
 
-def contact_sheet(clips: list[Clip], gap: int = 2) -> Image.Image:
-    """One row of frames for each clip; all clips of one shape."""
-    rows = []
-    for clip in clips:
-        padded = np.pad(clip, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255)
-        rows.append(np.concatenate(list(padded), axis=1))
-    return Image.fromarray(np.concatenate(rows, axis=0))
-
-
-def sheet(clips: Sequence[Clip], frame_height: int = 96) -> Image.Image:
-    """Contact sheet with one row of frames for each clip, at a size that fits a page.
+def sheet(clips: Sequence[Clip], frame_height: int = 96, gap: int = 2) -> Image.Image:
+    """Return a contact sheet with one row of frames for each clip, at a size that fits a page.
 
     Args:
         clips: `(frames, height, width, 3)` each, uint8, all of one shape.
-        frame_height: of a frame on the sheet, in pixels.
+        frame_height, gap: height of a frame and white around it, in pixels.
     """
-    return contact_sheet([_scaled(clip, frame_height) for clip in clips])
+    rows = []
+    for clip in clips:
+        padded = np.pad(_scaled(clip, frame_height), ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255)
+        rows.append(np.concatenate(list(padded), axis=1))
+    return Image.fromarray(np.concatenate(rows, axis=0))
 
 
 def _scaled(clip: Clip, frame_height: int) -> Clip:

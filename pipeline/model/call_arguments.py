@@ -1,8 +1,10 @@
-"""Arguments of one call of the pipeline: brought into one form, and checked; errors begin with the argument's name."""
+"""Arguments of one call of the pipeline: brought into one form, and checked.
+
+What does not fit raises a `ValueError` whose text begins with the argument's name, and says which values would do.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from .families import Family, Parts
+from .families import Family, Generators, Parts
 from .guidance import is_number
 
 Texts = list[str] | Tensor
@@ -32,10 +34,6 @@ def broadcast(
     Args:
         width: of the text encoder.
         prompt_embeds, negative_embeds: in place of the texts, `(batch, tokens, width)`.
-
-    Raises:
-        ValueError: their numbers differ, a prompt is no text, it is given in two forms or in none, or the family takes
-            no prompt and one is given.
     """
     images = list(image) if isinstance(image, Sequence) else [image]
     if not family.takes_prompt:
@@ -74,70 +72,23 @@ def _texts(name: str, text: Any, embeds: Tensor | None, width: int) -> Texts | N
 
 
 def repeat_each(values: Any, times: int) -> Any:
-    """Each value of a list, or row of a tensor, several times, one after the other."""
+    """Return each value of a list, or row of a tensor, several times, one after the other."""
     if isinstance(values, Tensor):
         return values.repeat_interleave(times, dim=0)
     return [value for value in values for _ in range(times)]
 
 
-_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-
-KEPT_BETWEEN_STEPS = frozenset({"old_pred_original_sample", "timestep_back"})
-"""What the step of CogVideoX's DPM-Solver wants of the step before; other solvers keep it themselves."""
-
-
-def check_scheduler(scheduler: Any, *, flow: bool) -> None:
-    """Refuse a scheduler that does not fit what the network predicts.
-
-    Args:
-        flow: whether the network predicts a flow, and not what is left of noise levels.
-
-    Raises:
-        ValueError: it is of the other kind, or its step wants more than prediction, timestep and sample.
-    """
-    name = type(scheduler).__name__
-    # Euler's and Heun's schedulers of flow matching have no use for scaling.
-    needed = ("set_timesteps", "step") if flow else ("set_timesteps", "step", "scale_model_input", "init_noise_sigma")
-    kind = scheduler.config.get("prediction_type") or "epsilon"
-    flows = "FlowMatch" in name or scheduler.config.get("use_flow_sigmas") or kind not in _PREDICTION_TYPES
-    if bool(flows) != flow or not all(hasattr(scheduler, one) for one in needed):
-        if flow:
-            reason = "is of another kind (such as noise levels); this family takes schedulers of flow matching"
-        else:
-            kinds = ", ".join(_PREDICTION_TYPES)
-            reason = (
-                "is of another kind (such as flow matching); these models take schedulers of noise levels that predict "
-                f"one of {kinds}"
-            )
-        raise ValueError(f"scheduler: {name} {reason}")
-    wanted = [
-        parameter.name
-        for parameter in inspect.signature(scheduler.step).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and parameter.name not in KEPT_BETWEEN_STEPS
-    ]
-    if len(wanted) > 3:
-        raise ValueError(f"scheduler: {name} wants {wanted[3]} at each step, which this pipeline does not have")
-
-
-def check_callback_tensors(names: Sequence[str], known: Sequence[str]) -> None:
-    """A callback can be given the tensors that there are.
-
-    Raises:
-        ValueError: one is not among them.
-    """
-    for name in names:
-        if name not in known:
-            raise ValueError(f"callback_on_step_end_tensor_inputs: {name!r} is not one of {', '.join(known)}")
+def check_counts(**counts: int) -> None:
+    """Refuse numbers of frames, steps or frames per second, by the argument's name, that are not whole and positive."""
+    for name, value in counts.items():
+        if not is_number(value) or value != value // 1:
+            raise ValueError(f"{name}: {value} is not a whole number")
+        if value < 1:
+            raise ValueError(f"{name}: {value} is below 1")
 
 
 def check_shape(family: Family, parts: Parts, frames: int, height: int, width: int) -> None:
-    """Refuse a number of frames or a size that the family cannot make.
-
-    Raises:
-        ValueError: names the argument, and the nearest values that fit.
-    """
+    """Refuse a number of frames or a size that the family cannot make."""
     step = family.frame_step(parts)
     if (frames - 1) % step:
         below = (frames - 1) // step * step + 1
@@ -146,8 +97,8 @@ def check_shape(family: Family, parts: Parts, frames: int, height: int, width: i
             f"{below + step}"
         )
     factor = family.size_step(parts)
+    least = family.least_blocks * factor
     for name, value in (("height", height), ("width", width)):
-        least = family.least_blocks * factor
         if value % factor or value < least:
             below = max(least, value // factor * factor)
             raise ValueError(
@@ -157,11 +108,7 @@ def check_shape(family: Family, parts: Parts, frames: int, height: int, width: i
 
 
 def last_images(family: Family, parts: Parts, last: Image | Sequence[Image] | None, count: int) -> list[Image] | None:
-    """Return the pictures that clips end with, as many as those that they begin with; None without any.
-
-    Raises:
-        ValueError: their number differs, or the checkpoint has no such thing or cannot do without.
-    """
+    """Return the pictures that clips end with, as many as those that they begin with; None without any."""
     when = family.last_image(parts)
     if last is None:
         if when == "always":
@@ -175,12 +122,8 @@ def last_images(family: Family, parts: Parts, last: Image | Sequence[Image] | No
     return images
 
 
-def check_controls(family: Family, parts: Parts, given: Mapping[str, Any]) -> dict[str, float]:
-    """Return the value of each control of a checkpoint: what is given, or its default.
-
-    Raises:
-        ValueError: the family has no such control, or the value is outside its limits.
-    """
+def checked_controls(family: Family, parts: Parts, given: Mapping[str, Any]) -> dict[str, float]:
+    """Return the value of each control of a checkpoint: what is given, or its default."""
     controls = family.controls_of(parts)
     chosen = {name: control.default for name, control in controls.items() if control.default is not None}
     for name, value in given.items():
@@ -198,11 +141,7 @@ def check_controls(family: Family, parts: Parts, given: Mapping[str, Any]) -> di
 
 
 def check_image_scale(family: Family, scale: float | None) -> None:
-    """Refuse three-branch guidance where no branch can do without the picture.
-
-    Raises:
-        ValueError: an image scale is given.
-    """
+    """Refuse three-branch guidance where no branch can do without the picture."""
     if scale is not None and not family.drops_picture:
         raise ValueError(
             f"image_guidance_scale: the {family.name} family cannot do without its picture, so there is no branch to "
@@ -210,25 +149,8 @@ def check_image_scale(family: Family, scale: float | None) -> None:
         )
 
 
-def check_counts(**counts: int) -> None:
-    """Numbers of frames, steps and frames per second, by the argument's name, have to be at least 1.
-
-    Raises:
-        ValueError: one is below, or no whole number.
-    """
-    for name, value in counts.items():
-        if not is_number(value) or value != value // 1:
-            raise ValueError(f"{name}: {value} is not a whole number")
-        if value < 1:
-            raise ValueError(f"{name}: {value} is below 1")
-
-
 def check_clip_skip(family: Family, clip_skip: int | None, text_encoder: Any) -> None:
-    """Refuse to leave out more layers of the text encoder than it has, or any where it is not CLIP's.
-
-    Raises:
-        ValueError: it is outside 0 to their number.
-    """
+    """Refuse to leave out more layers of the text encoder than it has, or any where it is not CLIP's."""
     if clip_skip is None:
         return
     if "CLIPTextModel" not in family.components.get("text_encoder", ()):
@@ -238,33 +160,28 @@ def check_clip_skip(family: Family, clip_skip: int | None, text_encoder: Any) ->
         raise ValueError(f"clip_skip: {clip_skip} is outside 0 to {layers}, the layers of the text encoder")
 
 
-def check_generators(generator: torch.Generator | list[torch.Generator] | None, clips: int) -> None:
-    """One generator draws for all clips, or each clip has its own.
+def check_callback_tensors(names: Sequence[str]) -> None:
+    """Refuse names of tensors that a callback cannot be given: the latents are all that there is."""
+    for name in names:
+        if name != "latents":
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {name!r} is not one of latents")
 
-    Raises:
-        ValueError: their number is not that of the clips.
-    """
+
+def check_generators(generator: Generators, clips: int) -> None:
+    """Refuse a list of generators that is not one for each clip."""
     if isinstance(generator, list) and len(generator) != clips:
         raise ValueError(f"generator: {len(generator)} generators for {clips} clips")
 
 
 def given_noise(given: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return noise that a caller brings, float32.
-
-    Raises:
-        ValueError: it has another shape.
-    """
+    """Return noise that a caller brings, float32."""
     if tuple(given.shape) != shape:
         raise ValueError(f"latents: shape {tuple(given.shape)} is not {shape}")
     return given.to(device=device, dtype=torch.float32)
 
 
 def check_components(family: Family, components: Mapping[str, Any]) -> None:
-    """Refuse components that are missing or of another class than the family's.
-
-    Raises:
-        ValueError: names the component.
-    """
+    """Refuse components that are missing or of another class than the family's; the text begins with the component."""
     for name, kinds in family.components.items():
         component = components[name]
         if component is None:
@@ -277,14 +194,11 @@ def check_components(family: Family, components: Mapping[str, Any]) -> None:
 
 
 def check_index(family: Family, index: Mapping[str, Any], folder: Path, given: Mapping[str, Any]) -> None:
-    """Refuse a folder that lacks a component, before anything is loaded.
+    """Refuse a folder that lacks a component, before anything is loaded; the text begins with the component.
 
     Args:
         index: content of its `model_index.json`.
         given: components that the caller brings.
-
-    Raises:
-        ValueError: names the component.
     """
     for name, kinds in family.components.items():
         entry = index.get(name) or (None, None)

@@ -7,9 +7,10 @@ was made with them looks like a clip.
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError, NotFiniteError, first_line
+from ..machine import dtype_name
 from .diffusers_folder import has_variant
 
 # With these diffusers spreads the components over devices, or changes their weights while it loads them.
@@ -39,13 +41,15 @@ _MOVED = {
 }
 """Modules of this project that checkpoints name as they were called when they were saved."""
 
+_OWN = {*_MOVED.values(), "pipeline.model.flow_solver", "pipeline.model.renoising"}
+"""Modules of this project that a checkpoint may take a component's class from."""
+
 
 def with_moved_modules(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return a `model_index.json` with this project's modules as they are called now."""
-    moved = (isinstance(value, list) and value and value[0] in _MOVED for value in index.values())
     return {
-        name: [_MOVED[value[0]], *value[1:]] if has_moved else value
-        for (name, value), has_moved in zip(index.items(), moved, strict=True)
+        name: [_MOVED.get(value[0], value[0]), *value[1:]] if isinstance(value, list) and value else value
+        for name, value in index.items()
     }
 
 
@@ -74,7 +78,7 @@ def load_components(
         entry = index[name]
         if not (isinstance(entry, list) and len(entry) == 2 and entry[0] and (folder / name).is_dir()):
             continue
-        module, own = entry[0], entry[0] in _MOVED.values()
+        module, own = entry[0], entry[0] in _OWN
         # Only modules that are imported already, or the project's own: a folder does not decide which code is run.
         kind = getattr(importlib.import_module(module) if own else sys.modules.get(module), str(entry[1]), None)
         if isinstance(kind, type) and issubclass(kind, (ModelMixin, PreTrainedModel)):
@@ -83,6 +87,30 @@ def load_components(
         elif own and kind is not None:
             found[name] = kind.from_pretrained(folder / name)
     return found
+
+
+def load_network(name: str, folder: Path, kinds: Sequence[str], dtype: Any, device: str | None = None) -> nn.Module:
+    """Load a network of diffusers by itself, checked.
+
+    Args:
+        name: of the component that it stands for, for errors.
+        folder: with its `config.json` and weights.
+        kinds: names of the classes that it may be of.
+        dtype: precision, or "stored" for that of the file.
+        device: that weights are read to; None: the processor's memory.
+
+    Raises:
+        ModelError: it is of another class, or as `load_components`.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder}: no config.json with a _class_name that can be read; give a network's folder in diffusers format"
+        ) from error
+    if kind not in kinds:
+        raise ModelError(f"{folder}: holds a {kind}, and {name} is a {' or '.join(kinds)}")
+    return _load_model(name, getattr(sys.modules["diffusers"], kind), folder, {"dtype": dtype}, device)
 
 
 def _load_model(name: str, kind: Any, folder: Path, arguments: Mapping[str, Any], device: str | None) -> nn.Module:
@@ -133,7 +161,7 @@ def _misfits(report: Mapping[str, Any]) -> list[str]:
 
 
 def check_finite(name: str, model: nn.Module) -> None:
-    """Whether all weights are numbers.
+    """Refuse weights that are not all numbers.
 
     Raises:
         ModelError: some are NaN or infinite; names the component and the first key.
@@ -147,14 +175,13 @@ def check_finite(name: str, model: nn.Module) -> None:
 
 
 def check_output(name: str, output: Tensor) -> None:
-    """Whether what a component computed are numbers.
+    """Refuse what a component computed where that is not all numbers.
 
     Raises:
         NotFiniteError: some are NaN or infinite.
     """
     if not bool(torch.isfinite(output).all()):
-        kind = str(output.dtype).removeprefix("torch.")
         raise NotFiniteError(
-            f"{name}: computed NaN or infinity in {kind}, so that there is no clip to show; package the model again, "
-            "in a wider precision or from an earlier checkpoint"
+            f"{name}: computed NaN or infinity in {dtype_name(output.dtype)}, so that there is no clip to show; "
+            "package the model again, in a wider precision or from an earlier checkpoint"
         )

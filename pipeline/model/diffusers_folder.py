@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
 def has_only_variant(source: str | Path, variant: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Whether a component of a pipeline, in a folder or on the hub, has weights of this variant and no others.
+    """Return whether a component of a pipeline, in a folder or on the hub, has weights of this variant and no others.
 
     Args:
         options: of `from_pretrained`; what they say of the hub counts here too.
     """
-    named = re.compile(rf"\.{re.escape(variant)}[.-]")  # whole files and parts of sharded ones
     components: dict[str, list[bool]] = {}
     for name in files_of(source, options or {}):
         component, _, file = name.rpartition("/")
-        if "/" not in component and file.endswith((".safetensors", ".bin")) and component:
-            components.setdefault(component, []).append(bool(named.search(file)))
+        if "/" not in component and file.endswith(_WEIGHTS) and component:
+            components.setdefault(component, []).append(_is_variant(file, variant))
     return any(all(is_variant) for is_variant in components.values())
 
 
 def has_variant(component: Path, variant: str) -> bool:
-    """Whether a component's folder has weights of this variant, perhaps beside others."""
-    return any(_are_variant(component, variant))
+    """Return whether a component's folder has weights of this variant, perhaps beside others."""
+    return any(_is_variant(file.name, variant) for file in component.iterdir() if file.suffix in _WEIGHTS)
 
 
-def _are_variant(component: Path, variant: str) -> list[bool]:
-    named = re.compile(rf"\.{re.escape(variant)}[.-]")  # whole files and parts of sharded ones
-    files = [*component.glob("*.safetensors"), *component.glob("*.bin")]
-    return [bool(named.search(file.name)) for file in files]
+_WEIGHTS = (".safetensors", ".bin")
+
+
+def _is_variant(file: str, variant: str) -> bool:
+    return f".{variant}." in file or f".{variant}-" in file  # whole files and parts of sharded ones
 
 
 def files_of(source: str | Path, options: Mapping[str, Any]) -> list[str]:
@@ -83,6 +84,40 @@ def read_index(reader: Any, source: str, options: Mapping[str, Any]) -> tuple[di
     index = dict(reader.load_config(source, **{name: options[name] for name in known if name in options}))
     own = index.get(_OWN_KEY) or {}
     return index, dict(own)
+
+
+def save_changed(pipe: Any, folder: Path, source: str | Path, changed: Collection[str]) -> None:
+    """Save a pipeline of which most components are those of a folder: their weights are linked, and not written again.
+
+    Args:
+        source: folder that the other components were loaded from; of anything else, such as a hub id, all is written.
+        changed: names of the components to write; those of another class than the source's are written too.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        pipe.save_pretrained(folder, safe_serialization=True)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    stored = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    for name, component in pipe.components.items():
+        if component is None:
+            continue
+        same = name not in changed and (stored.get(name) or [None, None])[1] == type(component).__name__
+        if same and (source / name).is_dir():
+            shutil.copytree(source / name, folder / name, copy_function=_link_weights)
+        else:
+            component.save_pretrained(folder / name)
+    pipe.save_index(folder)
+
+
+def _link_weights(source: str, target: str) -> None:
+    linked = False
+    if source.endswith(_WEIGHTS):
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            Path(target).hardlink_to(Path(source).resolve())
+            linked = True
+    if not linked:
+        shutil.copy2(source, target)
 
 
 def finish_index(index: Path, pipeline_class: str, own: Sequence[str]) -> None:

@@ -150,7 +150,7 @@ def all_branches(stages: Sequence[AnyGuidance]) -> tuple[str, ...]:
 
 
 def guidance_for(config: Any, text: float | None, image: float | None) -> tuple[Guidance, float | None]:
-    """How a pipeline is guided, and the scale that its U-Net is told, if it is told one.
+    """Return how a pipeline is guided, and the scale that its U-Net is told, if it is told one.
 
     Args:
         config: of the pipeline.

@@ -1,4 +1,4 @@
-"""Prompts as the text encoder reads them: whether a tokenizer can be trusted, and how much of a prompt is read.
+"""Prompts as a text encoder reads them: how much of one is read, where it waits, whether its tokenizer is whole.
 
 Where its vocabulary is missing, transformers builds a tokenizer without words, for which all prompts are the same.
 """
@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import html
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import ModelError, first_line
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-# Of the vocabulary, looked at to see whether the tokenizer puts words together.
 _PROBED_WORDS = 32
+"""Words of the vocabulary that show whether the tokenizer puts words together."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,14 @@ class PromptLength:
 
 
 def prompt_limit(tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, limit: int | None = None) -> int:
-    """Tokens that the text encoder reads, with those that mark beginning and end.
+    """Return how many tokens are read, with those that mark beginning and end.
 
-    The lesser of what the tokenizer says and the text encoder has positions for. A tokenizer that says nothing
-    has 1e30 here.
+    It is the lesser of what the tokenizer says and the text encoder has positions for. A tokenizer that says nothing
+    has 1e30 there.
 
     Args:
-        limit: of a family whose network takes so many, whatever tokenizer and text encoder say.
+        limit: of a family whose network takes so many, whatever tokenizer and text encoder say. As in all functions
+            here.
     """
     if limit is not None:
         return limit
@@ -61,28 +64,17 @@ def prompt_limit(tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, li
 def measure(
     tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, prompt: str, limit: int | None = None
 ) -> PromptLength:
-    """How long a prompt is, and how much of it is read."""
+    """Return how long a prompt is, and how much of it is read."""
     tokens = len(tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
     marks = tokenizer.num_special_tokens_to_add()
     return PromptLength(tokens, min(tokens, prompt_limit(tokenizer, text_encoder, limit) - marks))
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase,
-    text_encoder: nn.Module,
-    prompts: Sequence[str],
-    *,
-    warn: bool = True,
-    limit: int | None = None,
+    tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, prompts: Sequence[str], limit: int | None = None
 ) -> BatchEncoding:
-    """Prompts as token numbers `(batch, tokens)`, padded and cut to what the text encoder reads.
-
-    Args:
-        warn: log a warning for each prompt that is cut.
-        limit: as `prompt_limit` has it.
-    """
-    if warn:
-        warn_of_cut(tokenizer, text_encoder, prompts, limit)
+    """Return prompts as token numbers `(batch, tokens)`, padded and cut to what is read; a cut is logged."""
+    warn_of_cut(tokenizer, text_encoder, prompts, limit)
     limit = prompt_limit(tokenizer, text_encoder, limit)
     return tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
 
@@ -106,10 +98,9 @@ def clean(prompt: str) -> str:
 def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, folder: Path | None = None, limit: int | None = None
 ) -> None:
-    """Whether a tokenizer knows words, and no more of them than the text encoder.
+    """Refuse a tokenizer that knows no words, or more of them than the text encoder.
 
     Args:
-        limit: as `prompt_limit` has it.
         folder: where it was loaded from, for files that it should have.
 
     Raises:
@@ -145,3 +136,48 @@ def _check_tokenizer_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     if missing and len(names) > 0:
         instead = f", and {whole} too" if whole else ""
         raise ModelError(f"tokenizer: {missing[0]} is missing{instead}; copy it from the checkpoint's source")
+
+
+Placement = Literal["resident", "offload"]
+
+
+@dataclass
+class TextEncoding:
+    """How prompts are encoded.
+
+    Attributes:
+        placement: "resident" keeps the text encoder where the network is; "offload" moves it there for a prompt, and
+            back to the processor's memory after it: a text encoder of several gigabytes leaves room for the network,
+            and each new prompt waits for two moves.
+        remembered: prompts whose encoding is kept, in the processor's memory; the one that was not used for longest
+            goes first. 0: none.
+    """
+
+    placement: Placement = "resident"
+    remembered: int = 0
+    _kept: OrderedDict[Hashable, Mapping[str, Tensor]] = field(default_factory=OrderedDict, repr=False)
+
+    def encode(
+        self, key: Hashable, text_encoder: nn.Module, device: torch.device, compute: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """Return what `compute` returns, or returned for the same key before.
+
+        Args:
+            key: all that the encoding depends on.
+            text_encoder: that `compute` calls, on `device`.
+        """
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        if self.placement == "offload":
+            text_encoder.to(device)
+        try:
+            made = compute()
+        finally:
+            if self.placement == "offload":
+                text_encoder.to("cpu")
+        if self.remembered:
+            self._kept[key] = {name: tensor.cpu() for name, tensor in made.items()}
+            while len(self._kept) > self.remembered:
+                self._kept.popitem(last=False)
+        return made

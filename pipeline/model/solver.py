@@ -8,20 +8,17 @@ lambda = log(alpha_t / sigma_t) is half the log-SNR. It rises while noise is tak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from PIL.Image import Image
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .animation import ImageAnimationPipeline
+from .flow_solver import LogSNRFlowScheduler, flow_solver, is_flow
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -30,9 +27,6 @@ LOG_SNR_START = -3.0
 """Of the teacher, 15 steps on 4 held-out clips are off the fine solution by 0.036 from -2, 0.018 from -2.5,
 0.014 from -3 and from -3.5, 0.023 from -4 and 0.026 from -5 (DDIM: 0.022 with 30 steps). At 8 steps -3 is best.
 On 2 other clips the gain is less: 0.015 from -3, DDIM 0.016 with 30 steps."""
-
-Sample = Callable[[SchedulerMixin, int], Tensor]
-"""Called with (scheduler, steps); gives latents, each time from the same noise."""
 
 
 class LogSNRDPMSolverScheduler(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is untyped
@@ -219,19 +213,26 @@ def log_snr_solver(
     solver_order: int = 2,
     log_snr_start: float = LOG_SNR_START,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     noise_correction: bool = False,
-) -> LogSNRDPMSolverScheduler:
-    """The solver for the model that another scheduler was made for.
+) -> LogSNRDPMSolverScheduler | LogSNRFlowScheduler:
+    """Return the solver for the model that another scheduler was made for.
 
     Args:
-        scheduler: of diffusers, with betas (DDIM, DPM-Solver, Euler and their like); its way of laying
-            timesteps does not matter.
+        scheduler: of diffusers, with betas (DDIM, DPM-Solver, Euler and their like) or of flow matching; its way of
+            laying timesteps does not matter.
         solver_order, log_snr_start, timesteps, noise_correction: see `LogSNRDPMSolverScheduler`.
+        sigmas: those of `timesteps`, of flow matching alone.
 
     Raises:
-        ValueError: `scheduler` has no betas, as those of flow matching, or other noise levels than they give, as
-            those of Stable Video Diffusion and CogVideoX, or an argument is out of range.
+        ValueError: `scheduler` has other noise levels than its betas or its shift give, as those of Stable Video
+            Diffusion and CogVideoX, or an argument is out of range.
     """
+    if is_flow(scheduler):
+        if noise_correction:
+            raise ValueError("noise_correction: a schedule of flow matching begins with noise, and needs none")
+        grid = {} if sigmas is None or timesteps is None else {"sigmas": list(sigmas), "timesteps": list(timesteps)}
+        return flow_solver(scheduler, solver_order=solver_order, log_snr_start=log_snr_start, **grid)
     config = scheduler.config
     betas = getattr(scheduler, "betas", None)
     if betas is None or "prediction_type" not in config:
@@ -275,94 +276,3 @@ def solver_problem(scheduler: SchedulerMixin) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-# ---------------------------------------------------------------------- how fast samplers converge
-
-
-@dataclass(frozen=True)
-class ConvergencePoint:
-    """How far a sampler is from the exact solution.
-
-    Attributes:
-        sampler: its name.
-        steps: taken; one call of the model (with all its guidance branches) each.
-        rmse: root mean squared error of the latents to the reference's, in units of latents.
-    """
-
-    sampler: str
-    steps: int
-    rmse: float
-
-
-def compared_samplers(scheduler: SchedulerMixin) -> dict[str, SchedulerMixin]:
-    """Samplers to compare, all with the betas and the prediction type of `scheduler`."""
-    solver = log_snr_solver(scheduler)
-    return {
-        "DDIM": DDIMScheduler.from_config(
-            solver.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
-        ),
-        "DPM-Solver++, uniform timesteps": DPMSolverMultistepScheduler.from_config(
-            solver.config, timestep_spacing="trailing"
-        ),
-        "DPM-Solver++, uniform log-SNR": solver,
-    }
-
-
-def convergence(
-    sample: Sample,
-    samplers: Mapping[str, SchedulerMixin],
-    steps: Sequence[int],
-    reference: Tensor,
-) -> list[ConvergencePoint]:
-    """Errors of samplers against a fine solution, in the order of `samplers`, then of `steps`.
-
-    Args:
-        sample: runs the model; see `latent_sampler`.
-        samplers: by name; see `compared_samplers`.
-        reference: what the exact solution gives for the same noise; see `reference_latents`.
-    """
-    points = []
-    for name, scheduler in samplers.items():
-        for count in steps:
-            error = sample(scheduler, count).double() - reference.double()
-            points.append(ConvergencePoint(name, count, float(error.square().mean().sqrt())))
-    return points
-
-
-def reference_latents(sample: Sample, scheduler: SchedulerMixin, steps: int = 256) -> Tensor:
-    """What `sample` gives with steps so fine that they count as exact, in units of latents.
-
-    Args:
-        scheduler: of the model; its betas and prediction type are taken.
-    """
-    # So early that what is left of the first step (its error falls as exp(2 * lambda)) is below the rest.
-    return sample(log_snr_solver(scheduler, log_snr_start=-6.0), steps)
-
-
-def latent_sampler(
-    pipe: ImageAnimationPipeline, images: Sequence[Image], prompts: Sequence[str], seed: int = 0, **arguments: Any
-) -> Sample:
-    """Samples latents of clips with any scheduler, `(batch, 4, frames, height, width)`, from noise of one seed.
-
-    The pipeline's own scheduler is put back after each call.
-
-    Args:
-        arguments: of the pipeline's call; left out, as the checkpoint says.
-    """
-
-    def sample(scheduler: SchedulerMixin, steps: int) -> Tensor:
-        own = pipe.scheduler
-        pipe.scheduler = scheduler
-        try:
-            # Published I2VGen-XL checkpoints draw their picture latents from torch's global generator.
-            with torch.random.fork_rng(devices=[]):
-                generator = torch.manual_seed(seed)
-                output = pipe(
-                    images, prompts, num_inference_steps=steps, generator=generator, output_type="latent", **arguments
-                )
-        finally:
-            pipe.scheduler = own
-        return cast(Tensor, output.frames)
-
-    return sample

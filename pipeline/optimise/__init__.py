@@ -1,1 +1,1 @@
-"""Ways to make a checkpoint fast; see the modules."""
+"""Undoable changes that make a model faster. One that does not fit raises `NotApplicable` and has changed nothing."""

@@ -60,15 +60,8 @@ class AttentionShape:
 def tiny(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Compute attention of short rows as products and sums that a compiler fuses, without a matrix multiplication.
 
-    Every product is spelt out, `queries * keys * head_dim` of them a head, so eager PyTorch needs
-    as much memory: for compiled programs only.
-
-    Args:
-        query: `(batch, heads, queries, head_dim)`.
-        key, value: `(batch, heads, keys, head_dim)`.
-
-    Returns:
-        The query's shape and type; sums are in float32.
+    Every product is spelt out, `queries * keys * head_dim` of them a head, so eager PyTorch needs as much memory: for
+    compiled programs only. Shapes are those of `attend`; sums are in float32.
     """
     scaled = query.float() * query.shape[-1] ** -0.5
     scores = (scaled[:, :, :, None] * key.float()[:, :, None]).sum(-1)  # (batch, heads, queries, keys)
@@ -106,11 +99,10 @@ class ChosenAttnProcessor:
 
     Args:
         plain: the processor in whose place it stands, for calls with a mask or of images.
-        qkv: weight and bias of queries, keys and values in one, for self-attention.
     """
 
-    def __init__(self, attend: Attend, plain: Any, qkv: tuple[Tensor, Tensor | None] | None = None) -> None:
-        self.attend, self.plain, self.qkv = attend, plain, qkv
+    def __init__(self, attend: Attend, plain: Any) -> None:
+        self.attend, self.plain = attend, plain
 
     def __call__(
         self,
@@ -123,13 +115,10 @@ class ChosenAttnProcessor:
     ) -> Tensor:
         if attention_mask is not None or hidden_states.ndim != 3:
             return cast(Tensor, self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs))
-        if encoder_hidden_states is None and self.qkv is not None:
-            projected = F.linear(hidden_states, *self.qkv).chunk(3, dim=-1)
-        else:
-            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-            if encoder_hidden_states is not None and attn.norm_cross:
-                context = attn.norm_encoder_hidden_states(context)
-            projected = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+        projected = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in projected)
         if attn.norm_q is not None:
             query = attn.norm_q(query)
@@ -143,9 +132,7 @@ class ChosenAttnProcessor:
         return cast(Tensor, hidden if attn.rescale_output_factor == 1 else hidden / attn.rescale_output_factor)
 
 
-def choose_attention(
-    unet: nn.Module, backends: Mapping[AttentionShape, Backend] | None = None, *, fuse_qkv: bool = False
-) -> Change:
+def choose_attention(unet: nn.Module, backends: Mapping[AttentionShape, Backend] | None = None) -> Change:
     """Compute every attention layer of a U-Net by the back end chosen for its shape.
 
     Apply it after `fold_context` or `prepare_once`, whose layers keep their way of working, and after
@@ -154,20 +141,13 @@ def choose_attention(
     Args:
         backends: as `measure_attention` gives them. A shape is looked up by its lengths and head_dim; of
             one that is not there PyTorch chooses, and so of all where it is None.
-        fuse_qkv: project queries, keys and values of self-attention in one multiplication. Not by
-            default: the joined weights are no parameters of the model, so that the names of its state
-            dict stay, and a package without weights (`pipeline.optimise.packages`) could not find them.
-            They are copies, too: weights that change later are not seen.
-
-    Raises:
-        NotApplicable: no attention, or one that works in another way than diffusers' plain one.
     """
     chosen = {shape.lengths: backend for shape, backend in (backends or {}).items()}
 
     def by_shape(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attend(query, key, value, chosen.get(AttentionShape.of(query, key).lengths))
 
-    undo, count = _install(unet, by_shape, fuse_qkv=fuse_qkv)
+    undo, count = _install(unet, by_shape)
     by = "; ".join(f"{queries} x {keys} x {dim} by {one}" for (queries, keys, dim), one in chosen.items())
     return Change("attention", f"{count} layers: {by or 'as PyTorch chooses'}", undo)
 
@@ -177,9 +157,6 @@ def attention_shapes(unet: nn.Module, call: Callable[[], object]) -> list[Attent
 
     Args:
         call: runs the U-Net on real inputs.
-
-    Raises:
-        NotApplicable: as `choose_attention`.
     """
     seen: dict[AttentionShape, None] = {}
 
@@ -221,21 +198,9 @@ def measure_attention(
     return chosen
 
 
-def fastest_attention(pipe: ImageAnimationPipeline, *, compiled: bool = False) -> Change:
-    """Let every attention layer compute by the back end that is fastest here for its shape in a default request.
-
-    Args:
-        compiled: for programs that are compiled, as `measure_attention` has it.
-
-    Raises:
-        NotApplicable: `prepare_once` is not in place, or attention works in another way than diffusers' plain one.
-    """
-    return choose_attention(pipe.network, fastest_backends(pipe, compiled=compiled))
-
-
 @torch.no_grad()
 def fastest_backends(pipe: ImageAnimationPipeline, *, compiled: bool = False) -> dict[AttentionShape, Backend]:
-    """Return the fastest back end of each shape in a default request; as `fastest_attention`."""
+    """Return the back end that is fastest here for each shape of a default request, as `measure_attention` has it."""
     example, step = example_of(pipe), prepared_denoiser(pipe).module
     shapes = attention_shapes(pipe.network, lambda: step(*example.inputs))
     return measure_attention(shapes, pipe.device, pipe.network.dtype, compiled=compiled)
@@ -283,7 +248,7 @@ def time_backends(
 _TINY_PAIRS = 64 * 64
 
 
-def _install(unet: nn.Module, attend: Attend, *, fuse_qkv: bool = False) -> tuple[Callable[[], None], int]:
+def _install(unet: nn.Module, attend: Attend) -> tuple[Callable[[], None], int]:
     """Let all attention layers compute by `attend`; return what takes it back, and how many they are."""
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, Attention)}
     if not layers:
@@ -298,8 +263,7 @@ def _install(unet: nn.Module, attend: Attend, *, fuse_qkv: bool = False) -> tupl
         if isinstance(processor, ClipAttnProcessor):
             processor.attend = attend
         else:
-            qkv = _joined(attn) if fuse_qkv and not attn.is_cross_attention else None
-            attn.set_processor(ChosenAttnProcessor(attend, processor, qkv))
+            attn.set_processor(ChosenAttnProcessor(attend, processor))
 
     def undo() -> None:
         for attn, processor, own in before:
@@ -308,11 +272,3 @@ def _install(unet: nn.Module, attend: Attend, *, fuse_qkv: bool = False) -> tupl
             attn.set_processor(processor)
 
     return undo, len(layers)
-
-
-@torch.no_grad()
-def _joined(attn: Attention) -> tuple[Tensor, Tensor | None]:
-    """Return weight `(3 * channels, channels)` and bias of queries, keys and values in one."""
-    layers = attn.to_q, attn.to_k, attn.to_v
-    bias = None if attn.to_q.bias is None else torch.cat([layer.bias for layer in layers])
-    return torch.cat([layer.weight for layer in layers]), bias

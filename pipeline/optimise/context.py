@@ -117,9 +117,6 @@ def fold_context(unet: nn.Module) -> Change:
 
     The context has to be the same for all frames of a clip, as it is in these U-Nets' own pipelines:
     of a context that changes from frame to frame only the first frame's is seen.
-
-    Raises:
-        NotApplicable: no cross-attention, or one that works in another way than diffusers' plain one.
     """
     layers = cross_attentions(unet)
     if not layers:
@@ -147,11 +144,7 @@ def _check(name: str, attn: Attention) -> None:
 
 
 def check_plain(change: str, name: str, attn: Attention) -> None:
-    """Refuse a layer whose way of working is not the one that is replaced.
-
-    Raises:
-        NotApplicable: the text begins with `change` and names the layer.
-    """
+    """Refuse a layer whose way of working is not the one that is replaced."""
     if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
         raise NotApplicable(f"{change}: {name} has a processor of its own ({type(attn.processor).__name__})")
     for what in ("spatial_norm", "group_norm", "added_kv_proj_dim"):

@@ -165,10 +165,6 @@ def channels_last(unet: nn.Module) -> Change:
     `UNetSpatioTemporalConditionModel` the modules over time stay as they are. The result is the same
     up to rounding. State-dict names, shapes and types stay; strides of convolution weights do not, and
     a compiled program holds on to those that it was built with.
-
-    Raises:
-        NotApplicable: no `conv_in`, a convolution over time of another shape than (3, 1, 1), or it is
-            in place already.
     """
     conv_in = getattr(unet, "conv_in", None)
     if not isinstance(conv_in, nn.Conv2d):

@@ -1,22 +1,27 @@
-"""How a packaged model is made fast when it is loaded: each part that fits, and the reason of each that does not."""
+"""How a packaged model is made fast when it is loaded, and which runtime is the fastest here: by measurement."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+import torch
+
+from ..machine import threads
+from ..model.example import seeded_request
 from . import packages
-from .attention import fastest_attention
+from .attention import choose_attention, fastest_backends
 from .base import Applied, NotApplicable
 from .layout import channels_last
 from .prepared import prepare_once
-from .runtimes import ShapedProgram, compile_whole, example_of, find_compiler, prepared_denoiser, run_traced
+from .runtimes import Runtime, ShapedProgram, compile_whole, example_of, find_compiler, prepared_denoiser, run_traced
+from .timing import seconds_of
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
 
-RUNTIMES = ("eager", "torchscript", "compile", "aot")
+RUNTIMES = get_args(Runtime)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def tune(pipe: ImageAnimationPipeline, *, attention: bool = True, compiled: bool
     if pipe.device.type == "cuda":
         applied.fits(lambda: channels_last(pipe.network))  # before a program is loaded, which was compiled for it
         if attention:
-            applied.fits(lambda: fastest_attention(pipe, compiled=compiled))
+            applied.fits(lambda: choose_attention(pipe.network, fastest_backends(pipe, compiled=compiled)))
     return applied
 
 
@@ -79,7 +84,73 @@ def speed_up(pipe: ImageAnimationPipeline, runtime: str, programs: Path) -> Fast
             }[runtime]
         )
         if runtime == "aot" and not installed and pipe.device.type == "cuda":
-            applied.fits(lambda: fastest_attention(pipe))
+            applied.fits(lambda: choose_attention(pipe.network, fastest_backends(pipe)))
     program = prepared_denoiser(pipe).run if installed else None
     assert program is None or isinstance(program, ShapedProgram)
     return Faster(program, tuple(applied.skipped))
+
+
+_WORTH_IT = 0.95
+"""What needs a program or another number of threads has to take this share of the time of what needs none."""
+
+_LONG_S = 4.0
+"""A longer request, in seconds, is timed once, and gains nothing from fewer threads."""
+
+
+@dataclass(frozen=True)
+class RuntimeChoice:
+    """A runtime, and the threads it computes on.
+
+    Attributes:
+        threads: threads of PyTorch on a CPU; None: as many as it takes by itself.
+        request_s: least seconds of a whole request.
+    """
+
+    runtime: Runtime
+    threads: int | None
+    request_s: float
+
+    def __str__(self) -> str:
+        threads = {None: "", 1: ", 1 thread"}.get(self.threads, f", {self.threads} threads")
+        return f"{self.runtime}{threads}"
+
+
+def ways_to_run(pipe: ImageAnimationPipeline, requests: int = 3) -> list[RuntimeChoice]:
+    """Time whole requests, eager and traced, on all threads and on one; the pipeline is left as it was.
+
+    Small models spend much of a pass on Python, which a traced one does not, and on waking threads. Large
+    ones gain from neither. Compiling, at start or ahead of time, takes minutes and is for the person to
+    ask for.
+
+    Args:
+        requests: timed requests of each choice, after one that warms up; the fastest counts, since what other
+            processes take is not the model's.
+
+    Returns:
+        The best first. Another than PyTorch's default is first only where it is clearly faster.
+    """
+    ways: list[RuntimeChoice] = []
+    applied = tune(pipe)
+    try:
+        ways += _timed(pipe, "eager", requests)
+        if applied.fits(lambda: run_traced(pipe)):
+            ways += _timed(pipe, "torchscript", requests)
+    finally:
+        applied.undo()
+    default = ways[0]
+    best = min(ways, key=lambda way: way.request_s)
+    chosen = best if best.request_s < _WORTH_IT * default.request_s else default
+    return [chosen, *sorted((way for way in ways if way is not chosen), key=lambda way: way.request_s)]
+
+
+def _timed(pipe: ImageAnimationPipeline, runtime: Runtime, requests: int) -> list[RuntimeChoice]:
+    ways = [RuntimeChoice(runtime, None, _request_s(pipe, requests))]
+    if pipe.device.type == "cpu" and torch.get_num_threads() > 1 and ways[0].request_s < _LONG_S:
+        with threads(1):
+            ways.append(RuntimeChoice(runtime, 1, _request_s(pipe, requests)))
+    return ways
+
+
+def _request_s(pipe: ImageAnimationPipeline, requests: int) -> float:
+    (warm_up,) = seconds_of(lambda: seeded_request(pipe))
+    return warm_up if warm_up > _LONG_S else min(seconds_of(lambda: seeded_request(pipe), requests))

@@ -77,7 +77,7 @@ class Programs(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Programs:
-        """Programs of a folder.
+        """Return programs of a folder.
 
         Raises:
             ModelError: the file is missing or damaged.
@@ -100,7 +100,7 @@ def device_key(device: torch.device) -> str:
 
 
 def weights_key(weights: Mapping[str, Tensor]) -> str:
-    """What a package needs of a model's weights: all but their values, as a SHA-256.
+    """Return what a package needs of a model's weights: all but their values, as a SHA-256.
 
     AOTInductor compares names alone: it would read beyond the end of a smaller weight, and one whose
     memory is laid out in another way (`layout.channels_last`) in the wrong order.
@@ -113,11 +113,7 @@ def weights_key(weights: Mapping[str, Tensor]) -> str:
 
 @torch.no_grad()
 def build(pipe: ImageAnimationPipeline, example: Example, folder: Path) -> Program:
-    """Export and compile the step module for the example's shapes, into `folder`.
-
-    Raises:
-        NotApplicable: it cannot be exported or compiled here (AOTInductor needs a C++ compiler).
-    """
+    """Export and compile the step module for the example's shapes, into `folder`."""
     module = prepared_denoiser(pipe).module
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step{SUFFIX}"

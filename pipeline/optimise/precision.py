@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..machine import dtype_name
+from ..model.example import first_pass
 from ..model.families import cast_cond
 from .base import Change
-from .example import first_pass
 from .timing import clock, seconds_of
 
 if TYPE_CHECKING:

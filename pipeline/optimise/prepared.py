@@ -17,8 +17,8 @@ import torch
 from diffusers import I2VGenXLUNet, UNetMotionModel
 from torch import Tensor, nn
 
-from ..model.denoiser import PlainDenoiser, Predict
 from ..model.families import Cond, Family
+from ..model.sampling import PlainDenoiser, Predict
 from .base import Change, NotApplicable
 from .context import ClipAttnProcessor, cross_attentions, fold_context
 
@@ -31,12 +31,7 @@ Step = Callable[..., Tensor]
 
 
 class StepModule(nn.Module):
-    """What a family's network computes at one step, from tensors alone.
-
-    Args:
-        family: of the checkpoint.
-        network: as the pipeline has it.
-    """
+    """What a family's network computes at one step, from tensors alone."""
 
     folds_context: ClassVar[bool] = False
     """Whether the network's context has to be folded (`fold_context`) first."""
@@ -54,7 +49,7 @@ class StepModule(nn.Module):
         return getattr(self, self.family.networks[0])
 
     def prepare(self, cond: Cond) -> Prepared:
-        """What `forward` takes beside latents and timestep.
+        """Return what `forward` takes beside latents and timestep.
 
         All are contiguous: a compiled program reads them by the strides it was built for.
         """
@@ -198,11 +193,7 @@ def as_input(timestep: Tensor, latents: Tensor) -> Tensor:
 
 
 def prepare_once(pipe: ImageAnimationPipeline) -> Change:
-    """Compute what is the same at every step once a request: of a U-Net, keys and values of the context above all.
-
-    Raises:
-        NotApplicable: another denoiser is in place, or the checkpoint has several networks.
-    """
+    """Compute what is the same at every step once a request: of a U-Net, keys and values of the context above all."""
     if isinstance(pipe.denoiser, PreparedDenoiser):
         raise NotApplicable("prepare: it is in place already")
     if not isinstance(pipe.denoiser, PlainDenoiser):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import zlib
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ class RanksDiffer(StillmotionError):
 
 
 def shares(total: int, ranks: int) -> list[int]:
-    """How many of `total` frames or positions each rank has: as even as can be, the first ranks one more."""
+    """Return how many of `total` frames or positions each rank has: as even as can be, the first ranks one more."""
     each, more = divmod(total, ranks)
     return [each + (rank < more) for rank in range(ranks)]
 
@@ -28,23 +27,15 @@ class Ranks:
     """The processes that work on one request, and what they exchange.
 
     All methods are collective: each rank calls them in the same order, or all wait.
-
-    Args:
-        group: None for all processes.
-
-    Attributes:
-        rank: of this process within the group.
-        size: number of processes.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self.group = group
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         """Return the tensors of all ranks, which are of one shape, by rank."""
         gathered = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        dist.all_gather(gathered, x.contiguous(), group=self.group)
+        dist.all_gather(gathered, x.contiguous())
         return gathered
 
     def all_to_all(self, x: Tensor, give: int, given: list[int], take: int, taken: list[int]) -> Tensor:
@@ -68,7 +59,6 @@ class Ranks:
             torch.cat([part.flatten() for part in x.split(given, dim=give)]),
             output_split_sizes=received_sizes,
             input_split_sizes=[x.numel() // x.shape[give] * count for count in given],
-            group=self.group,
         )
         parts = zip(received.split(received_sizes), shapes, strict=True)
         return torch.cat([part.view(shape) for part, shape in parts], dim=take)
@@ -85,7 +75,7 @@ class Ranks:
         return torch.cat([part[:, :, :count] for part, count in parts], dim=2)
 
     def check_equal(self, tensors: Mapping[str, Tensor | None], device: torch.device) -> None:
-        """See that all ranks hold the same tensors, by fingerprints of 80 bytes.
+        """See that all ranks hold the same tensors, by fingerprints of 24 bytes.
 
         A difference in shape would make the exchange hang, one in value would give a wrong clip.
         Differences of rounding pass, since ranks may have chosen different kernels.
@@ -97,8 +87,8 @@ class Ranks:
         Raises:
             RanksDiffer: on all ranks, naming the first tensor that differs.
         """
-        mine = torch.stack([_fingerprint(x, device) for x in tensors.values()])  # (tensors, 10)
-        prints = torch.stack(self.all_gather(mine)).cpu()  # (ranks, tensors, 10)
+        mine = torch.stack([_fingerprint(x, device) for x in tensors.values()])  # (tensors, 3)
+        prints = torch.stack(self.all_gather(mine)).cpu()  # (ranks, tensors, 3)
         for (name, x), rows in zip(tensors.items(), prints.unbind(1), strict=True):
             if not bool((rows[:, 0] == rows[0, 0]).all()):
                 raise RanksDiffer(f"{name}: shape or type is not the same on all {self.size} processes")
@@ -111,33 +101,21 @@ class Ranks:
                     )
 
 
-_PROBES, _PERIOD = 8, 4096
-
-
-@functools.cache
-def _probes(device: torch.device) -> Tensor:
-    """Random signs, `(4096, 8)`, the same in every process."""
-    signs = torch.randint(0, 2, (_PERIOD, _PROBES), generator=torch.Generator().manual_seed(0))
-    return (2.0 * signs - 1.0).to(device)
-
-
 def _fingerprint(x: Tensor | None, device: torch.device) -> Tensor:
-    """`(10,)` of float64: shape and type as one number, root mean square, 8 random projections.
+    """Return `(3,)` of float64: shape and type as one number, root mean square, and a projection.
 
-    For a relative difference e between two tensors, each projection differs by about e times a draw
-    from a unit normal distribution, however many elements there are.
+    For a relative difference e between two tensors the projection differs by about e times a draw from a normal
+    distribution, however many elements there are.
     """
     label = "none" if x is None else f"{x.dtype} {tuple(x.shape)}"
-    found = torch.zeros(2 + _PROBES, dtype=torch.float64, device=device)
+    found = torch.zeros(3, dtype=torch.float64, device=device)
     found[0] = zlib.crc32(label.encode())
     if x is not None and x.numel():
         values = x.detach().to(device, torch.float32).flatten()
-        rows = nn.functional.pad(values, (0, -values.numel() % _PERIOD)).view(-1, _PERIOD)
-        # Each row counts in its own way, or two rows in each other's stead would look the same.
-        turns = torch.arange(rows.shape[0], device=device).cos()
         norm = torch.linalg.vector_norm(values)
         found[1] = norm / math.sqrt(values.numel())
-        found[2:] = turns @ (rows @ _probes(device)) / norm.clamp_min(torch.finfo(torch.float32).tiny)
+        direction = torch.arange(values.numel(), dtype=torch.float32, device=device).cos()
+        found[2] = values @ direction / norm.clamp_min(torch.finfo(torch.float32).tiny)
     return found
 
 

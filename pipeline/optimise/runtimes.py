@@ -25,8 +25,8 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from torch import Tensor, nn
 
 from ..errors import first_line
+from ..model.example import first_pass
 from .base import Change, NotApplicable
-from .example import first_pass
 from .prepared import PreparedDenoiser, Step, StepModule, as_input
 
 if TYPE_CHECKING:
@@ -85,11 +85,7 @@ class ShapedProgram:
 
 
 def example_of(pipe: ImageAnimationPipeline) -> Example:
-    """Return inputs of the step module as a default request gives them.
-
-    Raises:
-        NotApplicable: the pipeline has no step module (`prepare_once` makes one).
-    """
+    """Return inputs of the step module as a default request gives them."""
     module = prepared_denoiser(pipe).module
     latents, timestep, cond = first_pass(pipe)
     with torch.no_grad():
@@ -98,11 +94,7 @@ def example_of(pipe: ImageAnimationPipeline) -> Example:
 
 
 def prepared_denoiser(pipe: ImageAnimationPipeline) -> PreparedDenoiser:
-    """Return the pipeline's denoiser, which must be the one of `prepare_once`.
-
-    Raises:
-        NotApplicable: it is another one.
-    """
+    """Return the pipeline's denoiser, which must be the one of `prepare_once`."""
     if not isinstance(pipe.denoiser, PreparedDenoiser):
         raise NotApplicable(f"runtime: the denoiser is a {type(pipe.denoiser).__name__}; apply prepare_once first")
     return pipe.denoiser
@@ -122,11 +114,7 @@ def install(pipe: ImageAnimationPipeline, program: Step, example: Example, name:
 
 @torch.no_grad()
 def trace(pipe: ImageAnimationPipeline, example: Example) -> Step:
-    """Return the step module traced with the example's inputs and frozen, its weights now constants.
-
-    Raises:
-        NotApplicable: the module cannot be traced.
-    """
+    """Return the step module traced with the example's inputs and frozen, its weights now constants."""
     module = prepared_denoiser(pipe).module
     with warnings.catch_warnings():
         # The tracer warns of every size that it takes for a constant, which is what is wanted here, and
@@ -140,11 +128,7 @@ def trace(pipe: ImageAnimationPipeline, example: Example) -> Step:
 
 
 def run_traced(pipe: ImageAnimationPipeline) -> Change:
-    """Let TorchScript run the steps of a default request.
-
-    Raises:
-        NotApplicable: the module cannot be traced.
-    """
+    """Let TorchScript run the steps of a default request."""
     example = example_of(pipe)
     return install(pipe, trace(pipe, example), example, "torchscript", "traced and frozen")
 
@@ -153,9 +137,6 @@ def compile_blocks(pipe: ImageAnimationPipeline, **options: Any) -> Change:
     """Compile the repeated blocks of the network with `torch.compile`: those of one kind and shape share a program.
 
     Transformers name their blocks themselves (diffusers' `_repeated_blocks`). Compilation happens at the first call.
-
-    Raises:
-        NotApplicable: the network has no such blocks.
     """
     prepared_denoiser(pipe)
     named = getattr(pipe.network, "_repeated_blocks", None) or ()
@@ -173,9 +154,6 @@ def find_compiler() -> None:
     """Check that what `torch.compile` writes can be compiled here, which it finds out at the first call only.
 
     Its kernels are C++ on a CPU; on a GPU Triton compiles their launchers.
-
-    Raises:
-        NotApplicable: there is no C++ compiler, as in a container that only serves.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler

@@ -31,8 +31,8 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor, nn
 
-from ..model.denoiser import Predict
 from ..model.families import Cond
+from ..model.sampling import Predict
 from .base import Change, NotApplicable
 from .prepared import PreparedDenoiser, StepModule, as_input, prepare_once
 from .ranks import Ranks, shares
@@ -175,12 +175,7 @@ def exchange_around(layers: Mapping[str, nn.Module], split: FrameSplit) -> Calla
 
 
 class SequenceParallelDenoiser:
-    """Runs a step module on this rank's frames, between the exchange that the others take part in.
-
-    Args:
-        module: with the exchange around its temporal layers (`exchange_around`).
-        split: that the exchange goes by.
-    """
+    """Runs a step module, with the exchange around its temporal layers (`exchange_around`), on this rank's frames."""
 
     def __init__(self, module: StepModule, split: FrameSplit) -> None:
         self.module, self.split = module, split
@@ -188,13 +183,11 @@ class SequenceParallelDenoiser:
     def start(self, cond: Cond) -> Predict:
         """Begin a request, the same one on all ranks.
 
-        Returns:
-            A prediction function that takes the whole clip's latents and gives the whole prediction
-            on every rank. It raises `RanksDiffer` where latents or timesteps are not the same.
+        The prediction function takes the whole clip's latents and gives the whole prediction on every rank.
 
         Raises:
             NotApplicable: there are fewer frames than processes.
-            RanksDiffer: the ranks were not given the same request.
+            RanksDiffer: the ranks were not given the same request, or differ in latents or timestep at a step.
         """
         ranks, split, module = self.split.ranks, self.split, self.module
         latents = cond["image_latents"]
@@ -220,16 +213,12 @@ class SequenceParallelDenoiser:
         return predict
 
 
-def split_frames(pipe: ImageAnimationPipeline, group: dist.ProcessGroup | None = None) -> Change:
-    """Spread the U-Net's passes over the processes of a group; each must call this, and then animate the same.
+def split_frames(pipe: ImageAnimationPipeline) -> Change:
+    """Spread the U-Net's passes over all processes; each must call this, and then animate the same.
 
-    Args:
-        group: None for all processes. NCCL for a U-Net on GPUs, gloo for one on the CPU.
+    Their backend has to reach the U-Net's device: NCCL for one on GPUs, gloo for one on the CPU.
 
     Raises:
-        NotApplicable: there is no process group, this process is not in it or its backend does not
-            reach the U-Net's device, the U-Net is not a known one, or another program has taken the
-            step module's place.
         RanksDiffer: the ranks' U-Nets are not the same.
     """
     if not (dist.is_available() and dist.is_initialized()):
@@ -237,10 +226,7 @@ def split_frames(pipe: ImageAnimationPipeline, group: dist.ProcessGroup | None =
             "sequence parallel: torch.distributed is not initialised; start the processes with torchrun, "
             "and see pipeline.commands.distributed"
         )
-    ranks = Ranks(group)
-    if ranks.rank < 0:
-        raise NotApplicable("sequence parallel: this process is not in the group")
-    device, backend = pipe.network.device, dist.get_backend(group)
+    ranks, device, backend = Ranks(), pipe.network.device, dist.get_backend()
     if {"nccl": "cuda", "gloo": "cpu"}.get(backend, device.type) != device.type:
         raise NotApplicable(f"sequence parallel: the U-Net is on {device}, which {backend} does not serve")
     if isinstance(pipe.denoiser, SequenceParallelDenoiser):

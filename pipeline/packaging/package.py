@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,8 @@ from ..serve.sources import EMBEDDED_TEACHER, name_of
 from .card import model_card
 
 if TYPE_CHECKING:
-    from ..optimise.choice import RuntimeChoice
+    from ..model.animation import ImageAnimationPipeline
+    from ..optimise.packaged import RuntimeChoice
     from ..optimise.runtimes import Runtime
 
 # Figures of `pipeline evaluate` that describe the model and not the run.
@@ -53,9 +54,6 @@ class Packaged:
     """A model in the store.
 
     Attributes:
-        tag: `animator:<version>`.
-        path: its folder.
-        info: its `animator.json`.
         max_difference: between frames of source and stored model from the same seed, in steps of 255.
         animator: the model as a server loads it.
         ways: to run it that were timed, the best first, where one was to be chosen.
@@ -77,48 +75,49 @@ def package(
 ) -> Packaged:
     """Save a loaded checkpoint into the store, load it from there, and compare the two.
 
+    The source is only read: what is cast, timed or compiled is a copy.
+
     Args:
         metrics: of `pipeline evaluate`; they go into `animator.json` and the card.
         runtime: what a server runs the U-Net on. "torchscript" and "compile" make their program when
             the server starts; "aot" makes it now, for this kind of machine and the default shape of a
             clip, so that a server runs compiled code without compiling. "auto" is the faster of eager and
             torchscript, on all threads or on one, here.
-        precision: of U-Net and encoders, as PyTorch names it. The source is cast to it, and is as it was when
-            this returns. Figures in `metrics` of another precision are left out.
+        precision: of U-Net and encoders, as PyTorch names it. Figures in `metrics` of another precision are left out.
 
     Raises:
         ModelError: the store cannot be written, or the model animates differently once it is loaded from
             there; the store has a new version only after that was looked at.
         NotApplicable: the U-Net cannot be compiled ahead of time here.
     """
-    from ..optimise.choice import ways_to_run
-    from ..optimise.precision import dtype_of, set_precision
+    from ..optimise.packaged import ways_to_run
+    from ..optimise.precision import dtype_of, in_precision
     from ..serve.store import precision_of, save_to_store
 
-    embedded = source.name == name_of(EMBEDDED_TEACHER)
-    before = animate_probe(source)
-    with ExitStack() as stack:
-        stack.callback(set_precision(source.pipe, dtype_of(precision)).undo)
-        threads, ways = None, []
-        if runtime == "auto":
-            ways = ways_to_run(source.pipe)
-            runtime, threads = ways[0].runtime, ways[0].threads
-        kept = _figures_of(metrics, precision)
-        info = source.info.changed(metrics=kept, runtime=runtime, precision=precision_of(source.pipe), threads=threads)
-        programs = None
-        if runtime == "aot":
-            programs = Path(stack.enter_context(TemporaryDirectory())) / "programs"
-            _compile(source, programs)
-        # Figures of another precision are not this model's.
-        card = model_card(info, metrics if kept else {}, embedded=embedded)
-        loaded: list[tuple[Animator, int]] = []
+    before = animate_probe(source)  # a model that computes NaN is refused here, before anything is written
+    cast = Animator(in_precision(source.pipe, dtype_of(precision)), source.info, source.name)
+    if cast.pipe is source.pipe and runtime in {"auto", "aot"}:
+        cast.pipe = copy.deepcopy(source.pipe)
+    threads, ways = None, []
+    if runtime == "auto":
+        ways = ways_to_run(cast.pipe)
+        runtime, threads = ways[0].runtime, ways[0].threads
+    kept = _figures_of(metrics, precision)
+    info = source.info.changed(metrics=kept, runtime=runtime, precision=precision_of(cast.pipe), threads=threads)
+    # Figures of another precision are not this model's.
+    card = model_card(info, metrics if kept else {}, embedded=source.name == name_of(EMBEDDED_TEACHER))
+    loaded: list[tuple[Animator, int]] = []
 
-        def verify(folder: Path, tag: str) -> None:
-            stored = Animator.load(folder, name=tag, device=str(source.pipe.device))
-            loaded.append((stored, _check_same(source, stored, before)))
+    def verify(folder: Path, tag: str) -> None:
+        stored = Animator.load(folder, name=tag, device=str(source.pipe.device))
+        loaded.append((stored, _check_same(cast, stored, before)))
 
+    with TemporaryDirectory() as scratch:
+        programs = Path(scratch) / "programs" if runtime == "aot" else None
+        if programs is not None:
+            _compile(cast.pipe, programs)
         try:
-            model = save_to_store(source.pipe, info, card, programs, verify)
+            model = save_to_store(cast.pipe, info, card, programs, verify)
         except (OSError, SafetensorError) as error:
             place = os.environ.get("BENTOML_HOME", "~/bentoml")
             raise ModelError(f"the BentoML store ({place}) cannot be written: {error}") from error
@@ -127,54 +126,55 @@ def package(
 
 
 def _figures_of(metrics: Mapping[str, object], precision: str) -> dict[str, float | int | str | None]:
-    """The figures that go into `animator.json`: none, where they were taken in another precision."""
+    """Return the figures that go into `animator.json`: none, where they were taken in another precision."""
     if metrics.get("precision", "float32") != precision:
         return {}
     return {key: value for key in KEPT_FIGURES if isinstance(value := metrics.get(key), (int, float, str))}
 
 
-def _check_same(source: Animator, stored: Animator, before: Clip) -> int:
-    """Largest difference between the source in the stored model's precision and that model, in steps of 255.
+def _check_same(cast: Animator, stored: Animator, before: Clip) -> int:
+    """Return the largest difference between the source and the stored model, both in its precision, in steps of 255.
 
     Args:
-        before: what the source made of the probe as it came, before it was cast.
+        cast: the source in the stored model's precision.
+        before: what the source makes of the probe as it came.
 
     Raises:
         ModelError: they animate differently, or the precision shows.
     """
     clip = animate_probe(stored)
-    difference = _most(animate_probe(source), clip)
+    difference = _most(animate_probe(cast), clip)
     if difference > _MOST_DIFFERENCE:
         raise ModelError(
-            f"{stored.name}: animates differently from {source.name} (by up to {difference} of 255); not kept"
+            f"{stored.name}: animates differently from {cast.name} (by up to {difference} of 255); not kept"
         )
     error = float(np.mean((before.astype(np.float64) - clip) ** 2))
     psnr = math.inf if error == 0 else 10 * math.log10(255**2 / error)
     if psnr < _LEAST_PSNR_DB:
         raise ModelError(
-            f"{stored.name}: in {stored.info.dtype} it is {psnr:.1f} dB from {source.name} as it came, under the "
+            f"{stored.name}: in {stored.info.dtype} it is {psnr:.1f} dB from {cast.name} as it came, under the "
             f"limit of {_LEAST_PSNR_DB:g} dB; not kept. Package it in float32"
         )
     return difference
 
 
-def _compile(source: Animator, folder: Path) -> None:
+def _compile(pipe: ImageAnimationPipeline, folder: Path) -> None:
     from ..optimise import packages
     from ..optimise.base import NotApplicable
     from ..optimise.packaged import tune
     from ..optimise.runtimes import example_of
 
-    applied = tune(source.pipe, compiled=True)
+    applied = tune(pipe, compiled=True)
     try:
         if not applied.has("prepare"):
             raise NotApplicable(f"aot: {applied.skipped[0]}")
-        packages.build(source.pipe, example_of(source.pipe), folder)
+        packages.build(pipe, example_of(pipe), folder)
     finally:
         applied.undo()
 
 
 def animate_probe(model: Animator, seed: int = 7) -> Clip:
-    """A clip of a picture with every brightness and a gradient in each direction, so that no weight can hide."""
+    """Animate a picture with every brightness and a gradient in each direction, so that no weight can hide."""
     ramp = np.linspace(0, 255, 256, dtype=np.uint8)
     picture = Image.fromarray(
         np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.full((256, 256), 90, np.uint8)], -1)
@@ -184,9 +184,9 @@ def animate_probe(model: Animator, seed: int = 7) -> Clip:
     return model.animate(picture, AnimationRequest(prompt, seed=seed), last_image=last).clip
 
 
-def max_difference(one: Animator, other: Animator, seed: int = 7) -> int:
-    """Largest difference between the frames of two models from one seed, in steps of 255."""
-    return _most(animate_probe(one, seed), animate_probe(other, seed))
+def max_difference(one: Animator, other: Animator) -> int:
+    """Return the largest difference between the frames of two models from one seed, in steps of 255."""
+    return _most(animate_probe(one), animate_probe(other))
 
 
 def _most(one: Clip, other: Clip) -> int:

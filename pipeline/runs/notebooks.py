@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import html
+import io
 import json
 import os
 import signal
@@ -17,6 +17,7 @@ import yaml
 
 from ..console import news_in, tell
 from ..errors import StageSkipped, StillmotionError
+from ..pages import page
 from .settings import Parameter, UsageError, parse_value
 
 
@@ -34,11 +35,7 @@ class NotebookError(StillmotionError):
 
 
 def parameters_of(notebook: Path) -> dict[str, object]:
-    """Names and default values in the cell tagged `parameters`.
-
-    Raises:
-        StillmotionError: there is no such notebook.
-    """
+    """Return names and default values in the cell tagged `parameters`."""
     import papermill
 
     if not notebook.is_file():
@@ -96,22 +93,21 @@ def check_parameters(notebook: Path, given: Mapping[str, Parameter]) -> None:
             )
 
 
-class _News:
+class _News(io.StringIO):
     """A file that papermill writes a notebook's output to; it passes on what `console.news` wrote."""
 
     def __init__(self, on_news: Callable[[str], None]) -> None:
+        super().__init__()
         self._on_news = on_news
 
-    def write(self, text: str) -> None:
+    def write(self, text: str) -> int:
         for line in news_in(text):
             self._on_news(line)
-
-    def flush(self) -> None:
-        """Nothing is kept back."""
+        return len(text)
 
 
 def _headings(notebook: Path) -> dict[str, str]:
-    """For the first code cell below each heading its id and the heading's words."""
+    """Return the words of each heading by the id of the first code cell below it."""
     found: dict[str, str] = {}
     heading = ""
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
@@ -198,7 +194,7 @@ class _Kernel:
         return KernelManager
 
     def end(self) -> str:
-        """What ended it, in words, where the system tells."""
+        """Return what ended it, in words, where the system tells."""
         status = None if self._process is None else self._process.poll()
         if status is None or status >= 0:
             return "" if status is None else f"exit status {status}; "
@@ -245,18 +241,19 @@ def _execute(
             raise StageSkipped(text) from error
         raise NotebookError(f"cell {error.exec_count}: {error.ename}: {text}", output) from error
     except DeadKernelError as error:
-        raise NotebookError(f"its kernel died ({kernel.end()}{_last_line(kernel.log)})", output) from error
+        said = last_line(kernel.log) or "it said nothing; on a machine with little memory that is the usual reason"
+        raise NotebookError(f"its kernel died ({kernel.end()}{said})", output) from error
 
 
 def _literal(path: Path) -> str:
-    """A path as papermill takes it, which fills in what stands in braces."""
+    """Return a path as papermill takes it, which fills in what stands in braces."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """Return the last line that a process wrote to its log, or an empty text."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else "it said nothing; on a machine with little memory that is the usual reason"
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _prefer_own_kernel() -> None:
@@ -267,26 +264,11 @@ def _prefer_own_kernel() -> None:
         os.environ["JUPYTER_PATH"] = os.pathsep.join([own, *(path for path in paths if path)])
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-:root {{ color-scheme: light dark; }}
-body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1.25rem; font: 16px/1.6 system-ui, sans-serif; }}
-pre {{ overflow-x: auto; padding: .75rem 1rem; background: color-mix(in srgb, currentColor 7%, transparent);
-  border-radius: .5rem; font-size: .85rem; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }}
-td, th {{ padding: .35rem .8rem; border-bottom: 1px solid color-mix(in srgb, currentColor 15%, transparent); }}
-img, video {{ max-width: 100%; height: auto; border-radius: .4rem; }}
-.prompt, .anchor-link {{ display: none; }}
-</style></head><body>{body}</body></html>
-"""
-
-
-def to_page(notebook: Path, page: Path) -> None:
+def to_page(notebook: Path, path: Path) -> None:
     """Write an executed notebook as one HTML file without its code and without anything from outside."""
     from nbconvert import HTMLExporter
 
     # The other templates of nbconvert load scripts from a content network.
     exporter = HTMLExporter(template_name="basic", exclude_input=True)
     body, _ = exporter.from_filename(str(notebook))
-    page.write_text(_PAGE.format(title=html.escape(notebook.stem), body=body), encoding="utf-8")
+    path.write_text(page("notebook.html.j2", title=notebook.stem, body=body), encoding="utf-8")

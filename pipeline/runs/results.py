@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -77,6 +78,7 @@ class StageResult(BaseModel):
         metrics: for programs.
         figures: in the order they are shown.
         model: tag of the model that it put into the store.
+        reads: figures of earlier stages that it took, each as "stage name".
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -88,6 +90,7 @@ class StageResult(BaseModel):
     metrics: dict[str, object] = {}
     figures: list[Figure] = []
     model: str | None = None
+    reads: list[str] = []
 
 
 class StageFolder:
@@ -104,6 +107,16 @@ class StageFolder:
         # What an earlier attempt left must not pass for a result of this one.
         (self.path / RESULT_FILE).unlink(missing_ok=True)
         self.result = StageResult(stage=stage, title=title)
+
+    def read(self, stage: str, name: str) -> Any:
+        """Return a figure of an earlier stage, which this one depends on from now on; None where there is none.
+
+        Args:
+            name: as `metric_of` has it.
+        """
+        if (key := f"{stage} {name}") not in self.result.reads:
+            self.result.reads.append(key)
+        return metric_of(self.path.parent, stage, name)
 
     def row(self, name: str, value: Value, unit: str = "", note: str = "", *, headline: bool = False) -> None:
         self.result.rows.append(Row(name=name, value=value, unit=unit, note=note, headline=headline))
@@ -141,10 +154,10 @@ class StageFolder:
         )
         return path
 
-    def picture(self, name: str, title: str, caption: str, picture: Image.Image, *, wide: bool = True) -> Path:
+    def picture(self, name: str, title: str, caption: str, picture: Image.Image) -> Path:
         path = self.path / f"{name}.png"
         picture.save(path)
-        self.result.figures.append(Figure(title=title, caption=caption, picture=path.name, wide=wide))
+        self.result.figures.append(Figure(title=title, caption=caption, picture=path.name, wide=True))
         return path
 
     def finish(self, summary: str, metrics: dict[str, object], model: str | None = None) -> StageResult:
@@ -154,12 +167,22 @@ class StageFolder:
         return self.result
 
 
-def read_result(run: str | Path, stage: str) -> StageResult:
-    """Result of a finished stage.
+def metric_of(run: Path, stage: str, name: str) -> Any:
+    """Return a figure of a stage; None where the stage or the figure is missing.
 
-    Raises:
-        StillmotionError: the stage has not run, or its file is damaged.
+    Args:
+        name: a key of its `metrics`; dots lead into what that holds.
     """
+    if not (run / stage / RESULT_FILE).is_file():
+        return None
+    found: Any = read_result(run, stage).metrics
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def read_result(run: str | Path, stage: str) -> StageResult:
+    """Return result of a finished stage."""
     path = Path(run) / stage / RESULT_FILE
     try:
         return StageResult.model_validate_json(path.read_bytes())

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from ..console import about, tell
 from ..errors import ModelError, StageSkipped, StillmotionError, system_error
-from ..lock import held
 from ..serve.sources import check_source
-from ..writing import write_atomically
+from ..writing import held, write_atomically
 from .notebooks import NotebookError, check_parameters, execute, parameters_of, to_page, typed
 from .results import StageResult, read_result
 from .settings import Parameter, Preset, UsageError, load_preset
-from .state import RunState, StageState, artefacts_of, stage_digest
+from .state import RunState, StageState, artefacts_of, reads_of, stage_digest
 
 LATEST = "latest"
 
@@ -152,17 +151,18 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookE
     notebook = settings.notebook(stage)
     known = parameters_of(notebook)
     given = {**stage.parameters, **{name: value for name, value in state.parameters.items() if name in known}}
-    digest = stage_digest(notebook, given, state.teacher, state.stages[:k])
-    if own.status == "skipped" and own.digest == digest:
+    digest, before = stage_digest(notebook, given, state.teacher), state.stages[:k]
+    same = own.digest == digest and own.reads == reads_of(folder, own.reads, before)
+    if own.status == "skipped" and same:
         tell(f"{label}  skipped before: {own.error}")
         return None
-    if own.status == "done" and own.digest == digest and _intact(folder, own):
+    if own.status == "done" and same and _intact(folder, own):
         tell(f"{label}  done before ({own.seconds:.0f} s), kept")
         return None
     tell(f"{label}  {_introduction(state, k, settings)}")
     runner: dict[str, Parameter] = {"run_folder": str(folder), "teacher": state.teacher}
     began = time.monotonic()
-    own.status, own.digest, own.artefacts, own.error = "running", digest, {}, ""
+    own.status, own.digest, own.reads, own.artefacts, own.error = "running", digest, {}, {}, ""
     state.save(folder)
     output = folder / f"{stage.notebook}.ipynb"
 
@@ -173,10 +173,10 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookE
     try:
         values = {**given, **{name: value for name, value in runner.items() if name in known}}
         execute(notebook, output, values, on_news)
-        read_result(folder, stage.notebook)
+        own.reads = reads_of(folder, read_result(folder, stage.notebook).reads, before)
         own.status, own.artefacts = "done", artefacts_of(folder, stage.notebook)
     except StageSkipped as skipped:
-        own.status, own.error = "skipped", str(skipped)
+        own.status, own.error, own.reads = "skipped", str(skipped), reads_of(folder, (), before)
     except NotebookError as error:
         own.status, own.error = "failed", error.reason
         return error
@@ -198,7 +198,7 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookE
 
 
 def _intact(folder: Path, stage: StageState) -> bool:
-    """Whether all that a stage made is still there as it made it, its model in the store included."""
+    """Return whether all that a stage made is still there as it made it, its model in the store included."""
     if artefacts_of(folder, stage.name) != stage.artefacts:
         return False
     result = read_result(folder, stage.name)
@@ -239,11 +239,7 @@ def summarise(folder: Path) -> Run:
 
 
 def find_run(name_or_folder: str, runs: Path) -> Path:
-    """Folder of an earlier run, by its path or its name below `runs`; "latest" is the newest.
-
-    Raises:
-        StillmotionError: there is none.
-    """
+    """Return folder of an earlier run, by its path or its name below `runs`; "latest" is the newest."""
     for folder in (Path(name_or_folder), runs / name_or_folder):
         if (folder / "state.json").is_file():
             return folder.resolve()
@@ -267,7 +263,7 @@ def _refuse_unknown(preset: Preset, given: Mapping[str, Parameter]) -> None:
 
 
 def _command_line() -> str:
-    """What a person would type to repeat this."""
+    """Return what a person would type to repeat this."""
     return shlex.join(["python", "-m", "pipeline", *sys.argv[1:]])
 
 

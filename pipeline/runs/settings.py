@@ -1,7 +1,8 @@
-"""Presets: which notebooks a run goes through, and with what parameters."""
+"""Presets: which notebooks a run goes through, and with what parameters; and the sample pictures that they animate."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -10,9 +11,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import StillmotionError
+from ..reading import read_yaml
+from ..serve.manifest import ModelInfo
+from ..serve.request import AnimationRequest
 
 PRESETS = Path(__file__).parent.parent / "presets"
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+SAMPLES_FILE = Path(__file__).resolve().parents[2] / "assets" / "samples.yaml"
 
 Parameter = bool | int | float | str | None
 
@@ -84,12 +89,12 @@ class Preset(BaseModel):
     notebooks: Path = NOTEBOOKS
 
     def notebook(self, stage: StageSettings) -> Path:
-        """Where the notebook of a stage is."""
+        """Return where the notebook of a stage is."""
         return self.notebooks / f"{stage.notebook}.ipynb"
 
 
 def preset_names() -> list[str]:
-    """Presets that ship with the project."""
+    """Return presets that ship with the project."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "gates")  # which are no run
 
 
@@ -102,15 +107,52 @@ def load_preset(name_or_file: str) -> Preset:
     """
     path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else PRESETS / f"{name_or_file}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        preset = Preset.model_validate(content)
-        return preset.model_copy(update={"notebooks": (path.parent / preset.notebooks).resolve()})
+        preset = read_yaml(path, Preset)
     except FileNotFoundError as error:
         known = ", ".join(preset_names())
         raise UsageError(f"preset {name_or_file}: not found; known are {known}, or give a .yaml file") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(top)"
-        raise StillmotionError(f"{path}: {key}: {first['msg']}") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StillmotionError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    return preset.model_copy(update={"notebooks": (path.parent / preset.notebooks).resolve()})
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    picture: str
+    prompt: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture to animate, with its prompt and seed."""
+
+    path: Path
+    prompt: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def request(self, info: ModelInfo) -> AnimationRequest:
+        """Return what to ask a model for; one that reads no prompt is given none."""
+        return AnimationRequest(self.prompt if info.takes_prompt else "", seed=self.seed)
+
+
+def read_samples(file: str | Path | None = None, count: int | None = None) -> list[Sample]:
+    """Return samples of a YAML file: a list of `picture` (a path beside the file), `prompt` and `seed`.
+
+    Args:
+        file: None takes the project's own.
+        count: at most so many.
+    """
+    path = Path(file) if file else SAMPLES_FILE
+    try:
+        entries = TypeAdapter(list[_Entry]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise StillmotionError(f"{path}: not a list of samples ({str(error).splitlines()[0]})") from error
+    samples = [Sample(path.parent / entry.picture, entry.prompt, entry.seed) for entry in entries[:count]]
+    for sample in samples:
+        if not sample.path.is_file():
+            raise StillmotionError(f"{path}: {sample.path.name} is not there")
+    return samples

@@ -21,7 +21,7 @@ from .request import AnimationRequest
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
-    from ..model.text import Placement
+    from ..model.prompts import Placement
 
 StepListener = Callable[[int, int], None]
 """Called with (done, in all) after each evaluation of the network in all its branches, which is a step for most
@@ -71,7 +71,7 @@ class Animator:
         says why.
 
         Args:
-            text_encoder: where it waits between requests (`pipeline.model.text`).
+            text_encoder: where it waits between requests (`pipeline.model.prompts`).
 
         Raises:
             ModelError: missing, damaged, changed since it was packaged, or of an unknown family.
@@ -111,14 +111,7 @@ class Animator:
             self.fallback = f"{'; '.join(faster.skipped)}; the network runs without {without}, slower"
 
     def check(self, request: AnimationRequest, *, last_image: bool = False) -> None:
-        """Refuse what the model cannot do, before any work.
-
-        Args:
-            last_image: whether there is a picture that the clip ends with.
-
-        Raises:
-            InputError: with the field and the limit.
-        """
+        """Refuse what the model cannot do, before any work, by an `InputError` with the field and the limit."""
         requests.check(request, self.info, self.name, last_image=last_image)
 
     def animate(
@@ -151,7 +144,7 @@ class Animator:
         # Imported here, so that a server's supervisor reads `animator.json` without waiting for PyTorch.
         import torch
 
-        from ..optimise.threads import threads
+        from ..machine import threads
 
         began, misses = time.perf_counter(), self._misses()
         count = info.threads if pipe.device.type == "cpu" else None
@@ -182,7 +175,7 @@ class Animator:
         """Return how many times a request calls the network in each branch."""
         if request.steps in {None, self.info.steps}:
             return self.info.evaluations
-        from ..model.denoiser import evaluations
+        from ..model.sampling import evaluations
 
         return evaluations(self.pipe.scheduler, request.steps)
 

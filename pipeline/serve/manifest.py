@@ -20,6 +20,25 @@ Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 """Height and width in pixels."""
 
 
+class MergedFile(BaseModel):
+    """A file of weights that was merged into a packaged model.
+
+    Attributes:
+        component: network that it went into.
+        file, sha256: its name and digest.
+        scale: that its change was multiplied by.
+        keys: weights that it changed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    component: str
+    file: str
+    sha256: str
+    scale: float
+    keys: int
+
+
 class ModelInfo(BaseModel):
     """Content of `animator.json`.
 
@@ -44,6 +63,8 @@ class ModelInfo(BaseModel):
         takes_last_image, needs_last_image: whether a clip can, or has to, be given the picture that it ends with.
         most_steps: steps that a request may choose at most; None where it cannot choose.
         scheduler: class of the solver.
+        shift: of the noise levels of flow matching; None where there is none, or where it depends on a clip's size.
+        merged: files that were merged into the weights.
         threads: number of PyTorch's threads where there is no GPU; None: as many as it takes by itself.
         metrics: figures of `pipeline evaluate` when it was packaged.
         files: SHA-256 of each file beside `animator.json`, by path.
@@ -75,6 +96,8 @@ class ModelInfo(BaseModel):
     needs_last_image: bool = False
     most_steps: int | None = None
     scheduler: str = ""
+    shift: float | None = None
+    merged: tuple[MergedFile, ...] = ()
     threads: int | None = Field(default=None, ge=1)
     metrics: dict[str, float | int | str | None] = {}
     files: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from ..console import tell
 from ..errors import ModelError
 
 if TYPE_CHECKING:
+    from ..model.animation import ImageAnimationPipeline
     from .engine import Animator
 
 EMBEDDED_TEACHER = Path(__file__).parent.parent / "embedded" / "teacher"
@@ -20,7 +22,7 @@ EMBEDDED_STUDENT = Path(__file__).parent.parent / "embedded" / "student"
 
 
 def embedded_teacher() -> Path:
-    """Folder of the shipped teacher.
+    """Return folder of the shipped teacher.
 
     Raises:
         ModelError: this checkout has no weights.
@@ -57,7 +59,13 @@ def check_source(source: str) -> None:
 
 
 def open_checkpoint(
-    source: str | Path | None, device: str | None = None, *, stored: bool | None = None, **defaults: Any
+    source: str | Path | None,
+    device: str | None = None,
+    *,
+    stored: bool | None = None,
+    components: Mapping[str, Any] | None = None,
+    change: Callable[[ImageAnimationPipeline], None] | None = None,
+    **defaults: Any,
 ) -> Animator:
     """Return an animator around a checkpoint as published or trained, not packaged.
 
@@ -65,6 +73,8 @@ def open_checkpoint(
         source: folder in diffusers format or hub id; None takes the shipped teacher.
         stored: whether weights are kept in the precision of their files; None: on a GPU they are, since large
             checkpoints would not fit it twice as wide. In float32 else.
+        components: networks to use in place of the checkpoint's, by name.
+        change: called with the pipeline once its defaults are set, before it is described.
         defaults: of a call, where it is not to be the checkpoint's: num_frames, height, width, num_inference_steps,
             guidance_scale or fps.
 
@@ -80,7 +90,7 @@ def open_checkpoint(
     source = source or embedded_teacher()
     device = device or default_device()
     stored = device != "cpu" if stored is None else stored
-    pipe = load_pipeline(source, device, **({"dtype": "stored"} if stored else {}))
+    pipe = load_pipeline(source, device, **({"dtype": "stored"} if stored else {}), **(components or {}))
     pipe.set_progress_bar_config(disable=True)
     name = name_of(source)
     if pipe.family.licence:
@@ -92,11 +102,13 @@ def open_checkpoint(
         pipe.register_to_config(**given)
         check_counts(num_frames=pipe.config.num_frames, num_inference_steps=pipe.config.num_inference_steps)
         check_shape(pipe.family, pipe.parts, pipe.config.num_frames, *pipe.default_size)
+    if change is not None:
+        change(pipe)
     return Animator(pipe, describe(pipe, name, {}), name)
 
 
 def open_model(tag_or_folder: str | None, device: str | None = None, **defaults: Any) -> Animator:
-    """An animator around a packaged model or a checkpoint.
+    """Return an animator around a packaged model or a checkpoint.
 
     Args:
         tag_or_folder: a tag in the store, a folder of a packaged model or of a checkpoint, or a hub id
@@ -127,7 +139,7 @@ def open_model(tag_or_folder: str | None, device: str | None = None, **defaults:
 
 
 def name_of(source: str | Path) -> str:
-    """What to call a checkpoint: "embedded teacher", a folder's name, or the hub id."""
+    """Return what to call a checkpoint: "embedded teacher", a folder's name, or the hub id."""
     folder = Path(source)
     if folder.is_dir():
         folder = folder.resolve()

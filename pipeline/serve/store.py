@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
-from ..machine import sha256_of
+from ..machine import dtype_name, sha256_of
 from .manifest import INFO_FILE, PROGRAMS_FOLDER, ModelInfo
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _PROGRAM_SUFFIX = ".pt2"
 def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, float | int | str | None]) -> ModelInfo:
     """Return `animator.json` of a pipeline, without digests."""
     from ..model.controls import Control
-    from ..model.denoiser import evaluations
     from ..model.guidance import Guidance  # needs PyTorch, which reading a package does not
+    from ..model.sampling import evaluations
 
     config, family, parts = pipe.config, pipe.family, pipe.parts
     guidance = Guidance(config.guidance_scale, config.image_guidance_scale)
@@ -61,6 +61,7 @@ def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, f
         sizes=family.sizes(parts, *pipe.default_size),
         fps=config.fps,
         scheduler=type(pipe.scheduler).__name__,
+        shift=shift_of(pipe.scheduler),
         controls=controls,
         takes_prompt=family.takes_prompt,
         takes_negative_prompt=family.takes_prompt and guidance.passes > 1,
@@ -72,16 +73,23 @@ def describe(pipe: ImageAnimationPipeline, teacher: str, metrics: Mapping[str, f
     )
 
 
+def shift_of(scheduler: Any) -> float | None:
+    """Return the shift of a scheduler's noise levels; None without one, or where it depends on a clip's size."""
+    config = scheduler.config
+    flow = config.get("use_flow_sigmas") or type(scheduler).__name__.startswith("FlowMatch")
+    if not flow or config.get("use_dynamic_shifting"):
+        return None
+    return float(config.get("flow_shift", config.get("shift", 1.0)))
+
+
 def precision_of(pipe: ImageAnimationPipeline) -> dict[str, str]:
     """Return the precision of the network as "default", and of each component that has another."""
     from torch import nn
 
-    def name(module: Any) -> str:
-        return str(module.dtype).removeprefix("torch.")
-
-    parts = {key: part for key, part in pipe.components.items() if isinstance(part, nn.Module)}
-    default = name(pipe.network)
-    return {"default": default, **{key: name(part) for key, part in parts.items() if name(part) != default}}
+    modules: dict[str, Any] = {key: part for key, part in pipe.components.items() if isinstance(part, nn.Module)}
+    kinds = {key: dtype_name(part.dtype) for key, part in modules.items()}
+    default = dtype_name(pipe.network.dtype)
+    return {"default": default, **{key: kind for key, kind in kinds.items() if kind != default}}
 
 
 def write_package(
@@ -143,7 +151,7 @@ def save_to_store(
 
 
 def resolve(tag_or_folder: str) -> tuple[str, Path]:
-    """Name and folder of a packaged model, from a folder's path or a tag in the store.
+    """Return name and folder of a packaged model, from a folder's path or a tag in the store.
 
     Raises:
         ModelError: neither a folder nor in the store.
@@ -165,7 +173,7 @@ def resolve(tag_or_folder: str) -> tuple[str, Path]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file but `animator.json` itself, by its path in the folder."""
+    """Return SHA-256 of each file but `animator.json` itself, by its path in the folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -1,7 +1,8 @@
-"""Checkpoints that survive an interrupt, and a clock to stop by."""
+"""Checkpoints that survive an interrupt, and when to stop."""
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,7 @@ from ..writing import write_beside
 
 
 class Checkpoint:
-    """Saves the state of named objects under one path, and puts it back.
-
-    The file is written beside its place and renamed, so that a kill or a full disk leaves the last
-    good one.
-    """
+    """Keeps the state of named objects in one file. A kill or a full disk leaves the last good one."""
 
     def __init__(self, path: Path, **parts: Any) -> None:
         self.path, self.parts = path, parts
@@ -40,11 +37,6 @@ class Checkpoint:
         write_beside(self.path, lambda partial: torch.save(state, partial))
 
 
-class Deadline:
-    """True once `minutes` have passed; never, for None."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self._end = None if minutes is None else time.monotonic() + 60 * minutes
-
-    def passed(self) -> bool:
-        return self._end is not None and time.monotonic() >= self._end
+def end_of(minutes: float | None) -> float:
+    """Return when `minutes` from now will have passed, by `time.monotonic`; never, for None."""
+    return math.inf if minutes is None else time.monotonic() + 60 * minutes

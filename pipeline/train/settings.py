@@ -1,8 +1,22 @@
-"""How the embedded teacher is built and trained."""
+"""How the embedded teacher is built and trained. Needs no PyTorch."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    """How the autoencoder is built and trained; the defaults make the shipped one."""
+
+    size: int = 32
+    block_out_channels: tuple[int, ...] = (16, 32, 64)
+    steps: int = 1200
+    batch: int = 32
+    learning_rate: float = 5e-4
+    kl_weight: float = 1e-6
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,3 +51,14 @@ class TeacherSettings:
     often: tuple[str, ...] = ()
     workers: int = 1
     seed: int = 0
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, hold: float = 0.0, end: float = 0.02) -> float:
+    """Rise linearly for `warmup` steps, stay at the peak for the share `hold` of the rest, then fall along half a
+    cosine to the share `end` of it.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
+    falling = min(1.0, max(0.0, (share - hold) / (1 - hold)))
+    return peak * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * falling)))

@@ -1,4 +1,4 @@
-"""Endless streams of training data, made in a process of their own."""
+"""Endless streams of training data, made in processes of their own."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..clips import ClipGenerator
+from ..model.families.unet import encode_frames
+from .settings import TeacherSettings
 from .text import build_feature_extractor
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
-
-    from .settings import TeacherSettings
 
 
 class _Frames(IterableDataset[Tensor]):
@@ -33,14 +33,9 @@ class _Frames(IterableDataset[Tensor]):
             yield clips.permute(0, 2, 1, 3, 4).reshape(-1, 3, self.size, self.size)
 
 
-class FrameStream:
-    """Batches of single frames, `(batch, 3, size, size)`, float in [0, 1]."""
-
-    def __init__(self, size: int, batch: int, seed: int) -> None:
-        self._loader = DataLoader(_Frames(size, batch, seed), batch_size=None, num_workers=1, prefetch_factor=4)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._loader)
+def frames(size: int, batch: int, seed: int) -> Iterator[Tensor]:
+    """Yield batches of single frames, `(batch, 3, size, size)`, float in [0, 1]."""
+    return iter(DataLoader(_Frames(size, batch, seed), batch_size=None, num_workers=1, prefetch_factor=4))
 
 
 @dataclass
@@ -80,59 +75,43 @@ class _Clips(IterableDataset[EncodedBatch]):
             often=s.often,
         )
         processor = build_feature_extractor(s.size)
-        mean = torch.tensor(processor.image_mean)[:, None, None]
-        std = torch.tensor(processor.image_std)[:, None, None]
+        mean, std = (torch.tensor(one)[:, None, None] for one in (processor.image_mean, processor.image_std))
         while True:
             made = source.batch(s.batch)
             yield EncodedBatch(
-                latents=made.clips if self.vae is None else encode_clips(self.vae, made.clips),
+                latents=made.clips if self.vae is None else _encoded(self.vae, made.clips),
                 pixels=(made.clips[:, :, 0] - mean) / std,
                 tokens=self._ids(made.captions),
                 blank_tokens=self._ids([""] * s.batch),
             )
 
     def _ids(self, captions: list[str]) -> Tensor:
-        tokens = self.tokenizer(
-            captions,
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         ids: Tensor = tokens.input_ids
         return ids
 
 
 @torch.no_grad()
-def encode_clips(vae: AutoencoderKL, clips: Tensor) -> Tensor:
-    """Scaled latents `(batch, 4, frames, h, w)` of clips `(batch, 3, frames, size, size)` in [0, 1]."""
-    frames = clips.transpose(1, 2).flatten(0, 1) * 2 - 1  # (batch * frames, 3, size, size)
-    latents = vae.encode(frames).latent_dist.mode() * vae.config.scaling_factor
-    unflattened: Tensor = latents.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2).contiguous()
-    return unflattened
+def _encoded(vae: AutoencoderKL, clips: Tensor) -> Tensor:
+    return encode_frames(vae, clips * 2 - 1)
 
 
-class EncodedStream:
-    """Batches of encoded clips, on the autoencoder's device.
+def encoded_batches(
+    settings: TeacherSettings, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, plain: bool
+) -> Iterator[EncodedBatch]:
+    """Yield batches of encoded clips, on the autoencoder's device.
 
     On a processor the process that makes the clips encodes them too; a GPU encodes them itself.
 
     Args:
         plain: plain backgrounds and plain captions, to begin with.
     """
-
-    def __init__(
-        self, settings: TeacherSettings, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, plain: bool
-    ) -> None:
-        self._vae = vae
-        dataset = _Clips(settings, vae if vae.device.type == "cpu" else None, tokenizer, seed, plain)
-        self._loader = DataLoader(dataset, batch_size=None, num_workers=settings.workers, prefetch_factor=8)
-
-    def __iter__(self) -> Iterator[EncodedBatch]:
-        device = self._vae.device
-        for batch in self._loader:
-            if device.type == "cpu":
-                yield batch
-                continue
+    on_gpu, device = vae.device.type != "cpu", vae.device
+    dataset = _Clips(settings, None if on_gpu else vae, tokenizer, seed, plain)
+    for batch in DataLoader(dataset, batch_size=None, num_workers=settings.workers, prefetch_factor=8):
+        if on_gpu:
             moved = [part.to(device) for part in (batch.latents, batch.pixels, batch.tokens, batch.blank_tokens)]
-            yield EncodedBatch(encode_clips(self._vae, moved[0]), *moved[1:])
+            yield EncodedBatch(_encoded(vae, moved[0]), *moved[1:])
+        else:
+            yield batch

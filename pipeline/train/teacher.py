@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 from ..clips import ClipGenerator, classify_motion, measure_motion
 from ..errors import StillmotionError
+from ..judge.metrics import psnr_db
 from ..model.animation import ImageAnimationPipeline
 from ..model.families import Cond
 from ..model.families.i2vgen_xl import I2VGenXLFamily
 from ..writing import write_beside
-from .checkpoint import Checkpoint, Deadline
+from .checkpoint import Checkpoint, end_of
 from .linear_start import start_still
-from .settings import TeacherSettings as TeacherSettings  # noqa: PLC0414  # who builds a teacher takes both
-from .stream import EncodedBatch, EncodedStream
+from .settings import TeacherSettings, learning_rate
+from .stream import EncodedBatch, encoded_batches
 from .text import build_feature_extractor, build_image_encoder, build_text_encoder, build_tokenizer
-from .vae import learning_rate
 
 logger = logging.getLogger(__name__)
 
 
 def build_scheduler() -> DDIMScheduler:
-    """The teacher's schedule: cosine with zero terminal SNR, so that sampling starts from pure noise
+    """Return the teacher's schedule: cosine with zero terminal SNR, so that sampling starts from pure noise
     (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
 
     1024 training steps make the grids of 32 and of 8 steps exact.
@@ -46,7 +46,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_pipeline(settings: TeacherSettings, vae: AutoencoderKL) -> ImageAnimationPipeline:
-    """An untrained teacher around a trained autoencoder."""
+    """Return an untrained teacher around a trained autoencoder."""
     tokenizer = build_tokenizer()
     unet = I2VGenXLUNet(
         sample_size=settings.size // 4,
@@ -84,7 +84,7 @@ def build_pipeline(settings: TeacherSettings, vae: AutoencoderKL) -> ImageAnimat
 
 
 def draw_timesteps(count: int, progress: float | None, steps: int, generator: torch.Generator) -> Tensor:
-    """Timesteps of a batch, `(count,)`.
+    """Return timesteps of a batch, `(count,)`.
 
     Only near t = T does the caption say what the clip does: everywhere else the noisy frames give it
     away. While motion is being bound to the caption nearly all draws are T itself, where the noise
@@ -102,7 +102,7 @@ def draw_timesteps(count: int, progress: float | None, steps: int, generator: to
 
 
 def motion_weight(clean: Tensor, progress: float | None) -> Tensor:
-    """Weight of each place of the clip in the loss, `(batch, 1, frames, h, w)`.
+    """Return weight of each place of the clip in the loss, `(batch, 1, frames, h, w)`.
 
     What moves is a twentieth of a clip. Early on it counts five times, so that its gradient is not
     lost in that of the background; the weight falls to one, since it favours moving over still.
@@ -182,7 +182,7 @@ class TeacherTrainer:
         }
 
     def loss(self, batch: EncodedBatch, progress: float | None) -> Tensor:
-        """Mean squared error of v (Salimans & Ho 2022, section 4): v = sqrt(a) * noise - sqrt(1 - a) * x."""
+        """Return mean squared error of v (Salimans & Ho 2022, section 4): v = sqrt(a) * noise - sqrt(1 - a) * x."""
         clean = batch.latents  # (batch, 4, frames, h, w)
         timesteps = draw_timesteps(clean.shape[0], progress, len(self.alphas), self.random).to(self.device)
         alpha = self.alphas[timesteps][:, None, None, None, None]
@@ -202,7 +202,7 @@ class TeacherTrainer:
         return 0 if self.refines else self.settings.bind_steps
 
     def progress(self, step: int) -> float | None:
-        """How far the steps after the binding have come, 0 to 1; None while binding."""
+        """Return how far the steps after the binding have come, 0 to 1; None while binding."""
         return None if step < self.bind_steps else (step - self.bind_steps) / max(1, self.steps - self.bind_steps)
 
     def step(self, batch: EncodedBatch, step: int) -> float:
@@ -218,28 +218,22 @@ class TeacherTrainer:
         return loss.item()
 
     @torch.no_grad()
-    def probe(self, clips: int = 32, steps: int = 1) -> tuple[float, float]:
-        """A cheap look at what has been learned, on held-out clips with the averaged weights.
-
-        With `steps` 1 the clip is predicted from pure noise in one pass: what the model knows of the
-        motion from picture and caption alone.
+    def probe(self, clips: int = 32) -> tuple[float, float]:
+        """Look at what has been learned, on held-out clips with the averaged weights, in one pass from pure noise.
 
         Returns:
             Share of clips that move as captioned, and PSNR of the first frame against the picture in dB.
         """
-        from ..judge.evaluate import first_frame_psnr_db, pictures_of  # the evaluation also serves other models
-
         batch = ClipGenerator(self.settings.size, self.settings.frames, seed=20_001, held_out=True).batch(clips)
         self.ema.store(self.modules.parameters())
         self.ema.copy_to(self.modules.parameters())
         self.modules.eval()
-        scale = 1.0 if steps == 1 else None
         video = self.pipe(
-            pictures_of(batch),
+            batch.pictures(),
             batch.captions,
-            num_inference_steps=steps,
-            guidance_scale=scale,
-            image_guidance_scale=scale if steps == 1 else self.settings.image_guidance_scale,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            image_guidance_scale=1.0,
             generator=torch.Generator().manual_seed(1),
             output_type="pt",
             decode_chunk_size=None,
@@ -251,7 +245,7 @@ class TeacherTrainer:
             classify_motion(measure_motion(video[k], batch.backgrounds[k], batch.colours[k])) == spec.motion
             for k, spec in enumerate(batch.specs)
         )
-        return right / clips, float(first_frame_psnr_db(video, batch).mean())
+        return right / clips, float(psnr_db(video[:, :, 0], batch.clips[:, :, 0]).mean())
 
 
 def train_teacher(
@@ -259,7 +253,6 @@ def train_teacher(
     out: Path,
     minutes: float | None = None,
     log_every: int = 50,
-    probe_every: int = 200,
     start: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> ImageAnimationPipeline:
@@ -281,13 +274,12 @@ def train_teacher(
     first_seed = settings.seed + (100_000 if trainer.refines else 1000)
     trainer.random.manual_seed(first_seed - 999 + step)
     stream, binding = None, None
-    deadline = Deadline(minutes)
-    began, losses = time.monotonic(), []
-    while step < trainer.steps and not deadline.passed():
+    ends, began, losses = end_of(minutes), time.monotonic(), []
+    while step < trainer.steps and time.monotonic() < ends:
         if stream is None or binding != (step < trainer.bind_steps):
             binding = step < trainer.bind_steps
             seed = first_seed + step
-            stream = iter(EncodedStream(settings, trainer.pipe.vae, trainer.pipe.tokenizer, seed, plain=binding))
+            stream = encoded_batches(settings, trainer.pipe.vae, trainer.pipe.tokenizer, seed, plain=binding)
         losses.append(trainer.step(next(stream), step))
         step += 1
         if not losses[-1] < float("inf"):
@@ -296,7 +288,7 @@ def train_teacher(
             rate = len(losses) / (time.monotonic() - began)
             recent = sum(losses[-log_every:]) / len(losses[-log_every:])
             logger.info("step %d/%d  loss %.4f  %.2f steps/s", step, trainer.steps, recent, rate)
-        if step % probe_every == 0:
+        if step % 200 == 0:
             accuracy, psnr = trainer.probe()
             logger.info("step %d  one pass from noise: motion %.2f, first frame %.1f dB", step, accuracy, psnr)
             checkpoint.save(step)

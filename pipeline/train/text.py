@@ -12,21 +12,15 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ..clips.vocabulary import COLOURS, GENERIC_SHAPES, MOTIONS, SHAPES
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
-def _byte_characters() -> list[str]:
-    """The printable stand-ins of all 256 bytes, in GPT-2's order (its byte-level BPE)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return [chr(b) for b in printable] + [chr(256 + k) for k in range(len(others))]
-
-
 def words_of_captions() -> list[str]:
-    """Every word that a generated caption can hold."""
+    """Return every word that a generated caption can hold."""
     words = {"a", "an", "the", "and"}
     for text in (*COLOURS, *SHAPES, *MOTIONS, *GENERIC_SHAPES):
         words.update(text.split())
@@ -45,9 +39,9 @@ def _merged(parts: list[str], merges: list[tuple[str, str]]) -> list[str]:
 
 
 def build_tokenizer(max_length: int = 20) -> CLIPTokenizer:
-    """A byte-level BPE that has one token for each caption word and spells out all other text."""
+    """Return a byte-level BPE that has one token for each caption word and spells out all other text."""
     vocabulary: list[str] = []
-    for character in _byte_characters():
+    for character in bytes_to_unicode().values():
         vocabulary += [character, character + "</w>"]
     merges: list[tuple[str, str]] = []
     for word in words_of_captions():
@@ -63,7 +57,7 @@ def build_tokenizer(max_length: int = 20) -> CLIPTokenizer:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel:
-    """A CLIP text transformer of one layer."""
+    """Return a CLIP text transformer of one layer."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -81,7 +75,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel:
 
 
 def build_image_encoder(size: int, width: int) -> CLIPVisionModelWithProjection:
-    """A CLIP vision transformer of one layer over 16-pixel patches."""
+    """Return a CLIP vision transformer of one layer over 16-pixel patches."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             image_size=size,

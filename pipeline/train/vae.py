@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
 import torch
@@ -15,28 +14,16 @@ from torch import Tensor
 from ..clips import ClipGenerator
 from ..judge.metrics import psnr_db
 from ..writing import write_beside
-from .checkpoint import Checkpoint, Deadline
+from .checkpoint import Checkpoint, end_of
 from .linear_start import start_linear
-from .stream import FrameStream
+from .settings import VaeSettings, learning_rate
+from .stream import frames
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class VaeSettings:
-    """How the autoencoder is built and trained; the defaults make the shipped one."""
-
-    size: int = 32
-    block_out_channels: tuple[int, ...] = (16, 32, 64)
-    steps: int = 1200
-    batch: int = 32
-    learning_rate: float = 5e-4
-    kl_weight: float = 1e-6
-    seed: int = 0
-
-
 def build_vae(settings: VaeSettings) -> AutoencoderKL:
-    """A KL autoencoder that maps `size` pixels to `size / 4` cells of 4 channels."""
+    """Return a KL autoencoder that maps `size` pixels to `size / 4` cells of 4 channels."""
     levels = len(settings.block_out_channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -51,26 +38,17 @@ def build_vae(settings: VaeSettings) -> AutoencoderKL:
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error (what PSNR counts) with a little absolute error of the gradients (sharp edges)."""
+    """Return squared error (what PSNR counts) with a little absolute error of the gradients (sharp edges)."""
     loss = F.mse_loss(output, target)
     for dim in (-1, -2):
         loss = loss + 0.05 * F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
     return loss
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, hold: float = 0.0) -> float:
-    """Linear warm-up, the peak for the share `hold` of the rest, then a cosine to a fiftieth of it."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    share = (step - warmup) / max(1, steps - warmup)
-    falling = min(1.0, max(0.0, (share - hold) / (1 - hold)))
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * falling)))
-
-
 @torch.no_grad()
-def evaluate_vae(vae: AutoencoderKL, size: int, clips: int = 64, seed: int = 10_001) -> float:
-    """Mean PSNR in dB of first frames of held-out clips after one round through the autoencoder."""
-    batch = ClipGenerator(size, frames=2, seed=seed, held_out=True).batch(clips)
+def evaluate_vae(vae: AutoencoderKL, size: int, clips: int = 64) -> float:
+    """Return mean PSNR in dB of first frames of held-out clips after one round through the autoencoder."""
+    batch = ClipGenerator(size, frames=2, seed=10_001, held_out=True).batch(clips)
     pictures = (batch.clips[:, :, 0] * 2 - 1).to(vae.device)
     decoded = vae.decode(vae.encode(pictures).latent_dist.mode()).sample
     return float(psnr_db((decoded + 1) / 2, (pictures + 1) / 2).mean())
@@ -80,14 +58,12 @@ def train_vae(
     settings: VaeSettings,
     out: Path,
     minutes: float | None = None,
-    decoder_only: bool = False,
     device: torch.device | str = "cpu",
 ) -> float:
     """Train, or go on from the checkpoint in `out`, and save the autoencoder to `out/vae`.
 
     Args:
         minutes: stop after this time, even if steps are left; a later call goes on from there.
-        decoder_only: leave the encoder as it is, so that latents made with it stay valid.
 
     Returns:
         PSNR in dB on held-out pictures.
@@ -96,27 +72,21 @@ def train_vae(
     vae = build_vae(settings)
     start_linear(vae, ClipGenerator(settings.size, frames=2, seed=settings.seed + 7).batch(256).clips[:, :, 0] * 2 - 1)
     vae.to(device)
-    trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()] if decoder_only else [*vae.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    checkpoint = Checkpoint(out / ("vae-decoder.pt" if decoder_only else "vae.pt"), vae=vae, optimizer=optimizer)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    checkpoint = Checkpoint(out / "vae.pt", vae=vae, optimizer=optimizer)
     step = checkpoint.load()
-    if decoder_only and step == 0:
-        vae.load_state_dict(AutoencoderKL.from_pretrained(out / "vae").state_dict())
-    deadline = Deadline(minutes)
-    stream = iter(FrameStream(settings.size, settings.batch, seed=settings.seed + 1 + step))
-    while step < settings.steps and not deadline.passed():
+    stream = frames(settings.size, settings.batch, seed=settings.seed + 1 + step)
+    ends = end_of(minutes)
+    while step < settings.steps and time.monotonic() < ends:
         pictures = next(stream).to(device) * 2 - 1
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings.steps, settings.learning_rate)
-        with torch.set_grad_enabled(not decoder_only):
-            posterior = vae.encode(pictures).latent_dist
-        decoded = vae.decode(posterior.mode() if decoder_only else posterior.sample()).sample
-        loss = reconstruction_loss(decoded, pictures)
-        if not decoder_only:
-            loss = loss + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+        posterior = vae.encode(pictures).latent_dist
+        loss = reconstruction_loss(vae.decode(posterior.sample()).sample, pictures)
+        loss = loss + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         step += 1
         if step % 100 == 0:

@@ -232,7 +232,7 @@ class _Sizing:
         return np.array([math.ceil(one - 1e-6) for one in found.x[:n].tolist()], dtype=np.int64)
 
     def _served(self, gpus: NDArray[np.int64], lost: int, hour: int) -> tuple[NDArray[np.float64], float, float]:
-        """Requests per second that each region gets with one lost, what is left over, and the mean round trip in ms
+        """Requests per second that each region gets with one lost, what is unserved, and the mean round trip in ms
         of the lost region's requests.
         """
         demand = dict(zip(self._names, self._week.rps[hour].tolist(), strict=True))
@@ -246,7 +246,7 @@ class _Sizing:
                 served[self._names.index(to)] += share * demand[source]
         row = table.shares[self._names[lost]]
         trip = sum(share * self._fleet.latency(self._names[lost], to) for to, share in row.items())
-        return served, sum(table.left_over_rps.values()), trip
+        return served, sum(table.unserved_rps.values()), trip
 
     def _carry(self, gpus: NDArray[np.int64], lost: list[int]) -> _Carried:
         """Ask the planner for the loss of each region at each hour."""

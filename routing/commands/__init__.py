@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, Protocol
 
-from . import capacity, control, drain, experiment, fleet, follow, plan, proxy, render, simulate, tune
+from . import agent, capacity, control, drain, experiment, fleet, plan, proxy, render, simulate, tune
+from .switches import drain_region, freeze, resume
 
 
 class Command(Protocol):
@@ -29,7 +30,10 @@ COMMANDS: tuple[Command, ...] = (
     render,
     proxy,
     control,
-    follow,
+    agent,
+    drain_region,
+    freeze,
+    resume,
     drain,
     fleet,
     experiment,

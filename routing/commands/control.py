@@ -18,9 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "folder of the fleet's Envoys, as `render` wrote it, to keep up to date"
     parser.add_argument("--envoy", type=Path, metavar="DIR", help=text)
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="from round to round (default: 2)")
-    parser.add_argument("--prometheus", metavar="URL", help="take metrics from there, not from the machines")
+    parser.add_argument("--prometheus", metavar="URL", help="take metrics from there, not from the proxies")
     text = "where the status page is (default: 127.0.0.1:9900)"
     parser.add_argument("--listen", default="127.0.0.1:9900", metavar="HOST:PORT", help=text)
+    text = "file with the token of operators (default: STILLMOTION_CONTROL_TOKEN has it, or there are no switches)"
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help=text)
     parser.add_argument("--once", action="store_true", help="look twice, publish once, and end; without a page")
     text = "wait while another loop publishes into the folder, to take over when it ends"
     parser.add_argument("--standby", action="store_true", help=text)
@@ -42,11 +44,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         serve(
             fleet,
             Options(
+                base=options.fleet.parent,
                 out=options.out,
                 envoy=options.envoy,
                 interval_s=options.interval,
                 prometheus=options.prometheus,
                 listen=options.listen,
+                token_file=options.token_file,
                 once=options.once,
                 standby=options.standby,
             ),
@@ -59,6 +63,8 @@ def lines(result: dict[str, Any]) -> list[str]:
     found = [f"table {result['version']}, {result['rounds']} rounds, {result['failed_rounds']} failed"]
     if result["failure"] or result["frozen"]:
         found.append(result["failure"] or f"frozen: {result['frozen']}")
+    if result["switches"]:
+        found.append(f"switched: {result['switches']}")
     for source, row in result["shares"].items():
         shares = "  ".join(f"{to} {100 * share:.1f} %" for to, share in row.items())
         found.append(f"{source}: {shares}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 NAME = "drain"
@@ -11,8 +12,10 @@ HELP = "take a proxy out: its /readyz is 503 from now on, and its requests end"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    text = "its admin page (default: 127.0.0.1:9901)"
-    parser.add_argument("--admin", default="127.0.0.1:9901", metavar="HOST:PORT", help=text)
+    which = parser.add_mutually_exclusive_group()
+    text = "an edge's admin page (default: 127.0.0.1:9901)"
+    which.add_argument("--admin", default="127.0.0.1:9901", metavar="HOST:PORT", help=text)
+    which.add_argument("--socket", type=Path, metavar="PATH", help="a dispatcher's runtime socket")
     text = "time for load balancers and edges to see it (default: 5)"
     parser.add_argument("--leave", type=_seconds, default=5.0, metavar="S", help=text)
     text = "time for requests in flight after that (default: 230)"
@@ -29,14 +32,20 @@ def _seconds(text: str) -> float:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Drain it; how many requests were left."""
     from ..errors import RoutingError
-    from ..follow.drain import drain
 
-    left = drain(options.admin, options.leave, options.limit)
+    if options.socket is not None:
+        from ..dispatcher import runtime
+
+        left = runtime.drain(options.socket, options.leave, options.limit)
+    else:
+        from ..agent.drain import drain
+
+        left = drain(options.admin, options.leave, options.limit)
     if left:
         raise RoutingError(f"{left} requests are still in flight after {options.leave + options.limit:g} s")
-    return {"admin": options.admin, "in_flight": left}
+    return {"proxy": str(options.socket or options.admin), "in_flight": left}
 
 
 def lines(result: dict[str, Any]) -> list[str]:
     """That it is done."""
-    return [f"{result['admin']}: nothing is in flight; it can be stopped"]
+    return [f"{result['proxy']}: nothing is in flight; it can be stopped"]

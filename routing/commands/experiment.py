@@ -1,4 +1,4 @@
-"""`experiment`: retry policies on real Envoys, beside what queueing theory allows."""
+"""`experiment`: lines and retries on real proxies, beside one ideal line of all GPUs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from ..console import tell
 
 NAME = "experiment"
-HELP = "compare retry policies on real Envoys, one tier and two, beside the ideal queue"
+HELP = "compare fleets with and without lines on real proxies, beside the ideal line"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    text = "a minute and a half instead of ten minutes: enough to see that it works, too little for its figures"
+    text = "two minutes instead of half an hour: enough to see that it works, too little for its figures"
     parser.add_argument("--quick", action="store_true", help=text)
     text = "folder for experiment.json, .md and .png (default: experiment)"
     parser.add_argument("--out", type=Path, default=Path("experiment"), metavar="DIR", help=text)

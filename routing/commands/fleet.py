@@ -116,6 +116,6 @@ def lines(result: dict[str, Any]) -> list[str]:
 
     if result["action"] == "status":
         return report_lines(result)
-    edges = [f"  {name:<16} {one['edge']}/animate" for name, one in result["regions"].items()]
+    edges = [f"  {name:<16} {one['edge']}{result['path']}" for name, one in result["regions"].items()]
     what = "stand-ins for GPU servers: they take time and compute nothing" if result["servers"] == "stand-in" else ""
     return [f"ready; send requests to the edge of a region{f' ({what})' if what else ''}", *edges]

@@ -17,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--load", type=Path, required=True, metavar="JSON", help="demand and capacity of each region")
     text = "lp is the optimum for the same overflow, to compare with (default: iterative)"
     parser.add_argument("--solver", choices=("iterative", "lp"), default="iterative", help=text)
-    parser.add_argument("--no-floor", action="store_true", help="leave the floor share out")
     parser.add_argument("--out", type=Path, metavar="JSON", help="write the table there too, at once and whole")
 
 
@@ -30,17 +29,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     fleet = load_fleet(options.fleet)
     load = load_load(options.load, fleet)
     now = datetime.now(UTC).replace(microsecond=0)
-    table = plan(fleet, load, generated_at=now, solver=options.solver, floor=not options.no_floor)
+    table = plan(fleet, load, generated_at=now, solver=options.solver)
     if options.out is not None:
         table.write(options.out)
     return table.to_dict()
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """Shares, moves with their reasons, and what is left over."""
+    """Shares, moves with their reasons, and what is unserved."""
     moves = [f"{move['rps']:.2f} rps  {move['why']}" for move in result["moves"]]
-    over = [f"left over in {name}: {rps:.2f} rps" for name, rps in result["left_over_rps"].items() if rps > 0]
-    return [*_shares(result["shares"]), "", *(moves or ["nothing moves"]), "", *(over or ["nothing is left over"])]
+    unserved = [f"unserved in {name}: {rps:.2f} rps" for name, rps in result["unserved_rps"].items() if rps > 0]
+    return [*_shares(result["shares"]), "", *(moves or ["nothing moves"]), "", *(unserved or ["all is served"])]
 
 
 def _shares(shares: dict[str, dict[str, float]]) -> list[str]:

@@ -1,9 +1,8 @@
-"""`render`: a routing table as configuration of Envoy, Kubernetes, Istio or Gateway API."""
+"""`render`: a routing table as configuration of its proxies, here or on Kubernetes."""
 
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +14,13 @@ if TYPE_CHECKING:
     from ..table import RoutingTable
 
 NAME = "render"
-HELP = "write a routing table as configuration of Envoy, Kubernetes, Istio or Gateway API"
+HELP = "write a routing table as configuration of its proxies, here or on Kubernetes"
 
 _BASE = Path("deploy/kubernetes/base")
-LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-"""A DNS label, as `RegionName` has it."""
+_GONE = {"istio": "a mesh", "gateway-api": "a Gateway"}
 _OPTIONS = {
     "envoy": ("seen_at", "emulate_latency", "validate"),
     "kubernetes": ("settings", "base", "validate"),
-    "istio": ("namespace", "port"),
-    "gateway-api": ("namespace", "port"),
 }
 _ALL = dict.fromkeys(name for names in _OPTIONS.values() for name in names)
 
@@ -34,33 +30,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fleet", type=Path, required=True, metavar="YAML", help="regions, proxies, policies")
     text = "as `plan --out` writes it (default: all traffic at home, to begin with)"
     parser.add_argument("--table", type=Path, metavar="JSON", help=text)
-    parser.add_argument("--target", choices=tuple(_OPTIONS), default="envoy", help="default: envoy")
+    parser.add_argument("--target", type=_target, default="envoy", help=f"{' or '.join(_OPTIONS)} (default: envoy)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    text = "have Envoy check the files (envoy and kubernetes)"
+    text = "have Envoy and HAProxy check the files (envoy and kubernetes)"
     parser.add_argument("--validate", action="store_true", default=None, help=text)
     envoy = parser.add_argument_group("for Envoy")
-    text = "folder where Envoy will find the files (default: where they are written)"
+    text = "folder where the proxies will find the files (default: where they are written)"
     envoy.add_argument("--seen-at", type=Path, metavar="DIR", help=text)
-    text = "ingresses delay requests by the round trip to where they come from, for a fleet on one machine"
+    text = "dispatchers delay requests by the round trip to where they come from, for a fleet on one machine"
     envoy.add_argument("--emulate-latency", action="store_true", default=None, help=text)
     kubernetes = parser.add_argument_group("for Kubernetes")
     kubernetes.add_argument("--settings", type=Path, metavar="YAML", help="images, clusters, scaling")
     kubernetes.add_argument("--base", type=Path, metavar="DIR", help=f"(default: {_BASE})")
-    others = parser.add_argument_group("for Istio and Gateway API")
-    others.add_argument("--namespace", type=_namespace, help="of the resources (default: stillmotion)")
-    others.add_argument("--port", type=_port, help="of the Services of ingresses (default: 8080)")
 
 
-def _namespace(text: str) -> str:
-    if not re.fullmatch(LABEL, text):
-        raise argparse.ArgumentTypeError(f"{text} is no namespace: a to z, 0 to 9 and hyphens within, at most 63")
+def _target(text: str) -> str:
+    if text in _GONE:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no target any more: what is rendered for {_GONE[text]} cannot follow the traffic, and retries "
+            "in no other region. Put it in front of the edges, which `--target kubernetes` writes"
+        )
+    if text not in _OPTIONS:
+        raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(_OPTIONS)}")
     return text
-
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 2**16:
-        raise argparse.ArgumentTypeError(f"{text} is no port")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -78,17 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result = {"target": options.target, "out": str(options.out), "table_version": table.version}
     if options.target == "envoy":
         return {**result, **_envoy(options, fleet, table)}
-    if options.target == "kubernetes":
-        return {**result, **_kubernetes(options, fleet, table)}
-    from ..targets.manifests import Place
-    from ..targets.render import write_target
-
-    given = {name: value for name in _OPTIONS["istio"] if (value := getattr(options, name)) is not None}
-    rendered = write_target(options.target, options.out, fleet, table, Place(**given))
-    _remove_stale(options, rendered.files)
-    for note in rendered.notes:
-        tell(f"note: {note}")
-    return {**result, "files": [str(path) for path in rendered.files], "notes": list(rendered.notes)}
+    return {**result, **_kubernetes(options, fleet, table)}
 
 
 def _table(options: argparse.Namespace, fleet: Fleet) -> RoutingTable:
@@ -105,7 +87,7 @@ def _table(options: argparse.Namespace, fleet: Fleet) -> RoutingTable:
 
 
 def _envoy(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) -> dict[str, Any]:
-    from ..envoy.folders import write_fleet
+    from ..proxies import Programs, write_fleet
 
     proxies = write_fleet(
         options.out,
@@ -117,14 +99,10 @@ def _envoy(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) -> di
     )
     _remove_stale(options, (file for one in proxies for file in one.folder.iterdir() if file.is_file()))
     if options.validate:
-        from ..envoy.binary import find_envoy
-        from ..envoy.validation import validate
-
-        validate(find_envoy(), proxies)
-        tell(f"Envoy accepts all {len(proxies)}")
+        Programs.find().check(proxies)
+        tell(f"Envoy and HAProxy accept all {len(proxies)}")
     about = [
-        {"region": one.region, "role": one.role, "bootstrap": str(one.bootstrap), "threads": one.threads}
-        for one in proxies
+        {"region": one.region, "role": one.role, "config": str(one.config), "threads": one.threads} for one in proxies
     ]
     return {"validated": bool(options.validate), "proxies": about}
 
@@ -135,7 +113,7 @@ def _kubernetes(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) 
 
     settings, folder = load_settings(options.settings), options.fleet.parent
     if options.validate:
-        _try_with_envoy(fleet, table, folder)
+        _try_with_programs(fleet, table, folder)
     rendered = write_overlays(options.out, fleet, table, settings, base=options.base or _BASE, folder=folder)
     _remove_stale(options, rendered.files)
     for note in rendered.notes:
@@ -151,24 +129,20 @@ def _remove_stale(options: argparse.Namespace, written: Iterable[Path]) -> None:
         tell(f"note: {path} is removed, which an earlier rendering wrote and this one does not")
 
 
-def _try_with_envoy(fleet: Fleet, table: RoutingTable, folder: Path) -> None:
+def _try_with_programs(fleet: Fleet, table: RoutingTable, folder: Path) -> None:
     """What pods will have, but for the paths of certificates, which are not here as they are there."""
     import tempfile
 
-    from ..envoy.binary import find_envoy
-    from ..envoy.folders import write_fleet
-    from ..envoy.validation import validate
+    from ..proxies import Programs, write_fleet
 
     with tempfile.TemporaryDirectory() as scratch:
         proxies = write_fleet(Path(scratch), fleet, table, base=folder)
-        validate(find_envoy(), proxies)
-    tell(f"Envoy accepts all {len(proxies)}")
+        Programs.find().check(proxies)
+    tell(f"Envoy and HAProxy accept all {len(proxies)}")
 
 
 def lines(result: dict[str, Any]) -> list[str]:
     """What was written."""
-    if "files" in result:
-        return list(result["files"])
     if "overlays" in result:
         return [f"{one['region']:<16} kubectl apply -k {one['folder']}" for one in result["overlays"]]
-    return [f"{one['role']:<8} {one['region']:<16} {one['bootstrap']}" for one in result["proxies"]]
+    return [f"{one['role']:<10} {one['region']:<16} {one['config']}" for one in result["proxies"]]

@@ -3,25 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from ..fleet import Fleet
+from ..fleet import DelayPolicy, Fleet
 from ..load import Load
 from ..metrics.observation import UNSEEN, Observation, RegionSeen
 from ..planner import plan
 from ..schema import validated
 from ..table import RoutingTable
-from .bursts import NO_BURST, Sign, next_burst
-from .policy import ControlPolicy
-from .smoothing import Estimate
-from .state import Change, ControlState, Decision, Held, RegionState
-from .steps import DUST, Shares, largest_change, no_more_than_now, step
+from .bursts import NO_BURST, BurstPolicy, Sign, next_burst
+from .smoothing import EPSILON, Estimate, Shares, largest_change, no_more_than_now, step
+from .state import NO_ORDERS, Change, ControlState, Decision, HoldReason, Orders, RegionState
 
 Planner = Callable[[Fleet, Load], RoutingTable]
 
 _NO_TIME = datetime.fromtimestamp(0, UTC)  # who publishes a table says when
 _SAME = 1e-6  # a share is published as a weight of a million
+
+
+@dataclass(frozen=True)
+class ControlPolicy:
+    """How the loop turns what it sees into tables.
+
+    Attributes:
+        smoothing_s: time constant of demand, and of capacity that rises.
+        hysteresis: a row whose largest change is smaller stays as it is.
+        max_step: no share changes by more in one update.
+        stale_after_s: a region that was not heard of for longer is frozen.
+        warm_up_s: time for which a loop that has just started only looks.
+        delay: of jobs, in a burst and without.
+        burst: when that is.
+    """
+
+    smoothing_s: float
+    hysteresis: float
+    max_step: float
+    stale_after_s: float
+    warm_up_s: float
+    delay: DelayPolicy
+    burst: BurstPolicy = field(default_factory=BurstPolicy)
+
+    @classmethod
+    def of(cls, fleet: Fleet) -> ControlPolicy:
+        """The policy of a fleet file.
+
+        The warm-up is half the smoothing: by then the estimate rests on a window as long as that.
+        """
+        return cls(
+            smoothing_s=fleet.smoothing_s,
+            hysteresis=fleet.hysteresis,
+            max_step=fleet.max_step,
+            stale_after_s=fleet.stale_after_s,
+            warm_up_s=fleet.smoothing_s / 2,
+            delay=fleet.retry.delay,
+            # As long as smoothing takes to see a lasting rise as the new usual.
+            burst=BurstPolicy(calm_s=fleet.smoothing_s, retries_together=max(1, fleet.retry.attempts - 1)),
+        )
 
 
 def plan_now(fleet: Fleet, load: Load) -> RoutingTable:
@@ -49,7 +87,7 @@ class Controller:
         return cls(fleet, ControlPolicy.of(fleet))
 
     def at_home(self) -> RoutingTable:
-        """The table to begin with: all traffic at home, but for the floor."""
+        """The table to begin with: all traffic at home."""
         return self.planner(self.fleet, Load.of(self.fleet, {}))
 
     def start(self, rows: Shares) -> ControlState:
@@ -57,13 +95,16 @@ class Controller:
         known = {source: dict(row) for source, row in rows.items()}
         return ControlState(known, {name: RegionState() for name in self.fleet.names})
 
-    def step(self, state: ControlState, observation: Observation, now: float) -> tuple[ControlState, Decision]:
+    def step(
+        self, state: ControlState, observation: Observation, now: float, orders: Orders = NO_ORDERS
+    ) -> tuple[ControlState, Decision]:
         """One round.
 
         Args:
             state: after the last one.
             observation: of this one.
             now: seconds of a clock that never goes back; only differences count.
+            orders: of operators, and what agents have measured.
 
         Returns:
             The state after it, and what is to be done.
@@ -72,26 +113,35 @@ class Controller:
         regions = {name: self._learn(name, state.regions[name], observation, now) for name in self.fleet.names}
         stale = tuple(name for name, known in regions.items() if self._is_stale(known.demand, now, started_at))
         regions = {n: replace(known, burst=NO_BURST) if n in stale else known for n, known in regions.items()}
+        # A loop that has just started knows too little to be followed, whatever it says.
+        unknown = tuple(n for n, one in regions.items() if n not in stale and not self._is_watched(one))
+        warming = () if state.warm else unknown
         new = replace(state, regions=regions, started_at=started_at)
         delay = self.policy.delay
         delays = {n: delay.burst_share if one.burst.since is not None else delay.share for n, one in regions.items()}
         if 2 * len(stale) >= len(regions):
             # With half of the demand unknown, what the rest should do is a guess.
             why = f"{len(stale)} of {len(regions)} regions not heard of for {self.policy.stale_after_s:g} s"
-            return new, Decision(state.rows, frozen=why, stale=stale, delays=delays)
-        planned = self.planner(self.fleet, self.load(new, stale))
+            return new, Decision(state.rows, frozen=why, stale=stale, delays=delays, warming=warming)
+        new = replace(new, warm=state.warm or not warming)
+        if orders.frozen:
+            kept = Decision(state.rows, frozen=orders.frozen, by_operator=True, stale=stale, delays=delays)
+            return new, replace(kept, warming=warming)
+        fleet = self.fleet.with_latencies(orders.latency_ms) if orders.latency_ms else self.fleet
+        planned = self.planner(fleet, self.load(new, stale, orders.drained))
         away = {move.source for move in planned.moves}
         home_since = {name: state.home_since.get(name, now) for name in self.fleet.names if name not in away}
         new = replace(new, home_since=home_since)
-        decision = self._decide(new, planned, stale, now)
+        decision = self._decide(new, planned, stale, orders.drained, now)
         moving = frozenset(
             source
             for source, target in decision.targets.items()
             if source not in decision.held and largest_change(decision.rows[source], target) > _SAME
         )
-        return replace(new, rows=decision.rows, moving=moving), replace(decision, stale=stale, delays=delays)
+        decision = replace(decision, stale=stale, delays=delays, warming=warming)
+        return replace(new, rows=decision.rows, moving=moving), decision
 
-    def load(self, state: ControlState, fixed: Collection[str] = ()) -> Load:
+    def load(self, state: ControlState, fixed: Collection[str] = (), drained: Collection[str] = ()) -> Load:
         """Demand and capacity as they are believed now, for the planner. Capacity that was never measured is the
         fleet file's; demand that never was is none.
 
@@ -100,11 +150,14 @@ class Controller:
             fixed: sources whose rows stay as they are. What they send is no longer to be planned, so it is taken
                 from both sides: from their demand, and from the capacity of those who get it. x jobs per second
                 fill a region as much as if its capacity were smaller by x / target_load.
+            drained: regions that are to get no jobs: their capacity counts as none.
         """
         demand, capacity = {}, {}
         for name, known in state.regions.items():
             demand[name] = max(0.0, known.demand.value) if known.demand else 0.0
             capacity[name] = known.capacity.value if known.capacity else self.fleet.capacity_rps(name)
+            if name in drained:
+                capacity[name] = 0.0
         for source in fixed:
             sent = demand[source]
             for to, share in state.rows[source].items():
@@ -121,7 +174,7 @@ class Controller:
         demand, retries, capacity, burst = known.demand, known.retries, known.capacity, known.burst
         if seen.demand_rps is not None:
             # What is usual must be known first.
-            if demand is not None and demand.weight >= self._warm and not seen.edge_gone:
+            if self._is_watched(known) and not seen.edge_gone:
                 burst = next_burst(burst, self._sign(name, seen, known), now, self.policy.burst)
             # Edges that are gone count nothing: there was no demand since they were.
             over_s = now - demand.at if seen.edge_gone and demand is not None else seen.over_s
@@ -145,16 +198,22 @@ class Controller:
             seconds=seen.over_s,
         )
 
+    def _is_watched(self, known: RegionState) -> bool:
+        """Whether a region was watched for as long as its demand must be, to decide anything."""
+        return known.demand is not None and known.demand.weight >= self._warm
+
     def _is_stale(self, known: Estimate | None, now: float, started_at: float) -> bool:
         return now - (known.at if known else started_at) > self.policy.stale_after_s
 
-    def _decide(self, state: ControlState, planned: RoutingTable, stale: tuple[str, ...], now: float) -> Decision:
+    def _decide(
+        self, state: ControlState, planned: RoutingTable, stale: tuple[str, ...], drained: frozenset[str], now: float
+    ) -> Decision:
         assert state.started_at is not None
         unsure = frozenset(
             name for name, known in state.regions.items() if self._is_stale(known.capacity, now, state.started_at)
         )
         targets: dict[str, dict[str, float]] = {}
-        held: dict[str, Held] = {}
+        held: dict[str, HoldReason] = {}
         free: dict[str, dict[str, float]] = {}
         for source, row in state.rows.items():
             target = no_more_than_now(row, planned.shares[source], unsure, source)
@@ -162,7 +221,7 @@ class Controller:
             change = largest_change(row, target)
             if change <= _SAME:
                 continue  # not even its last digits: rows are what is published, to the letter
-            if why := self._held(source, change, target, state, stale, now):
+            if why := self._held(source, change, target, state, stale, drained, now):
                 held[source] = why
             else:
                 free[source] = target
@@ -172,7 +231,7 @@ class Controller:
             changes=changes(state.rows, rows),
             targets=targets,
             moves=planned.moves,
-            left_over_rps=planned.left_over_rps,
+            unserved_rps=planned.unserved_rps,
             held=held,
             step=part,
         )
@@ -184,16 +243,17 @@ class Controller:
         target: Mapping[str, float],
         state: ControlState,
         stale: tuple[str, ...],
+        drained: frozenset[str],
         now: float,
-    ) -> Held | None:
+    ) -> HoldReason | None:
         """Why a row stays as it is, although its target is another."""
         row, known = state.rows[source], state.regions[source]
         if source in stale:
-            return Held("stale", f"not heard of for {self.policy.stale_after_s:g} s")
+            return HoldReason("stale", f"not heard of for {self.policy.stale_after_s:g} s")
         if known.seen.edge_gone:
-            return Held("edge_gone", "nobody listens at its edges")
-        if known.demand is None or known.demand.weight < self._warm:
-            return Held("warming_up", "not watched for long enough")
+            return HoldReason("edge_gone", "nobody listens at its edges")
+        if not self._is_watched(known):
+            return HoldReason("warming_up", "not watched for long enough")
         if source in state.moving or change >= self.policy.hysteresis:
             return None
         at_home_s = now - state.home_since.get(source, now)
@@ -201,9 +261,10 @@ class Controller:
             return None  # the last two percent come home as well, once it is sure that they may
         for to, share in row.items():
             capacity = state.regions[to].capacity
-            if capacity is not None and capacity.value <= 0 and share > target.get(to, 0.0) + DUST:
+            dead = to in drained or (capacity is not None and capacity.value <= 0)
+            if dead and share > target.get(to, 0.0) + EPSILON:
                 return None  # what goes to a dead region is not too little to matter
-        return Held("hysteresis", f"a change of {change:.3f} is below {self.policy.hysteresis:g}")
+        return HoldReason("hysteresis", f"a change of {change:.3f} is below {self.policy.hysteresis:g}")
 
     @property
     def _warm(self) -> float:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..console import tell
-from ..metrics.oddities import Oddity
+from ..metrics.observation import ScrapeProblem
 from ..table import RoutingTable
 from .state import ControlState, Decision
 
 NAME = "decisions.jsonl"
 LARGEST = 16 * 2**20
 """Bytes of the file; it then becomes `decisions.jsonl.1`, in place of the one before. Some 50,000 events."""
+CHANGES_SHOWN = 12
+"""Changes that a line for people has; programs get all."""
 SHOWN = 50
 """Events that the status page has."""
 
@@ -36,7 +38,7 @@ class Journal:
         self._frozen = ""
         self._held: dict[str, str] = {}
         self._bursts: dict[str, str] = {}
-        self._odd: dict[tuple[str, str], str] = {}
+        self._wrong: dict[tuple[str, str], str] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=SHOWN)
 
     def note(self, event: str, text: str, **more: Any) -> None:
@@ -70,7 +72,10 @@ class Journal:
             if change.source not in why:
                 moves = [move.why for move in table.moves if move.source == change.source]
                 why[change.source] = moves[:3] or ["comes home: there is room for it"]
-        changed = ", ".join(f"{c.source} to {c.to} {c.before:.3f} > {c.after:.3f}" for c in decision.changes)
+        shown = decision.changes[:CHANGES_SHOWN]
+        changed = ", ".join(f"{c.source} to {c.to} {c.before:.3f} > {c.after:.3f}" for c in shown)
+        if more := len(decision.changes) - len(shown):
+            changed += f" and {more} others"
         self.note(
             "table",
             f"{table.version}: {changed}",
@@ -83,9 +88,9 @@ class Journal:
             capacity_rps={n: known.capacity.value if known.capacity else None for n, known in state.regions.items()},
         )
 
-    def round(self, state: ControlState, decision: Decision, oddities: tuple[Oddity, ...]) -> None:
+    def round(self, state: ControlState, decision: Decision, problems: tuple[ScrapeProblem, ...]) -> None:
         """What else is new in a round: freezes, what is held back, bursts, and what is wrong with metrics."""
-        self._oddities(oddities)  # first, since they may be why the rest is so
+        self._problems_of(problems)  # first, since they may be why the rest is so
         if decision.frozen != self._frozen:
             if not decision.frozen or not self._frozen:
                 self.note("frozen" if decision.frozen else "thawed", decision.frozen or "metrics are back")
@@ -104,16 +109,16 @@ class Journal:
             self.note("burst_over", f"{name}: {share:.0%} of its jobs wait", region=name, delay_share=share)
         self._bursts = bursts
 
-    def _oddities(self, oddities: tuple[Oddity, ...]) -> None:
-        found = {(str(one.kind), one.where): one.text for one in oddities}
+    def _problems_of(self, problems: tuple[ScrapeProblem, ...]) -> None:
+        found = {(str(one.kind), one.where): one.text for one in problems}
         for (kind, where), text in found.items():
-            if (kind, where) not in self._odd:
+            if (kind, where) not in self._wrong:
                 self.note("metrics", f"{kind} {where}: {text}", kind=kind, where=where)
-        for kind, where in self._odd.keys() - found.keys():
+        for kind, where in self._wrong.keys() - found.keys():
             self.note("metrics_well", f"{kind} {where} is over", kind=kind, where=where)
-        self._odd = found
+        self._wrong = found
 
     @property
-    def oddities(self) -> list[Mapping[str, str]]:
+    def problems(self) -> list[Mapping[str, str]]:
         """What is wrong with metrics now."""
-        return [{"kind": kind, "where": where, "text": text} for (kind, where), text in sorted(self._odd.items())]
+        return [{"kind": kind, "where": where, "text": text} for (kind, where), text in sorted(self._wrong.items())]

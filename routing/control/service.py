@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
-
-from starlette.applications import Starlette
 
 from ..console import tell
 from ..envoy.folders import BOOTSTRAP, edge_folder
 from ..errors import InputError, RoutingError
+from ..files import read_text
 from ..fleet import Fleet
 from ..metrics.collector import Collector, make_collector
 from .controller import Controller
-from .envoy import EnvoyPublisher
 from .exported import Exported
+from .folder import Leader, last_good
 from .journal import NAME, Journal
-from .leader import Leader
 from .loop import Loop, Snapshot, wall_clock
-from .published import Published
-from .publishing import TABLE, FolderPublisher, Publishers
-from .saved import last_good
+from .publishing import TABLE, EnvoyPublisher, FolderPublisher, Publishers
 from .status import Status, status
-from .web import listening, make_app, make_server
+from .switches import Switches
+from .web import Pages, listening, serving
 
 _HUNG_AFTER = 10.0
 """Rounds. A loop that has begun none for so long hangs, and whoever watches `/livez` may start it anew."""
+_SHORTEST_TOKEN = 16
+TOKEN = "STILLMOTION_CONTROL_TOKEN"  # noqa: S105  # the name of a variable
+"""In it pods have the token, from a Secret that may be missing."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,24 @@ class Options:
     """How the program was called.
 
     Attributes:
+        base: folder of the fleet file, which its paths are seen from.
         out: folder to publish into.
-        envoy: folder that the fleet's Envoys watch, or None.
+        envoy: folder that the fleet's edges watch, or None.
         interval_s: of the loop.
         prometheus: URL of one that has the metrics, or None.
         listen: host and port of the pages.
+        token_file: of the token that operators show, or None.
         once: one decision, and no pages.
         standby: wait for the lock.
     """
 
+    base: Path
     out: Path
     envoy: Path | None
     interval_s: float
     prometheus: str | None
     listen: str
+    token_file: Path | None
     once: bool
     standby: bool
 
@@ -69,11 +72,12 @@ async def serve(fleet: Fleet, options: Options, wall: Callable[[], datetime] = w
         wall: the time of day.
 
     Raises:
-        InputError: no machine is known, or an argument cannot be used.
+        InputError: no proxy is known, or an argument cannot be used.
         RoutingError: another loop publishes into the folder, or it cannot be written, or the port is taken.
     """
     stop = asyncio.Event()
-    collector = make_collector(fleet, _url(options.prometheus))
+    token = read_token(options.token_file)
+    collector = make_collector(fleet, options.base, options.prometheus)
     try:
         with signals(stop), Leader(_folder(options.out)) as leader:
             if options.standby and not leader.take():
@@ -83,32 +87,38 @@ async def serve(fleet: Fleet, options: Options, wall: Callable[[], datetime] = w
             elif not options.standby and not leader.take():
                 text = f"{leader.holder()} publishes there already; stop it, choose another --out, or use --standby"
                 raise RoutingError(f"{options.out}: {text}")
-            return await _lead(fleet, options, collector, stop, wall)
+            return await _lead(fleet, options, collector, token, stop, wall)
     finally:
         await collector.close()
 
 
 async def _lead(
-    fleet: Fleet, options: Options, collector: Collector, stop: asyncio.Event, wall: Callable[[], datetime]
+    fleet: Fleet,
+    options: Options,
+    collector: Collector,
+    token: str | None,
+    stop: asyncio.Event,
+    wall: Callable[[], datetime],
 ) -> dict[str, Any]:
     controller = Controller.of(fleet)
     if options.once:
         controller = replace(controller, policy=replace(controller.policy, warm_up_s=0.0))
     journal = Journal(options.out / NAME, wall)
+    switches = Switches(options.out, fleet, journal)
     first = controller.at_home().model_copy(update={"generated_at": wall()})
-    envoys = _envoys(fleet, options.envoy)
     loop = Loop(
         controller,
         collector,
-        Publishers([FolderPublisher(options.out), *envoys]),
+        Publishers([FolderPublisher(options.out), *_edges(fleet, options.envoy)]),
         journal,
         last_good(options.out / TABLE, fleet, first),
         options.interval_s,
+        switches,
         wall=wall,
     )
 
     def now() -> Status:
-        return status(fleet, loop.snapshot, journal, monotonic(), options.interval_s)
+        return status(fleet, loop.snapshot, journal, monotonic(), options.interval_s, switches)
 
     if options.once:
         await loop.run(stop, rounds=2)
@@ -116,7 +126,7 @@ async def _lead(
     exported = Exported()
 
     def watch(snapshot: Snapshot) -> None:
-        kinds = [str(one.kind) for one in snapshot.observation.oddities] if snapshot.observation else []
+        kinds = [str(one.kind) for one in snapshot.observation.problems] if snapshot.observation else []
         exported.update(now(), snapshot.took_s, kinds)
 
     def live() -> str:
@@ -124,25 +134,35 @@ async def _lead(
         silent_s = 0.0 if begun is None else monotonic() - begun
         return f"no round for {silent_s:.0f} s" if silent_s > _HUNG_AFTER * options.interval_s else ""
 
-    def published() -> dict[str, Any]:
-        known = now()
-        shares = {name: region.delay_share for name, region in known.regions.items()}
-        found = Published(table=loop.snapshot.table, delay_share=shares, not_ready=known.not_ready)
-        return found.to_dict()
-
     def series() -> bytes:
         well_at = loop.snapshot.well_at
         return exported.page(None if well_at is None else monotonic() - well_at)
 
     loop.watch = watch
+    pages = Pages(fleet, loop, switches, now, series, live, token)
     with listening(options.listen) as sock:
         tell(f"status page at http://{options.listen}/")
-        async with pages(make_app(now, series, published, live=live), sock):
+        async with serving(pages.app(), sock):
             await loop.run(stop)
     return now().to_dict()
 
 
-def _envoys(fleet: Fleet, root: Path | None) -> list[EnvoyPublisher]:
+def read_token(path: Path | None) -> str | None:
+    """Read the token of operators, from a file or else from the environment (`TOKEN`); None where there is neither.
+
+    Raises:
+        InputError: it cannot be read, or is too short to keep anybody out.
+    """
+    token = (os.environ.get(TOKEN, "") if path is None else read_text(path)).strip()
+    if path is None and not token:
+        return None
+    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
+        text = f"holds no token of at least {_SHORTEST_TOKEN} printable ASCII characters"
+        raise InputError(text, file=str(path or TOKEN))
+    return token
+
+
+def _edges(fleet: Fleet, root: Path | None) -> list[EnvoyPublisher]:
     if root is None:
         return []
     for region in fleet.names:
@@ -150,18 +170,6 @@ def _envoys(fleet: Fleet, root: Path | None) -> list[EnvoyPublisher]:
             text = f"{root} has no edge of {region}; write its files with `render --target envoy`"
             raise InputError(text, key="--envoy")
     return [EnvoyPublisher(root, fleet)]
-
-
-@contextlib.asynccontextmanager
-async def pages(app: Starlette, sock: socket.socket) -> AsyncIterator[None]:
-    """Serve them while the block runs."""
-    server = make_server(app)
-    task = asyncio.create_task(server.serve(sockets=[sock]))
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task
 
 
 @contextlib.contextmanager
@@ -183,9 +191,3 @@ def _folder(out: Path) -> Path:
     except OSError as error:
         raise RoutingError(f"{out}: cannot be made ({error.strerror})") from error
     return out
-
-
-def _url(text: str | None) -> str | None:
-    if text is not None and (urlsplit(text).scheme not in {"http", "https"} or not urlsplit(text).hostname):
-        raise InputError(f"{text} is no address such as http://127.0.0.1:9090", key="--prometheus")
-    return text

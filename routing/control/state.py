@@ -9,8 +9,7 @@ from typing import Literal
 from ..metrics.observation import UNSEEN, RegionSeen
 from ..table import Move
 from .bursts import NO_BURST, Burst
-from .smoothing import Estimate
-from .steps import Shares
+from .smoothing import Estimate, Shares
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class ControlState:
         moving: sources whose row is on its way: hysteresis is for those that rest.
         home_since: {source: monotonic seconds since when all plans have left its traffic at home}.
         started_at: monotonic seconds of the first round; None: before it.
+        warm: whether all regions that are heard of were watched for long enough, once.
     """
 
     rows: Shares
@@ -49,6 +49,25 @@ class ControlState:
     moving: frozenset[str] = frozenset()
     home_since: Mapping[str, float] = field(default_factory=dict)
     started_at: float | None = None
+    warm: bool = False
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a decision takes as given.
+
+    Attributes:
+        frozen: why an operator wants the table to stay as it is; empty: none does.
+        drained: regions that are to get no jobs.
+        latency_ms: {source: {destination: round trip}}, measured; pairs that are left out are the fleet file's.
+    """
+
+    frozen: str = ""
+    drained: frozenset[str] = frozenset()
+    latency_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+NO_ORDERS = Orders()
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Held:
+class HoldReason:
     """Why a row does not go to its target.
 
     Attributes:
@@ -84,10 +103,12 @@ class Decision:
         changes: what is different in them; empty: nothing to publish.
         targets: shares that are aimed at; empty when nothing was planned.
         moves: of the plan, with their reasons.
-        left_over_rps: of the plan.
+        unserved_rps: of the plan.
         held: by source; rows that are not in it went towards their target, or are there.
         step: part of the way that was gone, 0 to 1; below 1 the largest step held the rest back.
         frozen: why the whole table stays as it is; empty: it does not.
+        by_operator: whether it is frozen by an operator, and not for want of metrics.
+        warming: regions that a loop which has just started has not watched for long enough.
         stale: regions of which nothing was heard for too long.
         delays: {region: share of the jobs that wait before their first attempt}.
     """
@@ -96,9 +117,11 @@ class Decision:
     changes: tuple[Change, ...] = ()
     targets: Shares = field(default_factory=dict)
     moves: tuple[Move, ...] = ()
-    left_over_rps: Mapping[str, float] = field(default_factory=dict)
-    held: Mapping[str, Held] = field(default_factory=dict)
+    unserved_rps: Mapping[str, float] = field(default_factory=dict)
+    held: Mapping[str, HoldReason] = field(default_factory=dict)
     step: float = 1.0
     frozen: str = ""
+    by_operator: bool = False
+    warming: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
     delays: Mapping[str, float] = field(default_factory=dict)

@@ -10,8 +10,9 @@ from ..fleet import Fleet
 from ..table import Move
 from .journal import Journal
 from .loop import Snapshot
+from .smoothing import Shares
 from .state import RegionState
-from .steps import Shares
+from .switches import Switches
 
 
 @dataclass(frozen=True)
@@ -20,32 +21,35 @@ class RegionStatus:
 
     Attributes:
         demand_rps, demand_now_rps: jobs per second of its users, smoothed and in the last round.
-        given_rps: jobs per second that the table sends to it.
+        assigned_rps: jobs per second that the table sends to it.
         capacity_rps: jobs per second that it can compute; `capacity_measured` is False while that is the fleet
             file's.
-        planned_load: `given_rps` as a share of its capacity.
+        planned_load: `assigned_rps` as a share of its capacity.
         threshold: share above which it sends overflow away.
-        load: share of its ready GPU servers in use, by metric.
-        gpus, gpus_ready, gpus_missing: of the fleet file, that can take jobs, that are not heard of.
+        load: share of its ready GPU servers that computes.
+        waiting: jobs in its dispatchers' queues.
+        gpus, gpus_ready, gpus_missing: of the fleet file, that are ready, and the difference.
         cost_s, load_per_rps: seconds of a GPU server that a request takes; load that one more per second costs.
         attempts: of a job of its users.
         delay_share: of its users' jobs that wait before their first attempt.
         burst: why they do, or nothing.
         stale: whether nothing was heard of its demand for too long.
         edge_gone: whether nobody listens at its edges.
+        drained: whether an operator wants it to get no jobs.
     """
 
     demand_rps: float | None
     demand_now_rps: float | None
-    given_rps: float
+    assigned_rps: float
     capacity_rps: float
     capacity_measured: bool
     planned_load: float | None
     threshold: float
-    load: Mapping[str, float]
+    load: float | None
+    waiting: float | None
     gpus: int
     gpus_ready: int | None
-    gpus_missing: int
+    gpus_missing: int | None
     cost_s: float | None
     load_per_rps: float | None
     attempts: float | None
@@ -53,6 +57,7 @@ class RegionStatus:
     burst: str
     stale: bool
     edge_gone: bool
+    drained: bool
 
 
 @dataclass(frozen=True)
@@ -60,23 +65,26 @@ class Status:
     """The loop and its table.
 
     Attributes:
-        version, generated_at: of the table.
+        epoch, version, generated_at: of the table.
         rounds, failed_rounds, tables: how many there were.
         interval_s: of the loop.
         seconds_since_last_good_round: None before the first.
         failure: of the last round, or nothing.
         frozen: why the table is, or nothing.
+        switches: of operators, in words, or nothing.
+        not_ready: why the table does not follow the traffic now, or nothing.
         regions: by name.
         shares, targets: as published, and as aimed at.
         held: {source: why its row does not go to its target}.
         step: part of the way that was gone in the last round.
         rps: {source: {destination: jobs per second answered with a result}}.
         moves: of the table.
-        left_over_rps: of the table.
-        oddities: what is wrong with metrics.
+        unserved_rps: of the table.
+        problems: what is wrong with metrics.
         recent: the newest events, newest first.
     """
 
+    epoch: int
     version: int
     generated_at: str
     rounds: int
@@ -86,6 +94,8 @@ class Status:
     seconds_since_last_good_round: float | None
     failure: str
     frozen: str
+    switches: str
+    not_ready: str
     regions: Mapping[str, RegionStatus]
     shares: Shares
     targets: Shares
@@ -93,23 +103,23 @@ class Status:
     step: float
     rps: Mapping[str, Mapping[str, float]]
     moves: tuple[Move, ...]
-    left_over_rps: Mapping[str, float]
-    oddities: tuple[Mapping[str, str], ...]
+    unserved_rps: Mapping[str, float]
+    problems: tuple[Mapping[str, str], ...]
     recent: tuple[Mapping[str, Any], ...]
-
-    @property
-    def not_ready(self) -> str:
-        """Why the table does not follow the traffic now; empty: it does."""
-        if self.seconds_since_last_good_round is None:
-            return self.failure or "no round has ended yet"
-        return self.failure or self.frozen
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self) | {"moves": [move.model_dump(by_alias=True) for move in self.moves]}
 
 
-def status(fleet: Fleet, snapshot: Snapshot, journal: Journal, now: float, interval_s: float) -> Status:
+def status(
+    fleet: Fleet,
+    snapshot: Snapshot,
+    journal: Journal,
+    now: float,
+    interval_s: float,
+    switches: Switches | None = None,
+) -> Status:
     """How things are.
 
     Args:
@@ -118,9 +128,13 @@ def status(fleet: Fleet, snapshot: Snapshot, journal: Journal, now: float, inter
         journal: its newest events.
         now: monotonic seconds.
         interval_s: of the loop.
+        switches: of operators.
     """
+    drained = switches.state.drained if switches is not None else ()
+    assigned = _assigned_rps(fleet, snapshot)
     decision, observation, table = snapshot.decision, snapshot.observation, snapshot.table
     return Status(
+        epoch=table.epoch,
         version=table.version,
         generated_at=table.generated_at.isoformat(),
         rounds=snapshot.rounds,
@@ -130,45 +144,52 @@ def status(fleet: Fleet, snapshot: Snapshot, journal: Journal, now: float, inter
         seconds_since_last_good_round=None if snapshot.well_at is None else round(now - snapshot.well_at, 3),
         failure=snapshot.failure,
         frozen=decision.frozen if decision else "",
-        regions={name: _region(fleet, name, known, snapshot) for name, known in snapshot.state.regions.items()},
+        switches=switches.text if switches is not None else "",
+        not_ready=snapshot.not_ready,
+        regions={
+            name: _region(fleet, name, known, snapshot, assigned[name], name in drained)
+            for name, known in snapshot.state.regions.items()
+        },
         shares={source: dict(row) for source, row in table.shares.items()},
         targets={source: dict(row) for source, row in decision.targets.items()} if decision else {},
         held={source: held.text for source, held in decision.held.items()} if decision else {},
         step=decision.step if decision else 1.0,
         rps={source: dict(row) for source, row in observation.rps.items()} if observation else {},
         moves=table.moves,
-        left_over_rps=dict(table.left_over_rps),
-        oddities=tuple(journal.oddities),
+        unserved_rps=dict(table.unserved_rps),
+        problems=tuple(journal.problems),
         recent=tuple(journal.recent),
     )
 
 
-def given_rps(snapshot: Snapshot, region: str) -> float:
-    """Jobs per second that the published table sends to a region, of the demand as it is believed now."""
-    known = snapshot.state.regions
-    return sum(
-        row.get(region, 0.0) * demand.value
-        for source, row in snapshot.table.shares.items()
-        if source in known and (demand := known[source].demand) is not None
-    )
+def _assigned_rps(fleet: Fleet, snapshot: Snapshot) -> dict[str, float]:
+    """Jobs per second that the published table sends to each region, of the demand as it is believed now."""
+    found = dict.fromkeys(fleet.names, 0.0)
+    for source, row in snapshot.table.shares.items():
+        if (demand := snapshot.state.regions[source].demand) is not None:
+            for to, share in row.items():
+                found[to] += share * demand.value
+    return found
 
 
-def _region(fleet: Fleet, name: str, known: RegionState, snapshot: Snapshot) -> RegionStatus:
+def _region(
+    fleet: Fleet, name: str, known: RegionState, snapshot: Snapshot, assigned_rps: float, drained: bool
+) -> RegionStatus:
     seen, decision = known.seen, snapshot.decision
     capacity = known.capacity.value if known.capacity else fleet.capacity_rps(name)
-    given = given_rps(snapshot, name)
     attempts = None
     if seen.demand_rps and seen.retries_rps is not None:
         attempts = 1.0 + seen.retries_rps / seen.demand_rps
     return RegionStatus(
         demand_rps=known.demand.value if known.demand else None,
         demand_now_rps=seen.demand_rps,
-        given_rps=given,
+        assigned_rps=assigned_rps,
         capacity_rps=capacity,
         capacity_measured=known.capacity is not None,
-        planned_load=given / capacity if capacity > 0 else None,
+        planned_load=assigned_rps / capacity if capacity > 0 else None,
         threshold=fleet.thresholds[0].load,
-        load=dict(seen.load),
+        load=seen.load,
+        waiting=seen.waiting,
         gpus=fleet.regions[name].gpus,
         gpus_ready=seen.gpus_ready,
         gpus_missing=seen.gpus_missing,
@@ -179,4 +200,5 @@ def _region(fleet: Fleet, name: str, known: RegionState, snapshot: Snapshot) -> 
         burst=known.burst.why if known.burst.since is not None else "",
         stale=name in decision.stale if decision else False,
         edge_gone=seen.edge_gone,
+        drained=drained,
     )

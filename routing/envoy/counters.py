@@ -1,4 +1,4 @@
-"""What proxies count, read from their `/stats/prometheus`.
+"""What edges count, read from their `/stats/prometheus`.
 
 In PromQL the requests per second from region to region are
 `sum by (source_region, destination_region) (rate(envoy_cluster_zone_upstream_rq{envoy_cluster_name="jobs",
@@ -47,21 +47,6 @@ class EdgeCounters:
     refused: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class IngressCounters:
-    """Of an ingress.
-
-    Attributes:
-        ready: GPU servers that pass its health check, busy or not.
-        active: jobs at them now.
-        refused: since it started, for want of a free GPU.
-    """
-
-    ready: int
-    active: int
-    refused: float
-
-
 def read_edge(text: str) -> EdgeCounters:
     """From the page of an edge. What was never counted is 0."""
     counted: dict[str, float] = defaultdict(float)
@@ -75,16 +60,6 @@ def read_edge(text: str) -> EdgeCounters:
             counted[name] += value
     attempts = sum(counted[name] for name in _ATTEMPTS)
     return EdgeCounters(attempts - counted[_RETRIES], attempts, dict(served), dict(refused))
-
-
-def read_ingress(text: str) -> IngressCounters:
-    """From the page of an ingress."""
-    counted = defaultdict(float, {name: value for name, _, value in _samples(text)})
-    return IngressCounters(
-        ready=round(counted["envoy_cluster_membership_healthy"]),
-        active=round(counted["envoy_cluster_upstream_rq_active"]),
-        refused=counted["envoy_cluster_upstream_rq_active_overflow"],
-    )
 
 
 def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:

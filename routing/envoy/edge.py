@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any
 
-from ..data_plane import DataPlane, Place
+from ..data_plane import Place
 from ..fleet import Fleet, RetryPolicy
-from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES, Waits, attempt_groups, attempts_by_table
+from ..jobs import Jobs
+from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES, attempt_groups, job_timeout_s
 from ..table import RoutingTable
 from . import delay, tls
 from .bootstrap import bootstrap
 from .clusters import ENDPOINTS, JOBS, PAGES, edge_cluster
 from .http import (
     ATTEMPTS_HEADER,
-    JOB_PATHS,
     MIB,
     SOURCE_HEADER,
+    TIMEOUT_HEADER,
     access_log,
     connection_manager,
     health_filter,
@@ -25,6 +26,7 @@ from .http import (
 )
 from .keys import FILTER, key_filter
 from .messages import Message, extension, file_source, header, seconds, socket_address, typed
+from .rate_limit import client_descriptors, job_limits, limit_filter
 from .tracing import tracing_of
 
 ROUTES_KIND = "envoy.config.route.v3.RouteConfiguration"
@@ -51,16 +53,14 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
     manager = connection_manager(
         "edge",
         {"rds": {"route_config_name": ROUTES, "config_source": file_source(root / "routes.yaml")}},
-        _filters(plane, root),
+        _filters(fleet, root),
         limits,
-        faces_users=True,
         request_timeout=seconds(limits.upload_s),
         stream_idle_timeout=seconds(_IDLE_S),
         **({"access_log": [access_log()]} if plane.access_log else {}),
-        **({"tracing": tracing_of(plane.tracing, "edge", region)} if plane.tracing else {}),
+        **({"tracing": tracing_of(plane.tracing, region)} if plane.tracing else {}),
     )
     return bootstrap(
-        "edge",
         region,
         place.admin,
         limits,
@@ -73,11 +73,6 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
     )
 
 
-def patience_s(fleet: Fleet, policy: RetryPolicy | None = None) -> float:
-    """Time that an edge gives a job, from its last byte on: the whole backoff, and one computation."""
-    return Waits.of(policy or fleet.retry).total_longest_s + fleet.data_plane.limits.job_s
-
-
 def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) -> Message:
     """Routes of an edge, with its retry policy.
 
@@ -86,22 +81,32 @@ def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) ->
         region: where the edge's users are.
         policy: for jobs; None: the fleet's.
     """
-    patience = patience_s(fleet, policy)
-    jobs = {
-        "match": {"safe_regex": {"regex": JOB_PATHS}, "headers": [_method("POST")]},
+    timeout_s = job_timeout_s(fleet, policy)
+    jobs: Message = {
+        "match": {"safe_regex": {"regex": _regex(fleet.jobs)}, "headers": [_method("POST")]},
         # Counters of jobs by their last answer: `envoy_vhost_route_upstream_rq`.
         "stat_prefix": "jobs",
         "route": {
             "cluster": JOBS,
-            "timeout": seconds(patience),
+            # Of the whole job with all its attempts; `TIMEOUT_HEADER` of the user takes its place (`_filters`).
+            # A dispatcher is told what is left of it (`x-envoy-expected-rq-timeout-ms`).
+            "timeout": seconds(timeout_s),
             # A job is silent while it waits and computes. Above the limit before, which gives a proper answer.
-            "idle_timeout": seconds(patience + 5),
+            "idle_timeout": seconds(timeout_s + 5),
             "retry_policy": job_retries(policy or fleet.retry),
         },
+        "request_headers_to_add": [_default_header(TIMEOUT_HEADER, str(round(timeout_s * 1000)))],
         # Above 1 MiB, its default, a body is sent once and not again.
-        "request_body_buffer_limit": fleet.data_plane.limits.body_mb * MIB,
+        "request_body_buffer_limit": fleet.jobs.body_bytes,
     }
-    pages = {
+    if fleet.data_plane.rate_limit is not None:
+        jobs["typed_per_filter_config"] = job_limits(fleet.data_plane.rate_limit)
+        jobs["route"]["rate_limits"] = client_descriptors()
+    bad_timeout: Message = {
+        "match": {**jobs["match"], "headers": [_method("POST"), _no_timeout()]},
+        "direct_response": {"status": 400},
+    }
+    pages: Message = {
         "route": {
             "cluster": PAGES,
             "timeout": seconds(15),
@@ -118,17 +123,18 @@ def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) ->
     # By its length, before any of it is here: the buffer, which would wait for the body, is passed by.
     buffer_passed_by = typed("envoy.config.route.v3.FilterConfig", disabled=True)
     oversize: Message = {
-        "match": {"prefix": "/", "headers": [_longer_than(fleet.data_plane.limits.body_mb * MIB)]},
+        "match": {"prefix": "/", "headers": [_longer_than(fleet.jobs.body_bytes)]},
         "direct_response": {"status": 413},
         "typed_per_filter_config": {_BUFFER: buffer_passed_by},
     }
+    others = [{"match": match, **pages} for match in _pages(fleet.jobs)]
     return {
         "name": ROUTES,
         "virtual_hosts": [
             {
                 "name": "edge",
                 "domains": ["*"],
-                "routes": [oversize, alive, jobs, *({"match": match, **pages} for match in _PAGES)],
+                "routes": [oversize, alive, bad_timeout, jobs, *others],
                 "request_headers_to_add": [header(SOURCE_HEADER, region)],
                 "response_headers_to_add": [header(ATTEMPTS_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")],
                 "response_headers_to_remove": ["x-envoy-overloaded", "x-envoy-upstream-service-time"],
@@ -156,24 +162,30 @@ def job_retries(policy: RetryPolicy) -> Message:
             "base_interval": seconds(policy.base_interval_s),
             "max_interval": seconds(policy.max_interval_s),
         },
-        # First by the table, then to the regions that it keeps for retries. To leave a region after one refusal
-        # (`previous_hosts`) takes 12 % of the requests away from home at 70 % load, and this 4 %; never to leave
-        # loses 17 % where a region is at 150 % and the table does not know yet, and this 1.4 %.
+        # First by the table, then ring by ring (`attempt_groups`): who is refused has met a full line.
         "retry_priority": extension(
             "envoy.retry_priorities.previous_priorities",
             "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
-            update_frequency=attempts_by_table(policy),
+            update_frequency=1,
         ),
+        # Within a row of several regions, another one: the picks go by the weights, so that one of 1 % takes some.
+        "retry_host_predicate": [
+            extension(
+                "envoy.retry_host_predicates.previous_hosts",
+                "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+            )
+        ],
+        "host_selection_retry_max_attempts": 100,
     }
 
 
 def edge_endpoints(fleet: Fleet, region: str, places: Mapping[str, Place], table: RoutingTable) -> Message:
-    """The table's row, as localities: each is a region, its hosts are the ingresses.
+    """The table's row, as localities: each is a region, its hosts are the dispatchers.
 
     Priorities are `attempt_groups`: retries get to the second and those after it by `job_retries`.
     """
     groups = attempt_groups(fleet, region, table.shares[region])
-    found = [{name: share for name, share in group.items() if places[name].ingresses} for group in groups]
+    found = [{name: share for name, share in group.items() if places[name].dispatchers} for group in groups]
     localities = [
         _locality(name, places[name], round(share * _WEIGHT), priority)
         for priority, group in enumerate(filter(None, found))
@@ -195,25 +207,47 @@ def _locality(name: str, place: Place, weight: int, priority: int) -> Message:
         "priority": priority,
         "lb_endpoints": [
             {
-                "endpoint": {"address": socket_address(ingress.address)},
-                "load_balancing_weight": max(1, ingress.size),
+                "endpoint": {"address": socket_address(dispatcher.address)},
+                "load_balancing_weight": max(1, dispatcher.size),
             }
-            for ingress in place.ingresses
+            for dispatcher in place.dispatchers
         ],
     }
 
 
-def _filters(plane: DataPlane, root: PurePath) -> list[Message]:
+def _filters(fleet: Fleet, root: PurePath) -> list[Message]:
     """In order: health needs no key, keys come before work, a whole request comes before delay and routing."""
+    plane = fleet.data_plane
     whole = extension(
         _BUFFER,
         "envoy.extensions.filters.http.buffer.v3.Buffer",
         # A request goes on when all of it is here: a slow upload keeps no GPU waiting. Larger ones: 413.
-        max_request_bytes=plane.limits.body_mb * MIB,
+        max_request_bytes=fleet.jobs.body_bytes,
+    )
+    # The router takes its timeout from a header of its own, which users cannot send.
+    taken = {"append": header("x-envoy-upstream-rq-timeout-ms", f"%REQ({TIMEOUT_HEADER})%")}
+    timeout = extension(
+        "stillmotion.timeout",
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={"request_mutations": [taken]},
     )
     keys = [] if plane.api_keys is None else [key_filter(root / "keys.yaml")]
+    limits = [] if plane.rate_limit is None else [limit_filter()]
     health = [health_filter(path, JOBS) for path in ("/readyz", "/healthz")]
-    return [*health, *keys, whole, *delay.filters(JOB_PATHS)]
+    return [*health, *keys, *limits, whole, timeout, *delay.filters(_regex(fleet.jobs))]
+
+
+def _regex(jobs: Jobs) -> str:
+    """Return a regular expression of the paths that take a GPU."""
+    return "|".join(re.escape(path) for path in jobs.paths)
+
+
+def _pages(jobs: Jobs) -> list[Message]:
+    """Return matches of what a server has for people and programs. Not its /metrics, which are the operator's."""
+    found: list[Message] = [{"path": "/"}] if jobs.pages else []
+    found += [{"path_separated_prefix": path} for path in jobs.pages]
+    # By another method than POST: the server says what it takes.
+    return [*found, {"safe_regex": {"regex": _regex(jobs)}}]
 
 
 def _longer_than(size: int) -> Message:
@@ -225,11 +259,11 @@ def _method(name: str) -> Message:
     return {"name": ":method", "string_match": {"exact": name}}
 
 
-# What a GPU server has for people and programs. Not its /metrics, which are the operator's.
-_PAGES: tuple[dict[str, Any], ...] = (
-    {"path": "/"},
-    {"path": "/docs.json"},
-    {"path": "/schema.json"},
-    {"path_separated_prefix": "/ui"},
-    {"safe_regex": {"regex": JOB_PATHS}},  # by another method than POST: the server says what it takes
-)
+def _no_timeout() -> Message:
+    """Matches requests with a timeout that is none: to ignore it would make a client wait for longer than it does."""
+    text = {"safe_regex": {"regex": "[1-9][0-9]{0,8}"}}
+    return {"name": TIMEOUT_HEADER, "string_match": text, "invert_match": True}
+
+
+def _default_header(key: str, value: str) -> Message:
+    return {"header": {"key": key, "value": value}, "append_action": "ADD_IF_ABSENT"}

@@ -1,9 +1,6 @@
-"""The files of a fleet: a folder for each proxy, with its bootstrap and what is replaced while it runs.
+"""The files of an edge: its bootstrap, and what is replaced while it runs.
 
-    <root>/<region>/edge/       bootstrap.yaml  endpoints.yaml  routes.yaml  runtime.yaml
-    <root>/<region>/ingress/    bootstrap.yaml  endpoints.yaml  runtime.yaml      (ingress-2 and so on, where more)
-
-With certificates `tls.yaml` (for users), `peers.yaml` and `authority.yaml` (between edges and ingresses); with API
+With certificates `tls.yaml` (for users), `peers.yaml` and `authority.yaml` (between edges and dispatchers); with API
 keys `keys.yaml`.
 """
 
@@ -12,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..data_plane import DataPlane, seen_from
+from ..data_plane import seen_from
 from ..errors import RoutingError
 from ..files import write_atomically
 from ..fleet import Fleet
@@ -25,7 +21,6 @@ from ..yaml_text import yaml_text
 from . import delay, tls
 from .bootstrap import RUNTIME_LAYER
 from .edge import ROUTES_KIND, edge_bootstrap, edge_endpoints, edge_routes
-from .ingress import ingress_bootstrap, ingress_endpoints, ready_values
 from .keys import EXTENSION_CONFIG, key_config, read_keys
 from .messages import Message, discovery
 
@@ -36,90 +31,50 @@ ENDPOINTS_KIND = "envoy.config.endpoint.v3.ClusterLoadAssignment"
 RUNTIME_KIND = "envoy.service.runtime.v3.Runtime"
 
 
-@dataclass(frozen=True)
-class Proxy:
-    """One proxy of a fleet.
-
-    Attributes:
-        role: edge or ingress.
-        folder: of its files.
-        threads: that it is to be started with.
-    """
-
-    region: str
-    role: str
-    folder: Path
-    threads: int
-
-    @property
-    def bootstrap(self) -> Path:
-        return self.folder / BOOTSTRAP
-
-
 def edge_folder(root: Path, region: str) -> Path:
     """Folder of a region's edge."""
     return root / region / "edge"
 
 
-def ingress_folder(root: Path, region: str, number: int = 1) -> Path:
-    """Folder of a region's ingress; the first is number 1."""
-    return root / region / ("ingress" if number == 1 else f"ingress-{number}")
-
-
-def write_fleet(
-    root: Path,
+def write_edge(
+    folder: Path,
     fleet: Fleet,
+    region: str,
     table: RoutingTable,
     *,
     base: Path = Path(),
     seen_at: PurePath | None = None,
-    emulate_latency: bool = False,
-) -> list[Proxy]:
-    """Write all files of a fleet. Those that are as they were are left alone, so that Envoy has nothing to do.
+) -> None:
+    """Write all files of a region's edge. Those that are as they were are left alone, so that Envoy has nothing to do.
 
     Args:
-        root: folder to write to.
+        folder: to write to.
         fleet: with its data plane.
+        region: where the edge's users are.
         table: of this fleet.
         base: folder that the paths of certificates and keys are seen from: the fleet file's.
-        seen_at: where Envoy will find `root`; None: where it is.
-        emulate_latency: ingresses delay requests by the round trip to where they come from.
-
-    Returns:
-        The proxies, each region's edge first.
+        seen_at: where Envoy will find `folder`; None: where it is.
 
     Raises:
         RoutingError: a file cannot be written, or API keys cannot be read.
     """
-    seen = seen_at or root.resolve()
-    proxies: list[Proxy] = []
     plane, places = fleet.data_plane, fleet.places()
-    keys = None if plane.api_keys is None else key_config(read_keys(seen_from(base, plane.api_keys)))
-    for region, place in places.items():
-        folder, at = edge_folder(root, region), edge_folder(Path(seen), region)
-        write_resources(folder / ENDPOINTS, ENDPOINTS_KIND, [edge_endpoints(fleet, region, places, table)])
-        write_resources(folder / ROUTES, ROUTES_KIND, [edge_routes(fleet, region)])
-        write_runtime(folder / RUNTIME, delay.resting(fleet.retry.delay))
-        if plane.tls is not None:
-            write_resources(folder / TLS, tls.SECRET, [tls.certificate_secret(tls.USERS, plane.tls, base)])
-        _write_peers(folder, plane, base)
-        if keys is not None:
-            write_resources(folder / KEYS, EXTENSION_CONFIG, [keys], secret=True)
-        write_message(folder / BOOTSTRAP, edge_bootstrap(fleet, region, place, at))
-        proxies.append(Proxy(region, "edge", folder, plane.limits.edge_threads))
-        for number, ingress in enumerate(place.ingresses, start=1):
-            folder, at = ingress_folder(root, region, number), ingress_folder(Path(seen), region, number)
-            write_resources(folder / ENDPOINTS, ENDPOINTS_KIND, [ingress_endpoints(region, ingress.servers)])
-            write_runtime(folder / RUNTIME, ready_values(len(ingress.servers)))
-            _write_peers(folder, plane, base)
-            content = ingress_bootstrap(fleet, region, ingress, at, emulate_latency=emulate_latency)
-            write_message(folder / BOOTSTRAP, content)
-            proxies.append(Proxy(region, "ingress", folder, 1))
-    return proxies
+    write_resources(folder / ENDPOINTS, ENDPOINTS_KIND, [edge_endpoints(fleet, region, places, table)])
+    write_resources(folder / ROUTES, ROUTES_KIND, [edge_routes(fleet, region)])
+    write_runtime(folder / RUNTIME, delay.resting(fleet.retry.delay))
+    if plane.tls is not None:
+        write_resources(folder / TLS, tls.SECRET, [tls.certificate_secret(tls.USERS, plane.tls, base)])
+    if plane.mutual_tls is not None:
+        write_resources(folder / PEERS, tls.SECRET, [tls.certificate_secret(tls.PEERS, plane.mutual_tls, base)])
+        write_resources(folder / AUTHORITY, tls.SECRET, [tls.authority_secret(plane.mutual_tls, base)])
+    if plane.api_keys is not None:
+        keys = key_config(read_keys(seen_from(base, plane.api_keys)))
+        write_resources(folder / KEYS, EXTENSION_CONFIG, [keys], secret=True)
+    write_message(folder / BOOTSTRAP, edge_bootstrap(fleet, region, places[region], seen_at or folder.resolve()))
 
 
 def write_endpoints(path: Path, endpoints: Message) -> bool:
-    """Replace a file of endpoints, as of `edge_endpoints` or `ingress_endpoints`; whether it is another now."""
+    """Replace a file of endpoints, as of `edge_endpoints`; whether it is another now."""
     return write_resources(path, ENDPOINTS_KIND, [endpoints])
 
 
@@ -168,9 +123,3 @@ def _write(path: Path, text: str, *, secret: bool = False) -> bool:
         raise RoutingError(f"{path}: cannot be written ({error.strerror})") from error
     write_atomically(path, text)
     return True
-
-
-def _write_peers(folder: Path, plane: DataPlane, base: Path) -> None:
-    if plane.mutual_tls is not None:
-        write_resources(folder / PEERS, tls.SECRET, [tls.certificate_secret(tls.PEERS, plane.mutual_tls, base)])
-        write_resources(folder / AUTHORITY, tls.SECRET, [tls.authority_secret(plane.mutual_tls, base)])

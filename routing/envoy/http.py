@@ -1,19 +1,19 @@
-"""What edges and ingresses share of HTTP: a listener that is safe to leave alone, and what its answers look like."""
+"""What an edge's listeners share of HTTP: that they are safe to leave alone, and what their answers look like."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from ..data_plane import Limits, host_and_port
+from ..data_plane import Limits, bind_address
 from .messages import Message, extension, header, seconds, socket_address
 from .tracing import HEADERS
 
 MIB = 2**20
-JOB_PATHS = "/animate(/stream)?"
-"""Regular expression of the paths that take a GPU, by POST."""
 SOURCE_HEADER = "x-stillmotion-source"
-"""From edge to ingress: the region whose user it is."""
+"""From edge to dispatcher: the region whose user it is."""
+TIMEOUT_HEADER = "x-job-timeout-ms"
+"""From the user: how long the job may take in all. From edge to dispatcher: the same, or what the edge gives it."""
 REGION_HEADER = "x-stillmotion-region"
 """To the user: the region that answered."""
 ATTEMPTS_HEADER = "x-stillmotion-attempts"
@@ -41,12 +41,12 @@ _RETRY_AFTER_S = 1
 # Flags of Envoy's access log. A request whose answer was lost on the way may have been computed: its status must
 # be none that an edge retries (Envoy's own would be 503).
 _LOST = ["UC", "UR", "UPE", "LR"]
-# The ingress's circuit breaker: more requests than GPUs.
+# The edge's circuit breaker: more requests at once than it takes.
 _OVERFLOW = ["UO"]
 
 
 def connection_manager(
-    prefix: str, routes: Message, filters: Iterable[Message], limits: Limits, *, faces_users: bool, **more: Any
+    prefix: str, routes: Message, filters: Iterable[Message], limits: Limits, **more: Any
 ) -> Message:
     """The HTTP side of a listener.
 
@@ -55,13 +55,11 @@ def connection_manager(
         routes: `{"route_config": ...}` or `{"rds": ...}`.
         filters: before the router.
         limits: of the fleet.
-        faces_users: an edge, which believes nothing that a request says of where it comes from.
         more: further fields.
     """
     router = extension(
         "envoy.filters.http.router",
         "envoy.extensions.filters.http.router.v3.Router",
-        suppress_envoy_headers=faces_users,
     )
     return extension(
         "envoy.filters.network.http_connection_manager",
@@ -69,10 +67,10 @@ def connection_manager(
         stat_prefix=prefix,
         codec_type="AUTO",
         **routes,
-        **_identity(faces_users=faces_users),
+        **_identity(),
         **_strictness(limits),
         common_http_protocol_options={
-            "idle_timeout": seconds(60 if faces_users else 300),
+            "idle_timeout": seconds(60),
             "headers_with_underscores_action": "REJECT_REQUEST",  # to servers, _ and - may be the same header
             "max_headers_count": 100,
         },
@@ -96,8 +94,7 @@ def listener(
 
     Args:
         name: of the listener.
-        address: that others connect to. Elsewhere than on loopback it binds all interfaces, since a load
-            balancer or a container may own the address itself.
+        address: that others connect to (`bind_address`).
         manager: as of `connection_manager`.
         buffer_bytes: that a connection may hold of what its client has not taken.
         transport_socket: TLS, or None.
@@ -111,14 +108,6 @@ def listener(
         "per_connection_buffer_limit_bytes": buffer_bytes,
         "filter_chains": [chain],
     }
-
-
-def bind_address(address: str) -> str:
-    """What a proxy listens on so that it can be reached at `address`."""
-    host, port = host_and_port(address)
-    if host.startswith("127.") or host == "::1":
-        return address
-    return f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}"
 
 
 def health_filter(path: str, cluster: str) -> Message:
@@ -170,6 +159,7 @@ def local_replies() -> Message:
             _error_of(404, "not_found", "there is nothing here"),
             _error_of(408, "slow_upload", "the request did not arrive in time"),
             _error_of(413, "too_large", "the request is larger than this service takes"),
+            _error_of(429, "rate_limited", "this API key sends more jobs than it may"),
             _error_of(426, "upgrade_required", "use HTTP/1.1 or HTTP/2"),
             _error_of(431, "too_large", "the headers are larger than this service takes"),
             _error_of(501, "not_implemented", "the request asks for what this service does not do"),
@@ -181,24 +171,26 @@ def local_replies() -> Message:
     }
 
 
-def _identity(*, faces_users: bool) -> Message:
-    """Who the client is, and which headers it may set."""
-    removed = ["x-envoy-", "x-stillmotion-", *HEADERS] if faces_users else ["x-envoy-"]
+def _identity() -> Message:
+    """Who the client is, and which headers it may set: no request is believed when it says where it comes from."""
     return {
         "server_name": _SERVER,
         # From the connection, not from a header that anybody can send.
-        "use_remote_address": faces_users,
-        "xff_num_trusted_hops": 0 if faces_users else 1,
+        "use_remote_address": True,
+        "xff_num_trusted_hops": 0,
         # No address makes a client one of us. Envoy lets those that are set retries and timeouts by header.
         "internal_address_config": {"unix_sockets": False, "cidr_ranges": []},
         "generate_request_id": True,
-        "preserve_external_request_id": not faces_users,
-        "always_set_request_id_in_response": faces_users,
+        "preserve_external_request_id": False,
+        "always_set_request_id_in_response": True,
         "early_header_mutation_extensions": [
             extension(
                 "stillmotion.headers_of_ours",
                 "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-                mutations=[{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in removed],
+                mutations=[
+                    {"remove_on_match": {"key_matcher": {"prefix": prefix}}}
+                    for prefix in ("x-envoy-", "x-stillmotion-", "x-job-deadline", *HEADERS)
+                ],
             )
         ],
     }

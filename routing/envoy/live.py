@@ -5,10 +5,8 @@ A file that Envoy cannot use changes nothing: it keeps what it had, and counts `
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ..errors import InputError
 from ..fleet import Fleet, RetryPolicy
 from ..table import RoutingTable
 from . import delay
@@ -18,12 +16,10 @@ from .folders import (
     ROUTES,
     RUNTIME,
     edge_folder,
-    ingress_folder,
     write_endpoints,
     write_resources,
     write_runtime,
 )
-from .ingress import ingress_endpoints, ready_values
 
 
 def write_table(root: Path, fleet: Fleet, table: RoutingTable) -> list[str]:
@@ -65,52 +61,3 @@ def write_retries(root: Path, fleet: Fleet, region: str, policy: RetryPolicy) ->
     """Set the retry policy of an edge; whether it is another now."""
     path = edge_folder(root, region) / ROUTES
     return write_resources(path, ROUTES_KIND, [edge_routes(fleet, region, policy)])
-
-
-def write_ready(root: Path, fleet: Fleet, region: str, ready: Collection[str]) -> Mapping[int, int]:
-    """Limit each ingress of a region to as many jobs at once as it has ready GPUs.
-
-    Args:
-        root: folder of the fleet's files.
-        fleet: as they were written for.
-        region: of the ingresses.
-        ready: addresses of the GPU servers that can take a job, busy ones included.
-
-    Returns:
-        Jobs at once, by number of the ingress.
-    """
-    limits = {}
-    for number, ingress in enumerate(fleet.places()[region].ingresses, start=1):
-        limits[number] = len(set(ingress.servers) & set(ready))
-        write_runtime(ingress_folder(root, region, number) / RUNTIME, ready_values(limits[number]))
-    return limits
-
-
-def write_servers(root: Path, region: str, servers: tuple[str, ...], number: int = 1) -> None:
-    """Give an ingress other GPU servers, as when a region grows or shrinks.
-
-    The limit on jobs goes up after servers were added, and down before they are taken away: in between there
-    are never more jobs than servers.
-
-    Args:
-        root: folder of the fleet's files.
-        region: of the ingress.
-        servers: addresses of all its servers.
-        number: of the ingress.
-
-    Raises:
-        InputError: the fleet has no such ingress.
-    """
-    folder = ingress_folder(root, region, number)
-    if not (folder / ENDPOINTS).is_file():
-        raise InputError(f"{region} has no ingress {number}: {folder / ENDPOINTS} is missing")
-    write_servers_in(folder, region, servers)
-
-
-def write_servers_in(folder: Path, region: str, servers: tuple[str, ...]) -> None:
-    """The same, where the folder of the ingress's files is known."""
-    endpoints, runtime = folder / ENDPOINTS, folder / RUNTIME
-    if len(servers) < endpoints.read_text(encoding="utf-8").count("endpoint:"):
-        write_runtime(runtime, ready_values(len(servers)))
-    write_endpoints(endpoints, ingress_endpoints(region, servers))
-    write_runtime(runtime, ready_values(len(servers)))

@@ -14,7 +14,7 @@ _BUFFER = 2**20  # bytes; a page has some hundred kB
 def metrics_listener(address: str, limits: Limits) -> Message:
     """`/metrics`, and `/readyz` for what starts and watches proxies. Without TLS and keys, for the operator's network.
 
-    The proxy's own `/readyz` says the same, but that of an ingress may ask for the certificate of an edge.
+    On a port that users do not reach.
     """
     route = {
         "match": {"path": "/metrics", "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
@@ -23,9 +23,7 @@ def metrics_listener(address: str, limits: Limits) -> Message:
     hosts = [{"name": "metrics", "domains": ["*"], "routes": [route]}]
     routes = {"route_config": {"name": "metrics", "virtual_hosts": hosts}}
     limited = {"request_timeout": seconds(10), "stream_idle_timeout": seconds(30)}
-    manager = connection_manager(
-        "metrics", routes, [health_filter("/readyz", JOBS)], limits, faces_users=True, **limited
-    )
+    manager = connection_manager("metrics", routes, [health_filter("/readyz", JOBS)], limits, **limited)
     # Counters are wanted most when there are too many connections.
     return {**listener("metrics", address, manager, _BUFFER), "ignore_global_conn_limit": True}
 

@@ -1,4 +1,4 @@
-"""Certificates: between users and edges, and between edges and ingresses.
+"""Certificates: between users and edges, and between edges and dispatchers.
 
 Envoy reads them through secret files, whose folder it watches: a renewed certificate is in use without a restart.
 """
@@ -32,28 +32,18 @@ def users_socket(own: PurePath) -> Message:
     return extension(_SOCKET, f"{_KIND}.DownstreamTlsContext", common_tls_context=context)
 
 
-def accepting_socket(tls: MutualTls, own: PurePath, authority: PurePath) -> Message:
-    """For an ingress's listener: who shows no certificate of an edge is refused before the first request."""
-    return extension(
-        _SOCKET,
-        f"{_KIND}.DownstreamTlsContext",
-        require_client_certificate=True,
-        common_tls_context={**_own(PEERS, own), **_checked(tls.edge_name, authority), "alpn_protocols": ["h2"]},
-    )
-
-
 def calling_socket(tls: MutualTls, own: PurePath, authority: PurePath) -> Message:
-    """For an edge's cluster of ingresses."""
+    """For an edge's cluster of dispatchers."""
     return extension(
         _SOCKET,
         f"{_KIND}.UpstreamTlsContext",
-        **({"sni": tls.ingress_name} if tls.ingress_name else {}),
-        common_tls_context={**_own(PEERS, own), **_checked(tls.ingress_name, authority), "alpn_protocols": ["h2"]},
+        **({"sni": tls.dispatcher_name} if tls.dispatcher_name else {}),
+        common_tls_context={**_own(PEERS, own), **_checked(tls.dispatcher_name, authority), "alpn_protocols": ["h2"]},
     )
 
 
 def authority_secret(tls: MutualTls, base: Path) -> Message:
-    """The authority that edges and ingresses check each other by; see `certificate_secret`."""
+    """The authority that edges and dispatchers check each other by; see `certificate_secret`."""
     path = seen_from(base, tls.ca)
     validation = {"trusted_ca": {"filename": str(path)}, "watched_directory": {"path": str(path.parent)}}
     return {"name": AUTHORITY, "validation_context": validation}

@@ -1,6 +1,6 @@
-"""Traces, sent by OTLP over HTTP: a span of each proxy, and one of each attempt.
+"""Traces, sent by OTLP over HTTP: a span of the edge, and one of each attempt.
 
-An edge decides whose requests are traced; whoever comes after it, a GPU server too, goes by what `traceparent` says.
+An edge decides whose requests are traced; a GPU server goes by what `traceparent` says, which dispatchers pass on.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ HEADERS = ("traceparent", "tracestate")
 """What an edge takes away from users: strangers would decide what is traced."""
 
 
-def tracing_of(tracing: Tracing, role: str, region: str) -> Message:
+def tracing_of(tracing: Tracing, region: str) -> Message:
     """For the HTTP side of a listener.
 
     Args:
         tracing: of the fleet.
-        role: edge, which begins traces, or ingress, which goes on with them.
         region: where the proxy is.
     """
     sent_to = {"uri": tracing.url, "cluster": _CLUSTER, "timeout": seconds(5)}
@@ -27,13 +26,13 @@ def tracing_of(tracing: Tracing, role: str, region: str) -> Message:
             "envoy.tracers.opentelemetry",
             "envoy.config.trace.v3.OpenTelemetryConfig",
             http_service={"http_uri": sent_to},
-            service_name=f"stillmotion-{role}",
+            service_name="stillmotion-edge",
         ),
-        "random_sampling": {"value": 100 * tracing.share if role == "edge" else 0},
+        "random_sampling": {"value": 100 * tracing.share},
         "client_sampling": {"value": 0},  # of requests with x-client-trace-id, which anybody can send
         "spawn_upstream_span": True,
-        "operation": f"{role} %REQ(:METHOD)% %PATH(NQ:PATH)%",
-        "upstream_operation": f"{role} attempt",
+        "operation": "edge %REQ(:METHOD)% %PATH(NQ:PATH)%",
+        "upstream_operation": "edge attempt",
         "custom_tags": [
             {"tag": "stillmotion.region", "literal": {"value": region}},
             {"tag": "stillmotion.request_id", "request_header": {"name": "x-request-id"}},

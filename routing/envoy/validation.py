@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,19 @@ from ..errors import RoutingError
 from ..files import read_text
 from ..yaml_text import yaml_text
 from .binary import Envoy
-from .folders import AUTHORITY, BOOTSTRAP, ENDPOINTS, KEYS, PEERS, ROUTES, RUNTIME, TLS, Proxy
+from .folders import AUTHORITY, BOOTSTRAP, ENDPOINTS, KEYS, PEERS, ROUTES, RUNTIME, TLS
 from .messages import Message
 
 _LIMIT_S = 300.0
 
 
-def validate(envoy: Envoy, proxies: Iterable[Proxy]) -> None:
-    """Have Envoy check the files of each proxy.
+def validate(envoy: Envoy, folder: Path) -> None:
+    """Have Envoy check the files of an edge.
 
     Raises:
-        RoutingError: it refuses some, with the folder and Envoy's words.
+        RoutingError: it refuses them, with the folder and Envoy's words.
     """
-    for proxy in proxies:
-        check(envoy, self_contained(proxy.folder), str(proxy.folder))
+    check(envoy, self_contained(folder), str(folder))
 
 
 def check(envoy: Envoy, bootstrap: Message, name: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from ..errors import InputError
 from ..files import read_json, write_atomically
+from ..jobs import Jobs
 from ..schema import Number, Strict, validated
 
 NAME = "about.json"
@@ -18,14 +19,14 @@ class RegionAbout(Strict):
 
     Attributes:
         edge: where to send requests.
-        edge_admin, ingress, ingress_admin: of its proxies; empty for a region without GPUs.
+        edge_admin, dispatcher, dispatcher_admin: of its proxies; empty for a region without GPUs.
         gpu_servers: URL by name.
     """
 
     edge: str
     edge_admin: str
-    ingress: str = ""
-    ingress_admin: str = ""
+    dispatcher: str = ""
+    dispatcher_admin: str = ""
     gpu_servers: Mapping[str, str]
 
 
@@ -38,6 +39,7 @@ class About(Strict):
         service_time: of stand-ins.
         model: of real servers.
         started_at: with the time zone.
+        path: that takes jobs.
         regions: by name.
         control, prometheus: URLs; empty where there is none.
         versions: of what it runs.
@@ -48,6 +50,7 @@ class About(Strict):
     service_time: str = ""
     model: str = ""
     started_at: str
+    path: str = Jobs().paths[0]
     regions: Mapping[str, RegionAbout]
     control: str = ""
     prometheus: str = ""

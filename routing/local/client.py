@@ -13,6 +13,7 @@ from typing import Self
 import aiohttp
 
 from ..chance import wilson
+from ..jobs import Jobs
 from .arrivals import Arrival
 from .gpu import GIF
 
@@ -75,6 +76,7 @@ async def send(
     arrivals: Sequence[Arrival],
     edges: Mapping[str, str],
     *,
+    path: str = Jobs().paths[0],
     timeout_s: float = 60.0,
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
@@ -86,6 +88,7 @@ async def send(
         arrivals: in any order.
         edges: URL by region, without the path.
         timeout_s: after which a request has failed.
+        path: that takes jobs.
         body: a form with picture and prompt; None: the smallest.
         headers: to be added, as an API key.
         watch: is given each outcome as it comes.
@@ -106,7 +109,7 @@ async def send(
             due = start + arrival.at_s
             sent = time.monotonic()
             try:
-                async with client.post(f"{edges[arrival.region]}/animate", data=content) as response:
+                async with client.post(edges[arrival.region] + path, data=content) as response:
                     await response.read()
                     found = _outcome(arrival, sent - due, time.monotonic() - due, response)
             except (aiohttp.ClientError, TimeoutError) as error:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["gpu", "ingress", "edge", "control", "prometheus"]
+Kind = Literal["gpu", "dispatcher", "edge", "control", "prometheus"]
 Phase = Literal["starting", "running", "stopping"]
 
 WANTED, STATE, LOCK, LOGS = "components.json", "state.json", "lock", "logs"

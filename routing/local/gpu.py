@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass, field
 
+from ..jobs import Jobs
 from .faults import Faults, Metrics, Order
 from .faults import parse as parse_faults
 from .http11 import Body, Reply, Request, TooLargeError
@@ -36,6 +37,7 @@ class StandIn:
         times: of jobs.
         generator: that times are drawn from.
         ledger: notes each computation.
+        jobs: paths that take jobs, and the one that says whether it is ready. One that ends with `stream` sends events.
     """
 
     gpu: str
@@ -43,6 +45,7 @@ class StandIn:
     times: ServiceTimes
     generator: random.Random
     ledger: Ledger
+    jobs: Jobs = field(default_factory=Jobs)
     faults: Faults = field(default_factory=Faults)
     draining: bool = False
     down_s: float = 0.0
@@ -66,23 +69,24 @@ class StandIn:
 
     async def answer(self, request: Request) -> Reply:
         """The reply to any request."""
-        if request.path in {"/animate", "/animate/stream"} and request.method == "POST":
+        if request.path in self.jobs.paths and request.method == "POST":
             return await self._job(request)
         if request.path == "/standin" or request.path.startswith("/standin/"):
             return await self._admin(request)
         if request.method not in {"GET", "HEAD"}:
-            return _error(405, "method", "animations are made by POST /animate")
+            return _error(405, "method", f"jobs are taken by POST {self.jobs.paths[0]}")
+        if request.path in {self.jobs.ready, "/readyz"}:
+            return _text(200 if self.ready else 503, "")
         match request.path:
             case "/livez" | "/healthz":
                 return _text(200, "")
-            case "/readyz":
-                return _text(200 if self.ready else 503, "")
             case "/metrics":
                 return await self._metrics()
             case "/":
                 return _text(200, f"{NAME} {self.gpu}: takes time as a GPU server does, and computes nothing\n")
             case "/docs.json":
-                return _json(200, {"info": {"title": f"stillmotion ({NAME})"}, "paths": {"/animate": {"post": {}}}})
+                paths: dict[str, object] = {path: {"post": {}} for path in self.jobs.paths}
+                return _json(200, {"info": {"title": f"stillmotion ({NAME})"}, "paths": paths})
         return _error(404, "not_found", "there is nothing here")
 
     def obey(self, order: Order) -> None:
@@ -129,10 +133,14 @@ class StandIn:
         try:
             seconds = self.times.draw(self.generator) * self.faults.slowness
             self._ends_at = self._busy_since + seconds
-            if (refusal := await _upload(request.headers.get("content-type", ""), request.body)) is not None:
+            if (
+                refusal := await _upload(
+                    request.headers.get("content-type", ""), request.body, any_form=self.jobs.paths != Jobs().paths
+                )
+            ) is not None:
                 return refusal, "slow_upload" if refusal.status == 408 else "bad_input"
             request_id = request.headers.get("x-request-id", "without-id")
-            if request.path == "/animate/stream":
+            if request.path.endswith("/stream"):
                 stays = True
                 headers = {"Content-Type": "text/event-stream", **self._about()}
                 return Reply(200, headers, parts=self._events(seconds, request_id, request.gone)), ""
@@ -249,9 +257,9 @@ def seed_of(request: Request) -> int:
     return sum(request.headers.get("x-request-id", "").encode()) % 2**31
 
 
-async def _upload(content_type: str, body: Body) -> Reply | None:
-    """Read the upload and let it go; what is wrong with it, or None."""
-    if not content_type.lower().startswith("multipart/form-data"):
+async def _upload(content_type: str, body: Body, *, any_form: bool) -> Reply | None:
+    """Read the upload and let it go; what is wrong with it, or None. Another service takes any form."""
+    if not (content_type.lower().startswith("multipart/form-data") or any_form):
         return _error(415, "not_multipart", "send multipart/form-data with the fields image and prompt")
     size = 0
     try:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,18 +18,18 @@ import httpx
 
 from ..console import tell
 from ..control.publishing import TABLE
-from ..envoy.binary import VERSION, find_envoy
-from ..envoy.folders import Proxy, write_fleet
+from ..dispatcher.counters import PAGE, read_dispatcher
 from ..errors import InputError, RoutingError
 from ..fleet import Fleet
 from ..load import Load
 from ..machine import versions
 from ..planner import plan
+from ..proxies import Programs, write_fleet
 from ..table import RoutingTable
 from . import programs
 from .about import About, RegionAbout
 from .components import LOCK, LOGS, Component, Running, read_state, write_wanted
-from .layout import CONTROL, ENVOY, LEDGERS, Layout, ports_needed
+from .layout import CONTROL, LEDGERS, PROXIES, Layout, ports_needed
 from .ports import Reservation, reserve
 from .processes import MARK, Process
 from .service_times import ServiceTimes
@@ -42,14 +42,6 @@ _MOST_STARTS = 4
 # much other work takes.
 _BEGUN_S = 120.0
 _READY_S = {"standin": (300.0, 0.3), "bentoml": (600.0, 60.0)}  # for all of them, and more for each GPU server
-
-
-ProxyWriter = Callable[[Layout, RoutingTable], list[Proxy]]
-
-
-def two_tiers(layout: Layout, table: RoutingTable) -> list[Proxy]:
-    """Edges and ingresses, with the distances between regions."""
-    return write_fleet(layout.folder / ENVOY, layout.fleet, table, emulate_latency=True)
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,6 @@ class Options:
         seed: of the service times.
         ledgers: whether stand-ins note each computation.
         alone: whether each stand-in has a process of its own, so that it can be killed; None: where they are few.
-        proxies: writes the files of the proxies, and says which there are.
         ready_s: time for all to be ready; None: by kind of server.
     """
 
@@ -85,7 +76,6 @@ class Options:
     seed: int = 0
     ledgers: bool = False
     alone: bool | None = None
-    proxies: ProxyWriter = two_tiers
     ready_s: float | None = None
 
 
@@ -136,8 +126,9 @@ def up(fleet: Fleet, file: Path, folder: Path, options: Options, *, attached: bo
         remove_leftovers(folder)
         layout, reservation = _laid_out(fleet, file, folder, options)
         try:
-            components = _prepare(layout, options)
-            about = _about(layout, file, options, components)
+            installed = Programs.find()
+            components = _prepare(layout, options, installed)
+            about = _about(layout, file, options, components, installed)
             about.write(folder)
             write_wanted(folder, components)
             supervisor, lifeline = _supervise(folder, lock, reservation)
@@ -197,8 +188,8 @@ def _laid_out(fleet: Fleet, file: Path, folder: Path, options: Options) -> tuple
     mean_s: float | None = None
     if options.servers == "standin":
         mean_s = _service_time(fleet, options).mean_s or 0.001
-    if any(len(place.ingresses) > 1 for place in fleet.data_plane.places.values()):
-        tell("note: each region has one ingress here, whatever the fleet file says")
+    if any(len(place.dispatchers) > 1 for place in fleet.data_plane.places.values()):
+        tell("note: each region has one dispatcher here, whatever the fleet file says")
     reservation = reserve(ports_needed(fleet), options.port_base)
     try:
         return Layout.of(fleet, folder, reservation.first, file.resolve().parent, mean_s), reservation
@@ -211,12 +202,11 @@ def _service_time(fleet: Fleet, options: Options) -> ServiceTimes:
     return ServiceTimes.parse(options.service_time or f"{fleet.service_time_s!r}")
 
 
-def _prepare(layout: Layout, options: Options) -> list[Component]:
+def _prepare(layout: Layout, options: Options, installed: Programs) -> list[Component]:
     """Write all files, and say what is to run."""
-    envoy = find_envoy()
     layout.write_fleet_file()
     table = options.table or _first_table(layout)
-    found = options.proxies(layout, table)
+    found = write_fleet(layout.folder / PROXIES, layout.fleet, table, emulate_latency=True)
     if options.servers == "standin":
         service_time = _service_time(layout.fleet, options).text
         how = programs.StandIns(service_time, options.seed, options.ledgers, options.alone)
@@ -225,7 +215,7 @@ def _prepare(layout: Layout, options: Options) -> list[Component]:
             old.unlink()
     else:
         gpus = list(programs.bentoml_servers(layout, options.model))
-    components = [*gpus, *programs.proxies(layout, envoy, found)]
+    components = [*gpus, *programs.proxies(layout, installed, found)]
     if options.control:
         components.append(programs.control_loop(layout, options.interval_s, options.control_command))
     if options.prometheus == "auto" and (one := programs.prometheus(layout)) is not None:
@@ -240,17 +230,16 @@ def _first_table(layout: Layout) -> RoutingTable:
     return plan(layout.fleet, Load.of(layout.fleet, {}), generated_at=datetime.now(UTC))
 
 
-def _about(layout: Layout, file: Path, options: Options, components: list[Component]) -> About:
+def _about(layout: Layout, file: Path, options: Options, components: list[Component], installed: Programs) -> About:
     kinds = {one.kind for one in components}
-    with_ingress = {one.region for one in components if one.kind == "ingress"}
     regions = {}
     for name, place in layout.places.items():
-        ingress = place.ingresses[0] if name in with_ingress else None
+        dispatcher = place.dispatchers[0] if place.dispatchers else None
         regions[name] = RegionAbout(
             edge=f"{layout.scheme}://{place.edge}",
             edge_admin=f"http://{place.admin}",
-            ingress=f"http://{ingress.address}" if ingress else "",
-            ingress_admin=f"http://{ingress.admin}" if ingress else "",
+            dispatcher=f"http://{dispatcher.address}" if dispatcher else "",
+            dispatcher_admin=f"http://{dispatcher.admin}" if dispatcher else "",
             gpu_servers={layout.gpu_name(name, i): f"http://{at}" for i, at in enumerate(place.servers, start=1)},
         )
     standin = options.servers == "standin"
@@ -261,10 +250,11 @@ def _about(layout: Layout, file: Path, options: Options, components: list[Compon
         service_time_s=layout.fleet.service_time_s,
         model="" if standin else options.model or "animator:latest",
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        path=layout.fleet.jobs.paths[0],
         regions=regions,
         control=f"http://{layout.control}" if "control" in kinds else "",
         prometheus=f"http://{layout.prometheus}" if "prometheus" in kinds else "",
-        versions={"envoy": VERSION, **versions("bentoml")},
+        versions={**installed.versions, **versions("bentoml")},
     )
 
 
@@ -324,8 +314,8 @@ def _check_starts(folder: Path, components: tuple[Running, ...]) -> None:
 def _missing(client: httpx.Client, about: About) -> str | None:
     """What is not ready yet, or None."""
     for name, region in about.regions.items():
-        if region.ingress_admin and not _sees_all(client, region.ingress_admin):
-            return f"the ingress of {name} does not see all its GPU servers"
+        if region.dispatcher_admin and not _sees_servers(client, region):
+            return f"the dispatcher of {name} does not see all its GPU servers"
         if not _sees_all(client, region.edge_admin):
             return f"the edge of {name} does not see all that is behind it"
     for what, url in (("control loop", f"{about.control}/livez"), ("Prometheus", f"{about.prometheus}/-/ready")):
@@ -334,8 +324,17 @@ def _missing(client: httpx.Client, about: About) -> str | None:
     return None
 
 
+def _sees_servers(client: httpx.Client, region: RegionAbout) -> bool:
+    """Whether a dispatcher finds all its GPU servers ready."""
+    try:
+        page = client.get(region.dispatcher_admin + PAGE).text
+    except httpx.HTTPError:
+        return False
+    return read_dispatcher(page).ready == len(region.gpu_servers)
+
+
 def _sees_all(client: httpx.Client, admin: str) -> bool:
-    """Whether a proxy knows hosts, and finds all of them healthy."""
+    """Whether an edge knows dispatchers, and finds all of them healthy."""
     try:
         text = client.get(f"{admin}/stats", params={"filter": r"^cluster\.jobs\.membership_(healthy|total)$"}).text
     except httpx.HTTPError:

@@ -13,7 +13,7 @@ from ..fleet import Fleet
 from ..schema import validated
 from ..yaml_text import yaml_text
 
-CONTROL, ENVOY, LEDGERS = "control", "envoy", "ledgers"
+CONTROL, PROXIES, LEDGERS = "control", "proxies", "ledgers"
 FLEET = "fleet.yaml"
 _OF_THE_FLEET = 2  # ports: control loop, Prometheus
 
@@ -61,7 +61,7 @@ class Layout:
         content["data_plane"] |= {key: value for key, value in plane.items() if value is not None}
         content["metrics"]["pages"] = {
             name: {
-                "gpu_servers": [f"http://{server}" for server in place.servers],
+                "dispatchers": [f"http://{one.admin}" for one in place.dispatchers],
                 "edges": [f"http://{place.admin}"],
             }
             for name, place in places.items()
@@ -69,7 +69,6 @@ class Layout:
         content["metrics"].pop("prometheus", None)
         if service_time_s is not None:
             content["service_time_s"] = service_time_s
-            content["metrics"].pop("load", None)
         at = [f"127.0.0.1:{first_port + i}" for i in range(_OF_THE_FLEET)]
         return cls(validated(Fleet, content), folder, *at)
 

@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import Literal
 
 from ..data_plane import host_and_port
-from ..envoy.binary import Envoy
-from ..envoy.folders import Proxy
 from ..errors import RoutingError
 from ..files import write_atomically
-from ..metrics.scrape_config import Page, scrape_config
-from ..metrics.targets import targets
+from ..metrics.pages import targets
+from ..metrics.prometheus import MorePage, scrape_config
+from ..proxies import Programs, Proxy
 from ..yaml_text import yaml_text
 from .components import Component
-from .layout import CONTROL, ENVOY, FLEET, LEDGERS, Layout
+from .layout import CONTROL, FLEET, LEDGERS, PROXIES, Layout
 
 Servers = Literal["standin", "bentoml"]
 MOST_PROCESSES = 32
 """Stand-ins up to this number have a process each, which can be killed as a real server can; of more, those of a region
 share one. A process takes 20 MB."""
 
-_GPU, _INGRESS, _EDGE, _CONTROL = range(4)  # stages: each is checked by the next, and is there when it first looks
+_GPU, _DISPATCHER, _EDGE, _CONTROL = range(4)  # stages: each is checked by the next, and is there when it first looks
 _PYTHON = (sys.executable, "-m")
 _RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "rules"
 
@@ -51,7 +50,8 @@ class StandIns:
 
 def stand_ins(layout: Layout, options: StandIns) -> Iterator[Component]:
     """Stand-ins for GPU servers."""
-    more = ["--service-time", options.service_time, "--seed", str(options.seed)]
+    more = ["--service-time", options.service_time, "--seed", str(options.seed), "--ready", layout.fleet.jobs.ready]
+    more += [part for path in layout.fleet.jobs.paths for part in ("--path", path)]
     if options.ledgers:
         more += ["--ledger", str(layout.folder / LEDGERS)]
     count = sum(len(place.servers) for place in layout.places.values())
@@ -121,17 +121,17 @@ def bentoml_servers(layout: Layout, model: str | None) -> Iterator[Component]:
             )
 
 
-def proxies(layout: Layout, envoy: Envoy, found: list[Proxy]) -> Iterator[Component]:
-    """Edges and ingresses."""
+def proxies(layout: Layout, installed: Programs, found: list[Proxy]) -> Iterator[Component]:
+    """Edges and dispatchers."""
     for proxy in found:
         place, edge = layout.places[proxy.region], proxy.role == "edge"
-        addresses = (place.edge, place.admin) if edge else (place.ingresses[0].address, place.ingresses[0].admin)
+        addresses = (place.edge, place.admin) if edge else (place.dispatchers[0].address, place.dispatchers[0].admin)
         yield Component(
             name=f"{proxy.role}-{proxy.region}",
-            kind="edge" if edge else "ingress",
+            kind=proxy.role,
             region=proxy.region,
-            stage=_EDGE if edge else _INGRESS,
-            command=tuple(envoy.command(proxy.bootstrap, threads=proxy.threads)),
+            stage=_EDGE if edge else _DISPATCHER,
+            command=tuple(installed.command(proxy)),
             ports=tuple(_port(address) for address in addresses),
         )
 
@@ -142,7 +142,7 @@ def control_loop(layout: Layout, interval_s: float, program: tuple[str, ...] = (
     command = (
         *(program or (*_PYTHON, "routing", "control")),
         *("--fleet", str(folder / FLEET), "--out", str(folder / CONTROL)),
-        *("--envoy", str(folder / ENVOY), "--listen", layout.control, "--interval", f"{interval_s:g}"),
+        *("--envoy", str(folder / PROXIES), "--listen", layout.control, "--interval", f"{interval_s:g}"),
     )
     return Component("control", "control", "", _CONTROL, command, (_port(layout.control),))
 
@@ -153,12 +153,7 @@ def prometheus(layout: Layout) -> Component | None:
     if program is None:
         return None
     config = layout.folder / "prometheus.yml"
-    ingresses = [
-        Page("ingress", region, f"http://{one.admin}/stats/prometheus")
-        for region, place in layout.places.items()
-        for one in place.ingresses
-    ]
-    more = [*ingresses, Page("control", "", f"http://{layout.control}/metrics")]
+    more = [MorePage("control", "", f"http://{layout.control}/metrics")]
     # Where there is a repository around this package, the rules that operators take are tried here as well.
     rules = [str(path) for path in sorted(_RULES.glob("*.yml"))]
     write_atomically(config, yaml_text(scrape_config(targets(layout.fleet), more=more, rules=rules)))

@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 
-from ..envoy.counters import read_edge, read_ingress
+from ..dispatcher.counters import PAGE, read_dispatcher
+from ..envoy.counters import read_edge
 from ..errors import RoutingError
 from .about import NAME, About, RegionAbout
 from .components import STATE, WANTED, Component, Kind, Running, read_state, read_wanted
@@ -54,6 +55,7 @@ def report(folder: Path) -> dict[str, Any]:
         "prometheus": about.prometheus,
         "table_version": loop.get("version"),
         "frozen": _frozen(loop) if about.control else "",
+        "path": about.path,
         "regions": regions,
         "supervisor": {"pid": supervisor.pid, "alive": supervisor.alive},
         "parts": parts,
@@ -74,13 +76,25 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     kind = found["servers"] if not found["service_time"] else f"{found['servers']}, {found['service_time']} s a job"
     table = "no control loop" if not found["control"] else f"table {found['table_version'] or '-'}"
     head = f"{found['fleet']}: {found['phase']} since {found['started_at']}; GPU servers: {kind}; {table}"
-    rows = [["region", "edge", found["servers"], "load", "demand", "served at home", "attempts", "delayed"]]
+    rows = [["region", "edge", found["servers"], "load", "waiting", "demand", "served at home", "attempts", "delayed"]]
     for name, one in found["regions"].items():
         ready = f"{one['gpus_ready'] if one['gpus_ready'] is not None else '?'} of {one['gpus']} ready"
         demand = _text(one["demand_rps"], "{:.1f} rps")
         home = _text(one["shares"].get(name), "{:.1%}") if one["shares"] else "-"
         attempts, delayed = _text(one["attempts"], "{:.2f}"), _text(one["delay_share"], "{:.0%}")
-        rows.append([name, one["edge"], ready, _text(one["load"], "{:.0%}"), demand, home, attempts, delayed])
+        rows.append(
+            [
+                name,
+                one["edge"],
+                ready,
+                _text(one["load"], "{:.0%}"),
+                _text(one["waiting"], "{:.0f}"),
+                demand,
+                home,
+                attempts,
+                delayed,
+            ]
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     result = [
         head,
@@ -128,10 +142,10 @@ def _part(one: Running, kind: Kind, region: str) -> dict[str, Any]:
 
 def _region(client: httpx.Client, name: str, about: RegionAbout, loop: Mapping[str, Any]) -> dict[str, Any]:
     seen: Mapping[str, Any] = loop.get("regions", {}).get(name, {})
-    ready = active = None
-    if about.ingress_admin and (text := _page(client, f"{about.ingress_admin}/stats/prometheus")):
-        ingress = read_ingress(text)
-        ready, active = ingress.ready, ingress.active
+    ready = active = waiting = None
+    if about.dispatcher_admin and (text := _page(client, about.dispatcher_admin + PAGE)):
+        dispatcher = read_dispatcher(text)
+        ready, active, waiting = dispatcher.ready, dispatcher.computing, dispatcher.waiting
     jobs = attempts = None
     if text := _page(client, f"{about.edge_admin}/stats/prometheus"):
         edge = read_edge(text)
@@ -142,7 +156,8 @@ def _region(client: httpx.Client, name: str, about: RegionAbout, loop: Mapping[s
         "gpus": len(about.gpu_servers),
         "gpus_ready": ready if about.gpu_servers else 0,
         "computing": active,
-        "load": max(seen.get("load", {}).values(), default=None),
+        "waiting": waiting,
+        "load": seen.get("load"),
         "demand_rps": seen.get("demand_rps"),
         "capacity_rps": seen.get("capacity_rps"),
         "shares": loop.get("shares", {}).get(name, {}),
@@ -151,8 +166,8 @@ def _region(client: httpx.Client, name: str, about: RegionAbout, loop: Mapping[s
         "jobs": jobs,
         "attempts": attempts,
         "edge_admin": about.edge_admin,
-        "ingress": about.ingress,
-        "ingress_admin": about.ingress_admin,
+        "dispatcher": about.dispatcher,
+        "dispatcher_admin": about.dispatcher_admin,
         "gpu_servers": dict(about.gpu_servers),
     }
 

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import RoutingError
+from ..jobs import Jobs
+from ..schema import validated
 from .gpu import NAME, StandIn
 from .http11 import Listener
 from .ledger import SUFFIX, Ledger
@@ -32,16 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--service-time", default="0.5", metavar="TIMES", help="see routing/local/service_times.py")
     parser.add_argument("--seed", type=int, default=0, help="of the service times (default: 0)")
     parser.add_argument("--ledger", type=Path, metavar="DIR", help="note each computation there, by request id")
+    parser.add_argument("--path", action="append", help="that takes jobs; several times for several")
+    parser.add_argument("--ready", help="path that says whether it takes jobs")
     options = parser.parse_args(arguments)
     try:
         times = ServiceTimes.parse(options.service_time)
         if options.ledger is not None:
             options.ledger.mkdir(parents=True, exist_ok=True)
+        given = {"paths": options.path, "ready": options.ready}
+        jobs = validated(Jobs, {key: value for key, value in given.items() if value})
         found = []
         for gpu, address in options.serve:
             ledger = Ledger(None if options.ledger is None else options.ledger / f"{gpu}{SUFFIX}")
             generator = random.Random(f"{options.seed} {gpu}")  # noqa: S311  # no secret
-            found.append((StandIn(gpu, options.region, times, generator, ledger), address))
+            found.append((StandIn(gpu, options.region, times, generator, ledger, jobs), address))
         asyncio.run(serve(found))
     except (RoutingError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")

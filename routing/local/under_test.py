@@ -65,7 +65,7 @@ class LocalFleet:
                 alone=False,
             )
             with running(fleet, Path(scenario.fleet), Path(folder), options) as started:
-                outcomes = asyncio.run(send(wanted, started.edges))
+                outcomes = asyncio.run(send(wanted, started.edges, path=fleet.jobs.paths[0]))
                 self.busy_s = asyncio.run(busy_seconds(started))
         return figures([one for one in outcomes if one.at_s >= scenario.warm_up_s])
 
@@ -83,7 +83,7 @@ def check(experiment: Experiment, wanted: Sequence[Arrival]) -> None:
         raise InputError("cannot be made to happen by this; leave it out", key="control.down")
     times = {"detection_s", "connect_timeout_s"}  # a real fleet has its own
     if scenario.proxies.model_dump(exclude=times) != Proxies().model_dump(exclude=times):
-        raise InputError("a real fleet has two tiers, one ingress a region, and Envoy's rotation", key="proxies")
+        raise InputError("a real fleet has two tiers, one dispatcher a region, and Envoy's rotation", key="proxies")
     if scenario.duration_s > MOST_S:
         raise InputError(f"{scenario.duration_s:g} s in real time are more than {MOST_S:g}", key="duration_s")
     if len(wanted) > MOST_RPS * scenario.duration_s:

@@ -4,8 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from .oddities import Oddity
+
+class Kind(StrEnum):
+    """Names of what may be wrong with metrics. What follows from each is in `docs/control-loop.md`."""
+
+    REFUSED = "refused"
+    """Nobody listens at the proxy's address."""
+    LATE = "late"
+    """There was no answer within the time limit."""
+    FAILED = "failed"
+    """The answer was not 200, the connection broke, or a name did not resolve."""
+    UNREADABLE = "unreadable"
+    """The page is no Prometheus text, or too long."""
+    NO_SERIES = "no_series"
+    """The page lacks a series that its kind of proxy has."""
+    NOT_A_NUMBER = "not_a_number"
+    NEGATIVE = "negative"
+    ABOVE_LIMIT = "above_limit"
+    """The page says more than there can be."""
+    COUNTER_RESET = "counter_reset"
+    FROZEN = "frozen"
+    """The page comes, but its values stand still although they cannot."""
+    FROM_THE_FUTURE = "from_the_future"
+    STALE = "stale"
+    """The proxy was not heard of for `stale_after_s`."""
+    TOO_MANY = "too_many"
+    """A region has more GPU servers than the fleet file says."""
+    NO_REGION = "no_region"
+    """A proxy has no label `region`, or one that the fleet does not have."""
+
+
+@dataclass(frozen=True, order=True)
+class ScrapeProblem:
+    """One thing that is wrong with metrics.
+
+    Attributes:
+        kind: its name.
+        where: region, kind and address of the proxy, and the series where it is about one.
+        text: what was seen, and what is made of it.
+    """
+
+    kind: Kind
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.where}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -17,12 +63,12 @@ class RegionSeen:
         over_s: time that `demand_rps` and `retries_rps` are means of.
         retries_rps: attempts after the first, of its users' jobs.
         capacity_rps: jobs that its ready GPUs can compute.
-        gpus_ready: GPU servers that can take a job now or when they are done with one.
-        gpus_missing: GPU servers that are not heard of.
-        load: share of its ready GPU servers' limit that is in use, by metric.
-        cost_s: time of a whole GPU server that one request takes, by the metric that is scarcest.
+        gpus_ready: GPU servers that its dispatchers find ready, busy or not.
+        gpus_missing: GPU servers of the fleet file that are not ready.
+        load: share of its ready GPU servers that computes.
+        waiting: jobs in its dispatchers' queues.
+        cost_s: time of a GPU server that one request takes.
         edge_gone: nobody listens where its edges were: it has no users now. Its demand is 0.
-        ready_servers: addresses of the GPU servers that are not known to be down.
     """
 
     demand_rps: float | None = None
@@ -30,11 +76,11 @@ class RegionSeen:
     retries_rps: float | None = None
     capacity_rps: float | None = None
     gpus_ready: int | None = None
-    gpus_missing: int = 0
-    load: Mapping[str, float] = field(default_factory=dict)
+    gpus_missing: int | None = None
+    load: float | None = None
+    waiting: float | None = None
     cost_s: float | None = None
     edge_gone: bool = False
-    ready_servers: tuple[str, ...] = ()
 
     @property
     def load_per_rps(self) -> float | None:
@@ -54,9 +100,9 @@ class Observation:
     Attributes:
         regions: by name; one that is left out was not heard of.
         rps: {source: {destination: jobs per second that were answered with a result}}.
-        oddities: what was missing, late or absurd.
+        problems: what was missing, late or absurd.
     """
 
     regions: Mapping[str, RegionSeen]
     rps: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    oddities: tuple[Oddity, ...] = ()
+    problems: tuple[ScrapeProblem, ...] = ()

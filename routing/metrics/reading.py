@@ -1,13 +1,33 @@
-"""What sources give in one round: pages of machines, machines that gave none, and what was wrong with values."""
+"""What sources give in one round: pages of proxies, proxies that gave none, and what was wrong with values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
+from typing import Literal
 
-from .oddities import Kind, Oddity
-from .targets import Machine
+from .observation import Kind, ScrapeProblem
+
+Tier = Literal["dispatcher", "edge"]
+
+
+@dataclass(frozen=True, order=True)
+class Target:
+    """A dispatcher or an edge.
+
+    Attributes:
+        region: where it is.
+        tier: what it is.
+        address: host and port, its name in all that is said of it.
+    """
+
+    region: str
+    tier: Tier
+    address: str
+
+    def __str__(self) -> str:
+        return f"{self.region} {self.tier} {self.address}"
 
 
 @dataclass(frozen=True)
@@ -21,16 +41,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Page:
-    """What one machine said of itself.
+    """What one proxy said of itself.
 
     Attributes:
-        machine: whose it is.
+        proxy: whose it is.
         at: when that was so, in seconds of our monotonic clock.
         samples: the series that were wanted.
         stamp: tells pages apart where the same one may come twice; None where it cannot.
     """
 
-    machine: Machine
+    proxy: Target
     at: float
     samples: tuple[Sample, ...]
     stamp: float | None = None
@@ -48,16 +68,16 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Silence:
-    """A machine that gave no page in a round.
+class ScrapeFailure:
+    """A proxy that gave no page in a round.
 
     Attributes:
-        machine: which.
-        kind: `REFUSED` says that it is down; all others that nothing is known of it.
+        proxy: which.
+        kind: `REFUSED` says that nobody listens there; all others that nothing is known of it.
         text: what happened.
     """
 
-    machine: Machine
+    proxy: Target
     kind: Kind
     text: str
 
@@ -67,15 +87,15 @@ class Reading:
     """What a source gives in one round."""
 
     pages: tuple[Page, ...] = ()
-    silences: tuple[Silence, ...] = ()
-    oddities: tuple[Oddity, ...] = ()
+    failures: tuple[ScrapeFailure, ...] = ()
+    problems: tuple[ScrapeProblem, ...] = ()
 
 
-def sound(machine: Machine, name: str, labels: Mapping[str, str], value: float) -> Sample | Oddity:
-    """A sample, or what is wrong with its value. Nothing that is read here can be below 0."""
-    where = f"{machine} {name}"
+def checked(proxy: Target, name: str, labels: Mapping[str, str], value: float) -> Sample | ScrapeProblem:
+    """Return a sample, or what is wrong with its value. Nothing that is read here can be below 0."""
+    where = f"{proxy} {name}"
     if not isfinite(value):
-        return Oddity(Kind.NOT_A_NUMBER, where, f"is {value}; taken as not there")
+        return ScrapeProblem(Kind.NOT_A_NUMBER, where, f"is {value}; taken as not there")
     if value < 0:
-        return Oddity(Kind.NEGATIVE, where, f"is {value:g}; taken as not there")
+        return ScrapeProblem(Kind.NEGATIVE, where, f"is {value:g}; taken as not there")
     return Sample(name, labels, value)

@@ -1,15 +1,15 @@
-"""The section `metrics` of `fleet.yaml`: where they are taken from, and what counts as load."""
+"""The section `metrics` of `fleet.yaml`: where they are taken from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..schema import Items, Positive, RegionName, Share, Strict, did_you_mean, wrong
+from ..schema import Items, Positive, RegionName, Strict, did_you_mean, wrong
 
 
 def _url(text: str) -> str:
@@ -26,70 +26,79 @@ def _url(text: str) -> str:
 
 Url = Annotated[str, AfterValidator(_url)]
 """Of HTTP or HTTPS, without query; the path may be left out."""
-SeriesName = Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$")]
 
 
-class LoadMetric(Strict):
-    """A metric of GPU servers that says how loaded they are.
+class PrometheusServer(Strict):
+    """A Prometheus, or what answers its queries: Thanos, Mimir, a managed one.
 
-    Attributes:
-        series: its name on `/metrics`.
-        kind: `counter`, of which the growth per second counts, or `gauge`, which counts as it is.
-        limit: at which a server is full.
-        idle: share of the limit that a server without requests shows.
-    """
-
-    series: SeriesName
-    kind: Literal["counter", "gauge"] = "counter"
-    limit: Positive = 1.0
-    idle: Annotated[Share, Field(lt=1)] = 0.0
-
-
-class Pages(Strict):
-    """Where the machines of a region tell of themselves.
+    Files hold one secret each, are seen from the fleet file, and are read again for each question.
 
     Attributes:
-        gpu_servers: one for each GPU; `/metrics` is added where there is no path.
-        edges: Envoy's admin pages; `/stats/prometheus` is added where there is no path.
+        url: of it, without `/api`.
+        token_file: of a bearer token; None: none is sent.
+        username, password_file: of basic authentication; None: there is none.
+        tenant: sent in the header `tenant_header`; None: none.
     """
 
-    gpu_servers: Annotated[tuple[Url, ...], Items] = ()
-    edges: Annotated[tuple[Url, ...], Items] = ()
+    url: Url
+    token_file: Annotated[str, Field(min_length=1)] | None = None
+    username: Annotated[str, Field(min_length=1)] | None = None
+    password_file: Annotated[str, Field(min_length=1)] | None = None
+    tenant: Annotated[str, Field(pattern=r"^[\x21-\x7e]+$")] | None = None
+    tenant_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = "X-Scope-OrgID"
 
     @model_validator(mode="after")
-    def _each_once(self) -> Self:
-        found: dict[str, str] = {}
-        for key, urls in (("gpu_servers", self.gpu_servers), ("edges", self.edges)):
-            for i, url in enumerate(urls):
-                if url in found:
-                    raise wrong(f"{key}.{i}", f"{url} is {found[url]} already")
-                found[url] = f"{key}.{i}"
+    def _one_way_in(self) -> Self:
+        if (self.username is None) != (self.password_file is None):
+            key = "username" if self.username is None else "password_file"
+            raise wrong(key, "is missing; basic authentication takes both")
+        if self.username is not None and self.token_file is not None:
+            raise wrong("token_file", "and username are two ways in; give one")
         return self
 
 
-class MetricsSettings(Strict):
-    """Where metrics come from.
+def _server(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class Pages(Strict):
+    """Where the proxies of a region tell of themselves.
 
     Attributes:
-        prometheus: one that scrapes all machines; None: they are asked themselves.
+        dispatchers: their admin addresses; `/metrics` is added where there is no path.
+        edges: Envoy's admin pages; `/stats/prometheus` is added where there is no path.
+    """
+
+    dispatchers: Annotated[tuple[Url, ...], Items] = ()
+    edges: Annotated[tuple[Url, ...], Items] = ()
+
+    def each(self) -> Iterator[tuple[str, str]]:
+        """Each URL with its key."""
+        for key, urls in (("dispatchers", self.dispatchers), ("edges", self.edges)):
+            for i, url in enumerate(urls):
+                yield f"{key}.{i}", url
+
+
+class MetricsSettings(Strict):
+    """Where metrics come from. None are asked of GPU servers: dispatchers count their jobs.
+
+    Attributes:
+        prometheus: one that scrapes all proxies, by its URL alone or with what it asks of who queries it; None: they
+            are asked themselves.
         pages: by region.
-        load: the metrics that count as load, by a name of your own. The one with the highest share decides.
         time_limit_s: after which a page that has not come is late. Below the loop's interval.
         cost_memory_s: time constant with which the cost of a request forgets.
         cost_prior_requests: `service_time_s` counts in that cost as much as so many requests.
     """
 
-    prometheus: Url | None = None
+    prometheus: Annotated[PrometheusServer, BeforeValidator(_server)] | None = None
     pages: Mapping[RegionName, Pages] = {}
-    load: Annotated[Mapping[str, LoadMetric], Field(min_length=1)] = {
-        "gpu": LoadMetric(series="stillmotion_busy_seconds_total")
-    }
     time_limit_s: Positive = 1.0
     cost_memory_s: Positive = 300.0
     cost_prior_requests: Positive = 20.0
 
     def check(self, gpus: Mapping[str, int]) -> None:
-        """See that the pages are of these regions, and as many as they have GPUs.
+        """See that the pages are of these regions, and each of one proxy.
 
         Raises:
             PydanticCustomError: with the key.
@@ -98,12 +107,8 @@ class MetricsSettings(Strict):
         for name, pages in self.pages.items():
             if name not in gpus:
                 raise wrong(f"metrics.pages.{name}", f"is none of the regions{did_you_mean(name, gpus)}")
-            if pages.gpu_servers and len(pages.gpu_servers) != gpus[name]:
-                key = f"metrics.pages.{name}.gpu_servers"
-                raise wrong(key, f"are {len(pages.gpu_servers)}, and the region has {gpus[name]} GPUs")
-            for kind, urls in (("gpu_servers", pages.gpu_servers), ("edges", pages.edges)):
-                for i, url in enumerate(urls):
-                    key = f"metrics.pages.{name}.{kind}.{i}"
-                    if url in taken:
-                        raise wrong(key, f"{url} is {taken[url]} already; each machine is in one region")
-                    taken[url] = key
+            for where, url in pages.each():
+                key = f"metrics.pages.{name}.{where}"
+                if url in taken:
+                    raise wrong(key, f"{url} is {taken[url]} already; each proxy is in one region")
+                taken[url] = key

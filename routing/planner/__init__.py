@@ -1,9 +1,8 @@
 """The planner: a pure function of a fleet and its load to a routing table.
 
-- `problem`: both as arrays, with the floor share.
-- `iterative`, `paths`: the region nearest to its maximum offloads a chunk, and where that goes.
+- `problem`: both as arrays, with the law (`never`) and the money (`cost_ms`).
+- `iterative`, `paths`: the region nearest to its maximum offloads a chunk, where that goes, and why.
 - `linear`: the optimum for the same overflow and reach, to compare with.
-- `reasons`: why each move was made.
 - `comparison`: random fleets, and how far the iterative planner is from the optimum.
 """
 
@@ -17,9 +16,8 @@ import numpy as np
 from ..fleet import Fleet
 from ..load import Load
 from ..table import Move, RoutingTable
-from .iterative import Placed, solve
+from .iterative import Placed, reason, solve
 from .problem import Problem, state
-from .reasons import reason
 
 __all__ = ["Solver", "plan"]
 
@@ -35,24 +33,22 @@ def plan(
     *,
     generated_at: datetime,
     solver: Solver = "iterative",
-    floor: bool = True,
     version: int = 1,
 ) -> RoutingTable:
     """Make a routing table. Nothing is remembered: the same input gives the same table.
 
     All traffic is brought home first, whatever the capacity. Then hot regions offload (`iterative.solve`). What
-    cannot be placed stays at home. `left_over_rps` of a region is what it is then asked for above its capacity:
+    cannot be placed stays at home. `unserved_rps` of a region is what it is then asked for above its capacity:
     max(0, load - capacity); what is above its threshold or target but within its capacity it serves.
 
-    The floor share is part of the table, and counts as load before anything else moves (`problem.state`): no
-    region gets above its target by it.
+    What the table says is what Envoy is told: nothing is planned for retries, which go by rings
+    (`retries.attempt_groups`).
 
     Args:
         fleet: regions, distances, policies.
         load: demand and capacity of this moment, in requests per second.
         generated_at: goes into the table, with a time zone.
-        solver: `lp` places the same overflow of each source at the least latency, by a linear program.
-        floor: keep at least `floor_share` for each region in every ring that any heat unlocks.
+        solver: `lp` places the same overflow of each source at the least cost, by a linear program.
         version: goes into the table.
 
     Raises:
@@ -60,12 +56,12 @@ def plan(
         RoutingError: `lp` without SciPy.
     """
     load.check(fleet)
-    problem = state(fleet, load, floor=floor)
+    problem = state(fleet, load)
     placed = solve(problem)
     if solver == "lp":
-        from .linear import least_latency
+        from .linear import least_cost
 
-        placed = Placed(least_latency(problem, placed.flow.sum(axis=1)))
+        placed = Placed(least_cost(problem, placed.flow.sum(axis=1)))
         moves = _direct_moves(problem, placed)
     else:
         moves = tuple(
@@ -84,7 +80,7 @@ def plan(
         generated_at=generated_at,
         shares=_shares(fleet, problem, placed),
         moves=moves,
-        left_over_rps=_left_over(fleet, load, problem, placed),
+        unserved_rps=_unserved(fleet, load, problem, placed),
     )
 
 
@@ -96,7 +92,7 @@ def _direct_moves(problem: Problem, placed: Placed) -> tuple[Move, ...]:
             source=problem.names[source],
             rps=float(placed.flow[source, to]),
             ring=int(problem.ring[source, to]),
-            why=f"least latency in sum for the same overflow: {problem.latency_ms[source, to]:.0f} ms",
+            why=f"least cost in sum for the same overflow: {problem.latency_ms[source, to]:.0f} ms",
         )
         for source, to in np.argwhere(placed.flow > problem.tolerance).tolist()
     )
@@ -104,7 +100,7 @@ def _direct_moves(problem: Problem, placed: Placed) -> tuple[Move, ...]:
 
 def _shares(fleet: Fleet, problem: Problem, placed: Placed) -> dict[str, dict[str, float]]:
     """Shares in the order of the fleet's file; home is what the others leave of 1."""
-    away = (problem.floor + placed.flow) / problem.demand[:, None]
+    away = placed.flow / problem.load[:, None]
     total = away.sum(axis=1)
     away /= np.maximum(1.0, total)[:, None]  # a sum of many flows may be a rounding error above 1
     np.fill_diagonal(away, np.maximum(0.0, 1.0 - total))
@@ -115,7 +111,7 @@ def _shares(fleet: Fleet, problem: Problem, placed: Placed) -> dict[str, dict[st
     return {names[s]: {names[d]: rows[s][d] for d in order if rows[s][d] > 0.0 or s == d} for s in order}
 
 
-def _left_over(fleet: Fleet, load: Load, problem: Problem, placed: Placed) -> dict[str, float]:
+def _unserved(fleet: Fleet, load: Load, problem: Problem, placed: Placed) -> dict[str, float]:
     served = problem.load - placed.flow.sum(axis=1) + placed.flow.sum(axis=0)
     over = served - problem.capacity
     found = {

@@ -10,7 +10,7 @@ import numpy as np
 from ..fleet import Fleet, Region, Threshold
 from ..load import Load
 from .iterative import solve
-from .linear import least_latency
+from .linear import least_cost
 from .problem import Floats, state
 
 _RINGS_MS = ((40.0, 90.0, 200.0, 400.0), (15.0, 60.0, 120.0, 400.0), (25.0, 400.0), (400.0,))
@@ -84,7 +84,7 @@ def compare(generator: np.random.Generator, count: int) -> Iterator[Costs]:
     found = 0
     while found < count:
         fleet, load = random_case(generator)
-        problem = state(fleet, load, floor=False)
+        problem = state(fleet, load)
 
         def cost(flow: Floats, latency_ms: Floats = problem.latency_ms) -> float:
             return float((flow * latency_ms).sum())
@@ -97,8 +97,8 @@ def compare(generator: np.random.Generator, count: int) -> Iterator[Costs]:
         yield Costs(
             overflow_rps=float(overflow.sum()),
             planned=cost(flow),
-            optimum=cost(least_latency(problem, overflow)),
-            by_home_load=cost(least_latency(problem, overflow, by_home_load=True)),
+            optimum=cost(least_cost(problem, overflow)),
+            by_home_load=cost(least_cost(problem, overflow, by_home_load=True)),
             nearest_first=cost(nearest),
-            nearest_first_optimum=cost(least_latency(problem, nearest.sum(axis=1))),
+            nearest_first_optimum=cost(least_cost(problem, nearest.sum(axis=1))),
         )

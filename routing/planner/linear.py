@@ -10,10 +10,10 @@ from ..errors import RoutingError
 from .problem import Floats, Problem
 
 
-def least_latency(problem: Problem, overflow: Floats, *, by_home_load: bool = False) -> Floats:
-    """Flow of least latency for a given overflow of each source.
+def least_cost(problem: Problem, overflow: Floats, *, by_home_load: bool = False) -> Floats:
+    """Return the flow of least cost for a given overflow of each source.
 
-        minimise    sum over s, d of  latency[s, d] * x[s, d]
+        minimise    sum over s, d of  cost_ms[s, d] * x[s, d]
         such that   sum over d of x[s, d] = overflow[s]
                     sum over s of x[s, d] <= room[d]
                     sum over d beyond ring r_k of s of x[s, d] <= what s has above the threshold that unlocks more
@@ -58,7 +58,7 @@ def least_latency(problem: Problem, overflow: Floats, *, by_home_load: bool = Fa
     # The overflow has the rounding errors of many chunks: a hair of slack keeps the program feasible.
     slack = 1e-9
     found = linprog(
-        problem.latency_ms[source, to],
+        problem.cost_ms[source, to],
         A_ub=sparse.vstack(limits),
         b_ub=np.concatenate([one.limit for one in rows]) / unit + slack,
         A_eq=equal,

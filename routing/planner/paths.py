@@ -9,7 +9,7 @@ import numpy as np
 from .problem import Floats, Problem
 
 CLOSER_MS = 1e-9
-"""Latencies that differ by less are equal; the name decides then."""
+"""Costs that differ by less are equal; the name decides then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Paths:
     """Shortest ways from a source to room, as in successive shortest paths for a flow of least cost.
 
     Nearest first goes wrong on small fleets: it fills the only room that is near to one source with overflow of
-    another, which had a second choice hardly farther. So room in a full region has a price: the least latency
+    another, which had a second choice hardly farther. So room in a full region has a price: the least cost
     that is added, in sum, when overflow in it moves on, and that of the next region too, until there is room,
 
         price[d] = 0                                                            where d has room
-        price[d] = min over a, e of  latency[a, e] - latency[a, d] + price[e]   else; a has overflow in d
+        price[d] = min over a, e of  cost[a, e] - cost[a, d] + price[e]   else; a has overflow in d
 
-    and a source takes the region of least latency + price. Each flow that such ways lead to has the least
-    latency of all flows with the same overflow per source (Ahuja, Magnanti, Orlin, Network Flows, 9.7). What
+    and a source takes the region of least cost + price. Each flow that such ways lead to has the least
+    cost of all flows with the same overflow per source (Ahuja, Magnanti, Orlin, Network Flows, 9.7). What
     stands in the way of the exact optimum is that cool overflow may move hot overflow on only as far as its own
     heat allows. Prices never fall, and change only when a region gets full or a flow in it is gone.
 
@@ -65,10 +65,10 @@ class Paths:
         self.room: list[float] = problem.room.tolist()
         self._reach, self._version = 0, 0
         self._exchange = exchange
-        self._ring, self._away_ms, self._tolerance = problem.ring, problem.latency_ms, problem.tolerance
+        self._ring, self._away_ms, self._tolerance = problem.ring, problem.cost_ms, problem.tolerance
         self._full = problem.room <= problem.tolerance
         self._all = np.arange(count)
-        self._latency_ms = problem.latency_ms  # within reach; inf beyond
+        self._cost_ms = problem.cost_ms  # within reach; inf beyond
         self._price = np.zeros(count)
         self._next = self._all.copy()  # where overflow of a full region moves on to
         self._detour = np.full((count, count), np.inf)  # (from, to), the least that any flow loses by moving on
@@ -77,7 +77,7 @@ class Paths:
     def reach(self, ring: int) -> None:
         """Let overflow go, and move on, to rings up to this one."""
         self._reach = ring
-        self._latency_ms = np.where((self._ring > 0) & (self._ring <= ring), self._away_ms, np.inf)
+        self._cost_ms = np.where((self._ring > 0) & (self._ring <= ring), self._away_ms, np.inf)
         full = np.flatnonzero(self._full).tolist()
         for region in full:
             self._find_detours(region)
@@ -85,7 +85,7 @@ class Paths:
 
     def find(self, source: int) -> Way:
         """The shortest way of a source's next overflow."""
-        cost = self._latency_ms[source] + self._price
+        cost = self._cost_ms[source] + self._price
         there = int(cost.argmin())
         if cost[there] == np.inf:
             return Way([], self._reach, self._version)
@@ -149,7 +149,7 @@ class Paths:
             self._detour[region] = np.inf
             return
         sources = np.array(sorted(self.placed[region]))
-        lost = self._latency_ms[sources] - self._away_ms[sources, region, None]  # (sources, to)
+        lost = self._cost_ms[sources] - self._away_ms[sources, region, None]  # (sources, to)
         best = lost.argmin(axis=0)
         self._detour[region] = lost[best, self._all]
         self._detour[region, region] = np.inf

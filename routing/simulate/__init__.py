@@ -2,6 +2,6 @@
 
 - `scenario`, `experiment`: what is asked, as a file has it; `service`, `demand`: its distributions.
 - `state`, `draws`, `calendar`, `streams`, `choosing`, `loop`: the compiled part; `compiled` is its seam to numba.
-- `build`, `run`, `looped`: from the scenario to the loop, and what happens between two calls of it.
+- `build`, `run`, `control_adapter`: from the scenario to the loop, and what happens between two calls of it.
 - `results`, `plots`: what came of it.
 """

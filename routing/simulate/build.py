@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..retries import attempts_by_table
 from . import state as st
 from .demand import check_size, given_times, rates
 from .draws import key_of
 from .experiment import Experiment
 from .loop import MOST_HOSTS, MOST_SOURCES
+from .scenario import Proxies
 
 _RATE_ARRIVALS, _RATE_JOBS, _GIVEN_JOBS = 1, 2, 3  # streams of draws
 _BUCKETS_A_GPU = 2
@@ -53,8 +53,8 @@ def build(experiment: Experiment, seed: int) -> st.State:
         nodes=nodes,
         heads=np.full(_buckets(gpus), -1, np.int32),
         near=np.zeros(places, st.event_type),
-        rows=np.zeros((2, n, n), st.place_type),
-        row_lengths=np.zeros((2, n), np.int64),
+        rows=np.zeros((st.GROUPS, n, n), st.place_type),
+        row_lengths=np.zeros((st.GROUPS, n), np.int64),
         one_way_s=one_way,
         tried_flow=np.zeros((n, n), np.int64),
         served_flow=np.zeros((n, n), np.int64),
@@ -75,6 +75,12 @@ def _buckets(gpus: int) -> int:
     return 1 << max(8, min(22, (_BUCKETS_A_GPU * gpus - 1).bit_length()))
 
 
+def _places(proxies: Proxies) -> int:
+    if proxies.queue is not None:
+        return proxies.queue
+    return 0 if proxies.tiers == 1 else -1
+
+
 def _scalars(experiment: Experiment, *, own_view: bool) -> st.Records:
     proxies, retry = experiment.scenario.proxies, experiment.fleet.retry
     gpus = sum(region.gpus for region in experiment.fleet.regions.values())
@@ -85,13 +91,13 @@ def _scalars(experiment: Experiment, *, own_view: bool) -> st.Records:
         "one_tier": proxies.tiers == 1,
         "own_view": own_view,
         "rotation": proxies.rotation,
-        "by_table": attempts_by_table(retry),
         "attempts": retry.attempts,
         "base_s": retry.base_interval_s,
         "most_s": retry.max_interval_s,
         "delay_s": retry.delay.max_s,
         "connect_s": proxies.connect_timeout_s,
-        "queue": proxies.queue,
+        "queue": _places(proxies),
+        "places_per_gpu": experiment.fleet.queue.bounds_s(experiment.times.mean_s)[0] / experiment.times.mean_s,
         "exponential": experiment.times.atoms is None,
         "service_s": experiment.times.mean_s,
     }.items():
@@ -106,7 +112,7 @@ def _hosts_and_regions(experiment: Experiment) -> tuple[st.Records, st.Records]:
     regions = np.zeros(len(fleet.names), st.region_type)
     for i, region in enumerate(fleet.regions.values()):
         # Disjoint sets of GPU servers, as even as can be; a region without GPUs has a host that refuses.
-        parts = max(1, region.gpus if proxies.tiers == 1 else min(proxies.ingresses, region.gpus))
+        parts = max(1, region.gpus if proxies.tiers == 1 else min(proxies.dispatchers, region.gpus))
         regions[i]["first_host"], regions[i]["hosts"] = len(gpus_of), parts
         gpus_of += [region.gpus // parts + (k < region.gpus % parts) for k in range(parts)]
         home += [i] * parts

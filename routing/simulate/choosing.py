@@ -1,4 +1,4 @@
-"""How an edge chooses where an attempt goes: a region by the table, then an ingress or a GPU server of it.
+"""How an edge chooses where an attempt goes: a region by the table, then a dispatcher or a GPU server of it.
 
 As Envoy does: regions in weighted rotation (earliest deadline first, whose shares are exact in any window). The first
 attempts of a job go by the table, the others to the regions that it keeps for them (`routing.retries.attempt_groups`;
@@ -27,12 +27,14 @@ def choose(s: State, source: int, key: np.uint64, attempt: int) -> int:
         key: of the job's draws.
         attempt: 1, 2, ...
     """
-    scalars = s.scalars[0]
-    group = 0 if attempt <= scalars.by_table or s.row_lengths[1, source] == 0 else 1
-    if s.row_lengths[group, source] == 0:
+    groups = 0
+    while groups < s.row_lengths.shape[0] and s.row_lengths[groups, source] > 0:
+        groups += 1
+    if groups == 0:
         return NOBODY
+    group = (attempt - 1) % groups
     draw = _CHOICES + 2 * attempt
-    if scalars.rotation == 1:
+    if s.scalars[0].rotation == 1:
         region = _next_region(s, group, source)
     else:
         region = _drawn_region(s, group, source, bits(key, draw))
@@ -78,7 +80,7 @@ def _drawn_region(s: State, group: int, source: int, b: np.uint64) -> int:
 
 @compiled
 def _host(s: State, source: int, region: int, b: np.uint64) -> int:
-    """One of the region's ingresses, or of its GPU servers; with `own_view` one that the edge has sent nothing."""
+    """One of the region's dispatchers, or of its GPU servers; with `own_view` one that the edge has sent nothing."""
     here = s.regions[region]
     if here.hosts <= 1:
         return here.first_host

@@ -70,7 +70,7 @@ class Failures:
         here["busy_at"] = self._run.now
 
     def _kill_all(self, region: int, how: int) -> None:
-        """The whole region: its computations end here, and so do the jobs that wait at its ingresses."""
+        """The whole region: its computations end here, and so do the jobs that wait at its dispatchers."""
         state = self._run.state
         self._count_busy(region)
         here = state.regions[region]
@@ -83,7 +83,7 @@ class Failures:
             at["gpus"], at["free"], at["doomed"] = 0, 0, 0
 
     def _lose_waiting(self, region: int, host: int) -> None:
-        """Jobs that wait at an ingress without a GPU: accepted, and lost."""
+        """Jobs that wait at a dispatcher without a GPU: accepted, and lost."""
         state = self._run.state
         at, scalars = state.hosts[host], state.scalars
         while at["waiting"] > 0:

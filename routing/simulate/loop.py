@@ -30,6 +30,7 @@ _END, _CLOSE, _ARRIVE, _SEND = 0, 1, 2, 3
 _KIND, _EPOCH, _SOURCE = 58, 42, 28  # where they begin in a payload; below: a host, or a job
 _LOW_16, _LOW_14, _LOW_28 = 2**16 - 1, 2**14 - 1, 2**28 - 1
 MOST_SOURCES, MOST_HOSTS = _LOW_14 + 1, _LOW_28 + 1
+_ROUNDING = 1e-9  # of a product that is a whole number
 _NO_JOB, _NEW = -1, -2  # none; one that has no place yet
 Jobs = tuple[int, int, float, np.uint64, int, int, int]
 """Stage, source, moment of arrival, key, attempts, place of the job or one of the two above, host."""
@@ -210,6 +211,25 @@ def _is_on_its_way(
 
 
 @compiled
+def _wait(s: State, host: int, job: int) -> None:
+    """A job gets in line, before all that are younger: one that was refused elsewhere may be older than some."""
+    at, arrived = s.hosts[host], s.jobs[job].arrived
+    before, after = _NO_JOB, at.first if at.waiting > 0 else _NO_JOB
+    if at.waiting > 0 and s.jobs[at.last].arrived <= arrived:
+        before, after = at.last, _NO_JOB
+    while after != _NO_JOB and s.jobs[after].arrived <= arrived:
+        before, after = after, s.jobs[after].next
+    s.jobs[job].next = after
+    if before == _NO_JOB:
+        at.first = job
+    else:
+        s.jobs[before].next = job
+    if after == _NO_JOB:
+        at.last = job
+    at.waiting += 1
+
+
+@compiled
 def _finds_gpu(
     s: State, time: float, source: int, arrived: float, key: np.uint64, attempt: int, job: int, host: int
 ) -> bool:
@@ -221,17 +241,14 @@ def _finds_gpu(
             if job != _NEW:
                 _leave(s, job)
             return True
-        if at.waiting < s.scalars[0].queue and at.gpus > 0:
+        places = s.scalars[0].queue
+        if places < 0:
+            places = int(at.gpus * s.scalars[0].places_per_gpu + _ROUNDING)
+        if at.waiting < places and at.gpus > 0:
             if job == _NEW:
                 job = _place(s, source, arrived, key, attempt)
-            one = s.jobs[job]
-            one.attempt, one.host, one.next = attempt, host, _NO_JOB
-            if at.waiting == 0:
-                at.first = job
-            else:
-                s.jobs[at.last].next = job
-            at.last = job
-            at.waiting += 1
+            s.jobs[job].attempt, s.jobs[job].host = attempt, host
+            _wait(s, host, job)
             return False
     heard = _heard(s, time, source, host)
     if attempt >= s.scalars[0].attempts:

@@ -10,16 +10,16 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from ..control.steps import Shares
+from ..control.smoothing import Shares
 from ..load import Load
 from ..planner import plan
 from ..schema import validated
 from . import loop
 from .build import build
+from .control_adapter import ControlInTheLoop
 from .demand import rates
 from .experiment import Experiment
 from .failures import Failures
-from .looped import ControlInTheLoop
 from .scenario import HOME, LOOP, PLANNED
 from .snapshot import Snapshot, take
 from .state import State, with_more_events, with_more_jobs

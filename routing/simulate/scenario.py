@@ -46,11 +46,11 @@ class Proxies(Strict):
     """The data plane.
 
     Attributes:
-        tiers: 2: an edge picks a region, the region's ingress a free GPU. 1: the edge picks a GPU server and does
+        tiers: 2: an edge picks a region, the region's dispatcher a free GPU. 1: the edge picks a GPU server and does
             not know whether it is busy.
         choice: of a GPU server with one tier: at random, or one that this edge has sent nothing (`least_request`).
-        ingresses: of each region, with its GPU servers dealt out among them.
-        queue: jobs that may wait at an ingress; 0, as the real one has it: it refuses at once.
+        dispatchers: of each region, with its GPU servers dealt out among them.
+        queue: jobs that may wait at a dispatcher; 0: it refuses at once; None: as the fleet's `queue` has it.
         rotation: regions in weighted rotation, as Envoy picks them; false: each drawn by itself.
         connect_timeout_s: after which a region that does not answer counts as refused.
         detection_s: from the death of a region until edges send no more there, and from its return.
@@ -58,8 +58,8 @@ class Proxies(Strict):
 
     tiers: Annotated[Count, Field(ge=1, le=2)] = 2
     choice: Literal["random", "least_request"] = "random"
-    ingresses: Annotated[Count, Field(ge=1, le=1000)] = 1
-    queue: Count = 0
+    dispatchers: Annotated[Count, Field(ge=1, le=1000)] = 1
+    queue: Count | None = None
     rotation: bool = True
     connect_timeout_s: Positive = 2.0
     detection_s: Number = 3.0
@@ -180,12 +180,14 @@ class Loop(Strict):
         metrics_age_s: how old what it sees is.
         publish_s: from its decision until edges use the table.
         down: when it does not run; the last table stays.
+        metrics: where it takes them from: `pages` of the proxies, or a `prometheus` that scrapes them.
     """
 
     interval_s: Positive = 5.0
     metrics_age_s: Number = 2.0
     publish_s: Number = 0.5
     down: Annotated[tuple[Span, ...], Items] = ()
+    metrics: Literal["pages", "prometheus"] = "pages"
 
 
 class Scenario(Strict):

@@ -34,18 +34,18 @@ scalars_type = np.dtype(
         ("one_tier", "i8"),
         ("own_view", "i8"),  # one tier: edges take a GPU server that they have sent nothing
         ("rotation", "i8"),  # regions in weighted rotation, as Envoy has it; 0: drawn
-        ("by_table", "i8"),  # attempts of a job that go by the table
         ("attempts", "i8"),
         ("base_s", "f8"),
         ("most_s", "f8"),
         ("delay_s", "f8"),
         ("connect_s", "f8"),
-        ("queue", "i8"),  # jobs that may wait at an ingress
+        ("queue", "i8"),  # jobs that may wait at a dispatcher; -1: by its GPU servers
+        ("places_per_gpu", "f8"),
         ("exponential", "i8"),  # service times; 0: one of `atoms`
         ("service_s", "f8"),  # mean
     ]
 )
-# An ingress with its GPU servers, or with one tier a GPU server.
+# A dispatcher with its GPU servers, or with one tier a GPU server.
 host_type = np.dtype(
     [
         ("region", "i4"),
@@ -104,6 +104,8 @@ job_type = np.dtype(
 )
 node_type = np.dtype([("time", "f8"), ("payload", "i8"), ("next", "i4")])
 event_type = np.dtype([("time", "f8"), ("payload", "i8")])
+GROUPS = 8
+"""Groups of regions that the attempts of a job go to in turn: the table's row, and rings."""
 place_type = np.dtype([("region", "i4"), ("share", "f8"), ("due", "f8")])
 
 
@@ -119,9 +121,9 @@ class State(NamedTuple):
         jobs: places for jobs that are under way but not computed.
         nodes, heads: the calendar: events in linked lists, by bucket.
         near: heap of the events that come next.
-        rows: (2, n, n), where attempts go, by source: those by the table, and those after them. In rotation, each is
+        rows: (GROUPS, n, n), where attempts go, by source: by the table, then group by group. In rotation, each is
             a heap by `due`; drawn, in the order of shares.
-        row_lengths: (2, n)
+        row_lengths: (GROUPS, n)
         one_way_s: (n, n)
         tried_flow, served_flow: (n, n), attempts and accepted jobs from source to destination.
         attempts_taken: (n, attempts + 1), jobs by source that had an end after so many.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..control.steps import Shares
+from ..control.smoothing import Shares
 from ..fleet import Fleet
 from ..retries import attempt_groups
 from .draws import key_of
@@ -39,7 +39,7 @@ class Rows:
         for source, i in self._index.items():
             groups = self._alive(source)
             state.row_lengths[:, i] = 0
-            for group, row in enumerate(groups[:2]):
+            for group, row in enumerate(groups[: state.rows.shape[0]]):
                 total = sum(row.values())
                 places = []
                 for to, share in row.items():
@@ -62,5 +62,5 @@ class Rows:
         return found
 
     def _is_alive(self, name: str) -> bool:
-        # An ingress without GPU servers is never ready.
+        # A dispatcher without GPU servers is never ready.
         return name not in self.dead and self._fleet.regions[name].gpus > 0

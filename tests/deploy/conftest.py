@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from routing.cli import main
-from routing.envoy.binary import find_envoy
 from routing.errors import RoutingError
+from routing.proxies import Programs
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples" / "kubernetes"
@@ -99,10 +99,10 @@ def overlays(tmp_path_factory, kustomize):
 
 
 @pytest.fixture(scope="session")
-def envoy():
-    """The pinned Envoy."""
+def programs():
+    """Envoy and HAProxy."""
     try:
-        return find_envoy()
+        return Programs.find()
     except RoutingError as error:
         pytest.skip(str(error))
 

@@ -40,10 +40,7 @@ REGIONS = ("settings", "regions")
         (changed(("settings", "control"), ["mars"]), "control.0: mars is none of the fleet's regions"),
         (changed(("settings", "control"), []), "control: should hold at least one"),
         (changed((*REGIONS, "us-east", "scaling", "least"), 50), "scaling.least: 50 is more than the fleet's 40 GPUs"),
-        (
-            changed((*REGIONS, "us-east", "scaling", "least"), 20),
-            "scaling.least: 20 is no more than half of the fleet's",
-        ),
+        (changed(("settings", "front"), "istio"), "front: istio is gone: its table could not follow the traffic"),
         (
             changed((*REGIONS, "us-east", "scaling", "busy_share"), 0.75),
             "scaling.busy_share: 0.75 is not below the fleet's",
@@ -64,12 +61,12 @@ REGIONS = ("settings", "regions")
         (changed(PLACES, None), "data_plane.places: is missing"),
         (
             changed(
-                (*PLACES, "eu-west", "ingresses", 0), {"address": "10.2.0.11:8444", "servers": ["10.2.1.1:3000"] * 1}
+                (*PLACES, "eu-west", "dispatchers", 0), {"address": "10.2.0.11:8444", "servers": ["10.2.1.1:3000"] * 1}
             ),
-            "data_plane.places.eu-west.ingresses: have 1 servers, and the region has 24 GPUs",
+            "data_plane.places.eu-west.dispatchers: have 1 servers, and the region has 24 GPUs",
         ),
         (
-            changed((*PLACES, "us-east", "ingresses", 1, "address"), "10.2.0.11:8444"),
+            changed((*PLACES, "us-east", "dispatchers", 1, "address"), "10.2.0.11:8444"),
             "10.2.0.11:8444 is data_plane.places.",
         ),
         (changed((*PLACES, "us-east", "edge"), "0.0.0.0:443"), "0.0.0.0:443 is not the address of a load balancer"),
@@ -110,7 +107,9 @@ def test_a_file_that_is_no_certificate_is_named(operator, capsys):
 
 def test_servers_that_are_named_do_not_fit_pods_that_come_and_go(operator, capsys):
     servers = [f"10.2.1.{i}:3000" for i in range(1, 25)]
-    operator.fleet["data_plane"]["places"]["eu-west"]["ingresses"] = [{"address": "10.2.0.11:8444", "servers": servers}]
+    operator.fleet["data_plane"]["places"]["eu-west"]["dispatchers"] = [
+        {"address": "10.2.0.11:8444", "servers": servers}
+    ]
     assert operator.render() == 2
     assert "names servers, and those of Kubernetes come and go" in capsys.readouterr().err
 

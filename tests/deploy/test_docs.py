@@ -22,7 +22,7 @@ def test_panels_that_are_pointed_to_are_there():
         assert title.lower() in titles.lower(), title
 
 
-def test_the_certificates_of_the_page_are_what_render_and_envoy_take(tmp_path, envoy):  # noqa: ARG001
+def test_the_certificates_of_the_page_are_what_render_and_envoy_take(tmp_path, programs):  # noqa: ARG001
     if shutil.which("openssl") is None:
         pytest.skip("no openssl here")
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGES["kubernetes.md"], re.MULTILINE | re.DOTALL)

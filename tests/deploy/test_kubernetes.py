@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from routing.cli import build_parser
+from routing.dispatcher.files import check as check_with_haproxy
 from routing.envoy.validation import check as check_with_envoy
 from routing.envoy.validation import self_contained
 
@@ -69,8 +70,8 @@ def test_a_field_that_a_schema_does_not_know_is_found(overlays, check):
 def test_a_region_has_what_its_part_of_the_fleet_says(overlays):
     found = {region: set(of_kind(resources, "Deployment")) for region, resources in overlays.items()}
     assert found == {
-        "us-east": {"edge", "ingress", "gpu", "ingress-2", "gpu-2", "control"},
-        "eu-west": {"edge", "ingress", "gpu", "control"},
+        "us-east": {"edge", "dispatcher", "gpu", "dispatcher-2", "gpu-2", "control"},
+        "eu-west": {"edge", "dispatcher", "gpu", "control"},
         "sa-east": {"edge"},
     }
     us_east = of_kind(overlays["us-east"], "Deployment")
@@ -85,8 +86,8 @@ def test_a_region_has_what_its_part_of_the_fleet_says(overlays):
     services = of_kind(overlays["us-east"], "Service")
     assert {name: one["spec"].get("loadBalancerIP") for name, one in services.items()} == {
         "edge": "203.0.113.10",
-        "ingress": "10.1.0.11",
-        "ingress-2": "10.1.0.12",
+        "dispatcher": "10.1.0.11",
+        "dispatcher-2": "10.1.0.12",
         "control": "10.1.0.20",
         "gpu": None,
         "gpu-2": None,
@@ -131,7 +132,7 @@ def test_all_that_a_pod_refers_to_is_there(region, overlays):
                     assert source["configMapRef"]["optional"]
                     continue
                 known |= of_kind(resources, "ConfigMap")[name]["data"]
-            known |= {one["name"]: one["value"] for one in container.get("env", [])}
+            known |= {one["name"]: one.get("value", "") for one in container.get("env", [])}
             text = yaml.safe_dump([container.get("args"), container.get("lifecycle")])
             assert set(re.findall(r"\$\(?\"?(\w+)", text)) <= set(known)
             ports = {port["name"] for port in container.get("ports", [])}
@@ -170,13 +171,13 @@ def test_pods_can_do_no_more_than_they_need(region, overlays):
 
 def test_a_pod_is_given_the_time_that_its_longest_job_takes(overlays):
     place = next(one for name, one in of_kind(overlays["us-east"], "ConfigMap").items() if name.startswith("place-"))
-    leave_s, edge_s, job_s = (float(place["data"][name]) for name in ("LEAVE_S", "EDGE_DRAIN_S", "JOB_S"))
+    leave_s, edge_s, job_s = (float(place["data"][name]) for name in ("LEAVE_S", "EDGE_DRAIN_S", "DISPATCHER_DRAIN_S"))
     grace = {name: pod["spec"]["terminationGracePeriodSeconds"] for name, pod in pods(overlays["us-east"]).items()}
     assert grace["edge"] > leave_s + edge_s
     assert edge_s > job_s  # an edge waits and tries again before the job
-    assert grace["ingress"] > leave_s + job_s
+    assert grace["dispatcher"] > leave_s + job_s
     (server,) = pods(overlays["us-east"])["gpu"]["spec"]["containers"]
-    assert grace["gpu"] > server["lifecycle"]["preStop"]["sleep"]["seconds"] + job_s
+    assert grace["gpu"] > server["lifecycle"]["preStop"]["sleep"]["seconds"] + 200  # jobs.deadline_s
     assert job_s > 120 + 60  # STILLMOTION_DEADLINE_S and STILLMOTION_SEND_S
 
 
@@ -191,7 +192,7 @@ def test_commands_are_those_of_the_program(region, overlays, capsys):
             known = {}
             for source in container["envFrom"]:
                 known |= maps[source["configMapRef"]["name"]]["data"]
-            known |= {one["name"]: one["value"] for one in container.get("env", [])}
+            known |= {one["name"]: one.get("value", "") for one in container.get("env", [])}
             arguments = [filled_in(one, known) for one in container["args"]]
             build_parser().parse_args([*container["command"][3:], *arguments])
             hook = container.get("lifecycle", {}).get("preStop")
@@ -203,26 +204,39 @@ def test_commands_are_those_of_the_program(region, overlays, capsys):
 
 
 @pytest.mark.parametrize("region", REGIONS)
-def test_files_are_there_before_they_are_followed(region, overlays):
+def test_an_edges_files_are_there_before_it_starts(region, overlays):
     for name, pod in pods(overlays[region]).items():
-        if name.startswith(("edge", "ingress")):
-            assert [one["name"] for one in containers(pod)] == ["files", "follow", "envoy"]
+        if name.startswith("edge"):
+            assert [one["name"] for one in containers(pod)] == ["files", "agent", "proxy"]
+        if name.startswith("dispatcher"):
+            assert [one["name"] for one in containers(pod)] == ["proxy"]
 
 
-def test_ingresses_of_a_region_have_gpu_servers_of_their_own(overlays):
+def test_dispatchers_of_a_region_have_gpu_servers_of_their_own(overlays):
     found = {}
-    for name, pod in pods(overlays["us-east"]).items():
-        if name.startswith("ingress"):
-            (follow,) = [one for one in containers(pod) if one["name"] == "follow"]
-            found[name] = {one["name"]: one["value"] for one in follow["env"]}["SERVERS"]
-    assert found == {"ingress": "gpu:3000", "ingress-2": "gpu-2:3000"}
+    for name, config in of_kind(overlays["us-east"], "ConfigMap").items():
+        if "haproxy.cfg" in config["data"]:
+            found[name] = set(re.findall(r"server-template (\S+ \S+ \S+)", config["data"]["haproxy.cfg"]))
+    assert found == {
+        "dispatcher-files": {"gpu- 1-30 gpu.stillmotion.svc.cluster.local:3000"},
+        "dispatcher-files-2": {"gpu- 1-10 gpu-2.stillmotion.svc.cluster.local:3000"},
+    }
     services = of_kind(overlays["us-east"], "Service")
     assert services["gpu"]["spec"]["clusterIP"] == services["gpu-2"]["spec"]["clusterIP"] == "None"
 
 
 @pytest.mark.parametrize("region", REGIONS)
-def test_envoy_takes_the_files_that_its_pod_has(region, overlays, envoy, real_certificates, tmp_path):
+def test_proxies_take_the_files_that_their_pods_have(region, overlays, programs, real_certificates, tmp_path):
     for name, config in of_kind(overlays[region], "ConfigMap").items():
+        if "haproxy.cfg" in config["data"]:
+            text = real_certificates.placed(config["data"]["haproxy.cfg"])
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "haproxy.cfg").write_text(
+                text.replace("/etc/stillmotion/files", str(folder)).replace("/run/stillmotion", str(folder))
+            )
+            (folder / "dispatcher.lua").write_text(config["data"]["dispatcher.lua"])
+            check_with_haproxy(programs.haproxy, folder)
         if "bootstrap.yaml" not in config["data"]:
             continue
         files = dict(config["data"])
@@ -231,7 +245,7 @@ def test_envoy_takes_the_files_that_its_pod_has(region, overlays, envoy, real_ce
             files |= real_certificates.decoded(keys)
         for file, text in files.items():
             (tmp_path / file).write_text(real_certificates.placed(text))
-        check_with_envoy(envoy, self_contained(tmp_path), name)
+        check_with_envoy(programs.envoy, self_contained(tmp_path), name)
 
 
 def test_the_regions_have_their_places_in_each_others_tables(overlays):

@@ -7,7 +7,7 @@ import pytest
 from .conftest import REGIONS
 from .test_kubernetes import of_kind, pods
 
-PORTS = {"edge": 8443, "ingress": 8444, "gpu": 3000, "control": 9900}
+PORTS = {"edge": 8443, "dispatcher": 8444, "gpu": 3000, "control": 9900}
 DNS = {"namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}}
 PROMETHEUS = {"namespace": "monitoring", "labels": {"app": "prometheus"}}
 STRANGER = {"namespace": "default", "labels": {"app.kubernetes.io/name": "stillmotion"}}
@@ -78,13 +78,13 @@ def us_east(overlays):
     return Network(overlays["us-east"])
 
 
-def test_only_edges_reach_ingresses_and_only_ingresses_reach_gpu_servers(network):
+def test_only_edges_reach_dispatchers_and_only_dispatchers_reach_gpu_servers(network):
     callers = [*network.pods, PROMETHEUS, STRANGER, DNS, "198.51.100.7"]
     for name in network.pods:
         kind = name.split("-")[0]
-        if kind not in {"ingress", "gpu"}:
+        if kind not in {"dispatcher", "gpu"}:
             continue
-        expected = {"ingress": "edge", "gpu": "ingress"}[kind]
+        expected = {"dispatcher": "edge", "gpu": "dispatcher"}[kind]
         for caller in callers:
             may = network.allows(caller, name, PORTS[kind])
             is_expected = isinstance(caller, str) and caller.startswith(expected)
@@ -98,17 +98,18 @@ def test_users_reach_edges_and_nothing_else(network):
             assert network.allows("198.51.100.7", name, port) == (name == "edge" and port == 8443)
 
 
-def test_edges_of_other_regions_reach_ingresses_here_and_the_control_loop(us_east):
+def test_edges_of_other_regions_reach_dispatchers_here_and_the_control_loop(us_east):
     for address in ("10.2.7.7", "10.3.0.1"):  # edges_from of eu-west and sa-east
-        assert us_east.allows(address, "ingress", 8444)
-        assert us_east.allows(address, "ingress-2", 8444)
+        assert us_east.allows(address, "dispatcher", 8444)
+        assert us_east.allows(address, "dispatcher-2", 8444)
         assert us_east.allows(address, "control", 9900)
         assert not us_east.allows(address, "gpu", 3000)
-        assert not us_east.allows(address, "ingress", 9903)
-    assert not us_east.allows("10.4.0.1", "ingress", 8444)
+        # A control loop of eu-west reads dispatchers here; sa-east has none.
+        assert us_east.allows(address, "dispatcher", 9902) == address.startswith("10.2.")
+    assert not us_east.allows("10.4.0.1", "dispatcher", 8444)
 
 
-def test_edges_reach_all_ingresses_and_control_loops_and_nobody_else(network):
+def test_edges_reach_all_dispatchers_and_control_loops_and_nobody_else(network):
     for address, port in (("10.1.0.11", 8444), ("10.1.0.12", 8444), ("10.2.0.11", 8444), ("10.2.0.20", 9900)):
         assert network.allows("edge", address, port)
     assert not network.allows("edge", "10.1.0.11", 22)
@@ -135,8 +136,8 @@ def test_without_traces_a_gpu_server_reaches_nobody_at_all(operator, kustomize):
 
 
 def test_prometheus_scrapes_all_and_names_are_found(us_east):
-    for name, port in (("gpu", 3000), ("edge", 9903), ("ingress", 9903), ("edge", 9905), ("control", 9900)):
+    for name, port in (("gpu", 3000), ("edge", 9903), ("dispatcher", 9902), ("edge", 9905), ("control", 9900)):
         assert us_east.allows(PROMETHEUS, name, port)
-    for name in ("edge", "ingress", "control"):
+    for name in ("edge", "dispatcher", "control"):
         assert us_east.allows(name, DNS, 53, "UDP")
     assert us_east.allows("control", PROMETHEUS, 9090)

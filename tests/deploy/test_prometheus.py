@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from routing.local.ports import reserve
-from routing.metrics.scrape_config import ENVOY_FILTER
+from routing.metrics.prometheus import ENVOY_FILTER
 
 from .conftest import ROOT
 from .test_kubernetes import containers, pods
@@ -75,19 +75,21 @@ def test_each_alert_says_what_to_do_where_there_is_something_to_read():
         assert name in page, f"docs/operate.md does not name {name}"
 
 
-def test_servers_are_scaled_by_how_busy_those_of_their_ingress_are(promtool, overlays, tmp_path):
+def test_servers_are_scaled_by_the_jobs_that_their_dispatcher_has(promtool, overlays, tmp_path):
     scaled = {one["metadata"]["name"]: one for one in overlays["us-east"] if one["kind"] == "ScaledObject"}
     (trigger,) = scaled["gpu-2"]["spec"]["triggers"]
     query, threshold = trigger["metadata"]["query"], float(trigger["metadata"]["threshold"])
-    busy = {("us-east", "2", "a"): 54, ("us-east", "2", "b"): 36, ("us-east", "1", "c"): 60, ("eu-west", "2", "d"): 60}
+    jobs = {("us-east", "2", "gpus"): 1.5, ("us-east", "2", "pages"): 7, ("us-east", "1", "gpus"): 9}
+    jobs |= {("eu-west", "2", "gpus"): 8}
     series = [
         {
-            "series": f'stillmotion_busy_seconds_total{{region="{region}", ingress="{ingress}", instance="{name}"}}',
-            "values": f"0+{seconds}x30",
+            "series": "haproxy_backend_current_sessions"
+            f'{{region="{region}", dispatcher="{dispatcher}", proxy="{proxy}"}}',
+            "values": f"{count}x30",
         }
-        for (region, ingress, name), seconds in busy.items()
+        for (region, dispatcher, proxy), count in jobs.items()
     ]
-    expected = {"expr": query, "eval_time": "10m", "exp_samples": [{"labels": "{}", "value": 1.5}]}  # 0.9 and 0.6
+    expected = {"expr": query, "eval_time": "10m", "exp_samples": [{"labels": "{}", "value": 1.5}]}
     path = tmp_path / "scaling.yml"
     path.write_text(
         yaml.safe_dump({"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": [expected]}]})
@@ -99,7 +101,7 @@ def test_servers_are_scaled_by_how_busy_those_of_their_ingress_are(promtool, ove
 
 def test_proxies_are_asked_for_what_is_used():
     jobs = {one["job_name"]: one for one in configuration()["scrape_configs"]}
-    assert jobs["stillmotion-proxies"]["params"] == {"filter": [ENVOY_FILTER]}
+    assert jobs["stillmotion-edges"]["params"] == {"filter": [ENVOY_FILTER]}
 
 
 def configuration():
@@ -162,7 +164,7 @@ def test_each_pod_of_a_fleet_is_scraped_with_its_tier_and_region(overlays, tmp_p
             one["labels"]["pod"],
             one["labels"]["tier"],
             one["labels"].get("region"),
-            one["labels"].get("ingress"),
+            one["labels"].get("dispatcher"),
             one["scrapeUrl"].partition("?")[0].rpartition(":")[2],
         )
         for one in targets
@@ -171,11 +173,11 @@ def test_each_pod_of_a_fleet_is_scraped_with_its_tier_and_region(overlays, tmp_p
     for region, resources in overlays.items():
         for name in pods(resources):
             kind, number = name.partition("-")[0], name.partition("-")[2] or "1"
-            ingress = number if kind in {"gpu", "ingress"} else None
+            dispatcher = number if kind in {"gpu", "dispatcher"} else None
             place = None if kind == "control" else region
-            port = {"gpu": "3000", "control": "9900"}.get(kind, "9903")
-            expected.add((f"{region}-{name}", kind, place, ingress, f"{port}/metrics"))
-            if kind in {"edge", "ingress"}:
-                expected.add((f"{region}-{name}", "follow", place, ingress, "9905/metrics"))
+            port = {"gpu": "3000", "control": "9900", "dispatcher": "9902"}.get(kind, "9903")
+            expected.add((f"{region}-{name}", kind, place, dispatcher, f"{port}/metrics"))
+            if kind == "edge":
+                expected.add((f"{region}-{name}", "agent", place, dispatcher, "9905/metrics"))
     assert seen == expected
-    assert all(("filter=" in one["scrapeUrl"]) == (one["labels"]["tier"] in {"edge", "ingress"}) for one in targets)
+    assert all(("filter=" in one["scrapeUrl"]) == (one["labels"]["tier"] == "edge") for one in targets)

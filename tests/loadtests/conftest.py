@@ -22,11 +22,11 @@ from loadtests.findings import Observed, Run
 from loadtests.roles import resolve
 from loadtests.tally import Outcome, Tally
 from loadtests.timed import Timed
-from routing.envoy.binary import find_envoy
 from routing.errors import RoutingError
 from routing.fleet import Fleet, load_fleet
 from routing.local.launch import Options, running
 from routing.local.processes import marked
+from routing.proxies import Programs
 from routing.schema import validated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,8 @@ FLEET = {
     "target_load": 0.75,
     "smoothing_s": 4.0,
     "retry": {"attempts": 60, "base_interval_s": 0.05, "max_interval_s": 0.4},
-    "data_plane": {"limits": {"edge_threads": 1, "job_s": 10}, "access_log": False},
+    "jobs": {"deadline_s": 10},
+    "data_plane": {"limits": {"edge_threads": 1}, "access_log": False},
 }
 
 
@@ -66,11 +67,11 @@ def tiny_fleet() -> Fleet:
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory, tiny_fleet):
-    """Folder of two regions that run on this machine, with real Envoys. No longer than for one module: proxies look
+    """Folder of two regions that run on this machine, with real proxies. No longer than for one module: proxies look
     at each other, and the control loop at all of them, each second.
     """
     try:
-        find_envoy()
+        Programs.find()
     except RoutingError as error:
         pytest.skip(str(error))
     home = tmp_path_factory.mktemp("tiny")

@@ -126,22 +126,6 @@ def test_the_prediction_is_the_same_by_each_back_end_and_undo_gives_it_back_bit_
         fold.undo()
 
 
-def test_queries_keys_and_values_may_be_projected_in_one(model):
-    before, plain = traces(model.unet), model.call()
-    change = choose_attention(model.unet, fuse_qkv=True)
-    calls = []
-    layers = [attn for attn in layers_of(model.unet).values() if not attn.is_cross_attention]
-    hooks = [attn.to_q.register_forward_hook(lambda *_: calls.append(1)) for attn in layers]
-    assert float((model.call() - plain).abs().max()) < 1e-5
-    assert not calls
-    for hook in hooks:
-        hook.remove()
-    assert list(model.unet.state_dict()) == [name for name in before if isinstance(name, str)]
-    change.undo()
-    assert traces(model.unet) == before
-    assert torch.equal(model.call(), plain)
-
-
 def test_shapes_are_those_of_the_real_call_each_once():
     made = i2vgen_xl()
     change = fold_context(made.unet)
@@ -207,9 +191,8 @@ def test_a_back_end_gives_what_pytorch_gives_for_all_shapes(batch, heads, querie
     ],
     ids=["cross", "norm", "residual"],
 )
-@pytest.mark.parametrize("fuse_qkv", [False, True])
 @torch.no_grad()
-def test_layers_of_all_kinds_give_the_same(options, fuse_qkv):
+def test_layers_of_all_kinds_give_the_same(options):
     torch.manual_seed(0)
     attn = Attention(8, heads=2, dim_head=4, **options).eval()
     context = noise(3, 4, 6) if "cross_attention_dim" in options else None
@@ -218,7 +201,7 @@ def test_layers_of_all_kinds_give_the_same(options, fuse_qkv):
     if context is None:
         calls += [lambda: attn(images), lambda: attn(hidden, attention_mask=mask)]
     plain = [call() for call in calls]
-    change = choose_attention(nn.ModuleDict({"attn": attn}), fuse_qkv=fuse_qkv)
+    change = choose_attention(nn.ModuleDict({"attn": attn}))
     assert isinstance(attn.processor, ChosenAttnProcessor)
     for call, expected in zip(calls, plain, strict=True):
         assert torch.allclose(call(), expected, atol=1e-6)

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.commands.cli import main
 from pipeline.errors import StillmotionError
-from pipeline.lock import held
 from pipeline.runs.settings import parse_value
+from pipeline.writing import held
 
 
 def test_out_that_is_the_input_picture_is_refused_before_the_computation(animate, tmp_path, picture, capsys):
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(arguments, teacher_folder, tmp
 def test_a_folder_is_held_until_the_process_that_holds_it_ends(tmp_path):
     code = f"""
 import os, pathlib
-from pipeline.lock import held
+from pipeline.writing import held
 with held(pathlib.Path({str(tmp_path)!r}), "run"):
     print("held", flush=True)
     input()

@@ -40,7 +40,7 @@ def read_back(batch):
     [(64, 8, True, False), (64, 16, False, False), (64, 8, False, True), (32, 8, False, False), (64, 2, False, False)],
 )
 def test_the_motion_of_a_clip_can_be_read_back_from_it(size, frames, held_out, variety):
-    batch = ClipGenerator(size, frames, seed=5, held_out=held_out, variety=variety).batch(400)
+    batch = ClipGenerator(size, frames, seed=5, held_out=held_out, variety=variety).batch(200)
     named = [spec.motion for spec in batch.specs]
     assert set(named) == set(MOTIONS)
     # With two frames a jump begins and ends on the ground.

@@ -9,7 +9,7 @@ from pipeline.commands.cli import main
 from pipeline.commands.demo import post_animate, serving
 from pipeline.errors import StillmotionError
 from pipeline.media.video import decode
-from pipeline.runs.samples import Sample, read_samples
+from pipeline.runs.settings import Sample, read_samples
 from pipeline.serve.sources import EMBEDDED_STUDENT
 from pipeline.serve.store import verify
 

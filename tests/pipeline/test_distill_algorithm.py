@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,14 +14,12 @@ from pipeline.distill.algorithm import (
     clean_of,
     distillation_loss,
     forward_states,
-    landing_loss,
     landing_target,
     move,
     shifted_reconstruction_loss,
     student_states,
     student_step,
     teacher_landing,
-    teacher_states,
     velocity_of,
 )
 from pipeline.model.solver import log_snr_solver
@@ -45,6 +43,10 @@ def leaky_scheduler(prediction_type="v_prediction"):
     )
 
 
+def flow_scheduler():
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
 def noise_like(shape=SHAPE, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -63,6 +65,8 @@ def gaussian_model(grid, spread=0.5):
                 return (z - a * x) / s
             case "v_prediction":
                 return velocity_of(z, x, a, s)
+            case "flow_prediction":
+                return (z - x) / s
 
     return predict
 
@@ -79,7 +83,7 @@ def test_the_target_is_what_makes_one_step_land_where_the_teacher_landed(start, 
 
 def test_the_grid_is_every_fourth_step_of_the_teacher():
     grid = Grid.of(build_scheduler(), 32, 8)
-    assert grid.ratio == 4
+    assert grid.starts.tolist() == list(range(0, 33, 4))
     assert grid.student_timesteps == [1023, 895, 767, 639, 511, 383, 255, 127]
     assert (float(grid.alphas[0]), float(grid.sigmas[-1])) == (0.0, 0.0)
 
@@ -87,9 +91,9 @@ def test_the_grid_is_every_fourth_step_of_the_teacher():
 @pytest.mark.parametrize(
     ("scheduler", "steps", "words"),
     [
-        (build_scheduler(), (32, 5), "32 steps of the teacher cannot be divided into 5"),
-        (build_scheduler(), (32, 0), "cannot be divided into 0"),
-        (FlowMatchEulerDiscreteScheduler(), (32, 8), "FlowMatchEulerDiscreteScheduler has no betas"),
+        (build_scheduler(), (32, 33), "student_steps: 33 is not within 1 and the teacher's 32"),
+        (build_scheduler(), (32, 0), "student_steps: 0 is not within 1"),
+        (FlowMatchEulerDiscreteScheduler(), (32, 8, True), "noise_correction: a schedule of flow matching"),
         (
             DDIMScheduler(prediction_type="epsilon", rescale_betas_zero_snr=True, timestep_spacing="trailing"),
             (20, 5),
@@ -107,21 +111,49 @@ def test_schedulers_with_steps_between_the_timesteps_are_taken_at_the_nearest():
     assert grid.student_steps == 5
 
 
-@pytest.mark.parametrize("kind", ["v_prediction", "epsilon", "sample"])
-def test_a_student_that_hits_the_target_lands_with_the_teacher(kind):
-    grid = Grid.of(leaky_scheduler(kind), 32, 8)
+@pytest.mark.parametrize(
+    ("teacher_steps", "student_steps", "boundary", "starts"),
+    [
+        (50, 8, None, [0, 6, 12, 19, 25, 31, 38, 44, 50]),
+        (40, 4, None, [0, 10, 20, 30, 40]),
+        (40, 4, 900, [0, 11, 20, 30, 40]),
+        (20, 4, 500, [0, 5, 10, 16, 20]),
+        (20, 3, 700, [0, 7, 12, 20]),
+    ],
+)
+def test_steps_that_do_not_divide_are_as_equal_as_can_be_and_begin_where_another_network_does(
+    teacher_steps, student_steps, boundary, starts
+):
+    grid = Grid.of(flow_scheduler(), teacher_steps, student_steps, boundary=boundary)
+    assert grid.starts.tolist() == starts
+    if boundary is not None:
+        first = int((grid.timesteps >= boundary).sum())
+        assert first in starts
+
+
+def test_two_networks_take_two_steps():
+    with pytest.raises(NotSplittable, match="student_steps: 1 is below 2; each of the teacher's two networks"):
+        Grid.of(flow_scheduler(), 40, 1, boundary=900)
+
+
+@pytest.mark.parametrize("steps", [32, 29])
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon", "sample", "flow_prediction"])
+def test_a_student_that_hits_the_target_lands_with_the_teacher(kind, steps):
+    grid = Grid.of(flow_scheduler() if kind == "flow_prediction" else leaky_scheduler(kind), steps, 8)
     teacher, z = gaussian_model(grid), noise_like()
-    at = torch.tensor([0, 12, 28])
-    landed = teacher_landing(grid, teacher, z, at)
-    start, end = grid.levels(at, z), grid.levels(at + 4, z)
+    chosen = torch.tensor([0, 3, 7])
+    begins, ends = grid.starts[chosen], grid.starts[chosen + 1]
+    landed = teacher_landing(grid, teacher, z, begins, ends)
+    start, end = grid.levels(begins, z), grid.levels(ends, z)
     x = landing_target(z, landed, start, end)
 
     def perfect(z, _timesteps, _rows):
         a, s = start
-        return {"sample": x, "epsilon": (z - a * x) / s, "v_prediction": velocity_of(z, x, a, s)}[kind]
+        every = {"sample": x, "epsilon": (z - a * x) / s, "v_prediction": velocity_of(z, x, a, s)}
+        return {**every, "flow_prediction": (z - x) / s}[kind]
 
-    assert torch.allclose(student_step(grid, perfect, z, at), landed, atol=1e-4)
-    assert float(distillation_loss(grid, perfect, teacher, z, at // 4)) < 1e-8
+    assert torch.allclose(student_step(grid, perfect, z, chosen), landed, atol=1e-4)
+    assert float(distillation_loss(grid, perfect, teacher, z, chosen)) < 1e-8
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample"])
@@ -149,47 +181,56 @@ def test_backward_states_are_those_of_sampling_clip_by_clip():
     for row, steps in ((1, 2), (2, 5)):
         z = noise[row : row + 1]
         for k in range(steps):
-            z = student_step(grid, student, z, torch.tensor([4 * k]))
+            z = student_step(grid, student, z, torch.tensor([k]))
         assert torch.allclose(together[row], z[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [build_scheduler, leaky_scheduler])
-def test_kept_states_are_those_of_sampling_with_the_teachers_own_scheduler(make):
+def test_the_teacher_lands_where_its_own_scheduler_leads(make):
     grid, scheduler = Grid.of(make(), 32, 8), make()
-    teacher, z = gaussian_model(grid), noise_like()
-    states = teacher_states(grid, teacher, z)
-    assert torch.equal(states[:, 0], z)
+    teacher, landed = gaussian_model(grid), noise_like()
+    sampled = landed
     scheduler.set_timesteps(32)
     for k, t in enumerate(scheduler.timesteps):
-        z = scheduler.step(teacher(z, t.expand(3), None), t, z).prev_sample
+        sampled = scheduler.step(teacher(sampled, t.expand(3), None), t, sampled).prev_sample
         if k % 4 == 3:
-            assert torch.allclose(states[:, (k + 1) // 4], z, atol=1e-4)
+            begin = torch.full((3,), k - 3)
+            landed = teacher_landing(grid, teacher, landed, begin, begin + 4)
+            assert torch.allclose(landed, sampled, atol=1e-4)
 
 
-@settings(max_examples=20)
-@given(seed=st.integers(0, 1000), step=st.integers(0, 7))
-def test_a_kept_landing_is_learned_as_if_the_teacher_were_asked(seed, step):
-    grid = Grid.of(build_scheduler(), 32, 8)
-    teacher, student = gaussian_model(grid), gaussian_model(grid, 0.4)
-    states, steps = teacher_states(grid, teacher, noise_like(seed=seed)), torch.full((3,), step)
-    kept = landing_loss(grid, student, states[:, step], states[:, step + 1], steps)
-    assert float(kept) == float(distillation_loss(grid, student, teacher, states[:, step], steps))
+def test_a_teacher_of_flow_matching_lands_where_eulers_method_leads():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    grid = Grid.of(scheduler, 10, 4)
+    teacher, z = gaussian_model(grid), noise_like()
+    sampled = z
+    for t in scheduler.timesteps:
+        sampled = scheduler.step(teacher(sampled, t.expand(3), None), t, sampled).prev_sample
+    landed = teacher_landing(grid, teacher, z, torch.zeros(3, dtype=torch.long), torch.full((3,), 10))
+    assert torch.allclose(landed, sampled, atol=1e-5)
 
 
-@pytest.mark.parametrize("corrected", [False, True])
-@pytest.mark.parametrize("make", [build_scheduler, leaky_scheduler])
+@pytest.mark.parametrize(
+    ("make", "corrected"),
+    [
+        (build_scheduler, False),
+        (build_scheduler, True),
+        (leaky_scheduler, False),
+        (leaky_scheduler, True),
+        (flow_scheduler, False),
+    ],
+)
 def test_the_student_is_trained_along_the_path_that_it_is_served_on(make, corrected):
     grid = Grid.of(make(), 32, 8, noise_correction=corrected)
-    served = log_snr_solver(
-        make(), solver_order=1, timesteps=grid.student_timesteps, noise_correction=grid.noise_correction
-    )
+    own = {"sigmas": grid.student_sigmas} if make is flow_scheduler else {"noise_correction": grid.noise_correction}
+    served = log_snr_solver(make(), solver_order=1, timesteps=grid.student_timesteps, **own)
     served.set_timesteps(8)
     student, z = gaussian_model(grid), noise_like()
     sample = z
     for k, t in enumerate(served.timesteps):
-        assert int(t) == grid.student_timesteps[k]
-        z = student_step(grid, student, z, torch.full((3,), 4 * k))
-        prediction = student(sample, t.long().expand(3), None)
+        assert float(t) == grid.student_timesteps[k]
+        z = student_step(grid, student, z, torch.full((3,), k))
+        prediction = student(sample, t.to(grid.timesteps.dtype).expand(3), None)
         sample = served.step(prediction, t, sample).prev_sample
         assert torch.allclose(sample, z, atol=2e-5)
 
@@ -197,7 +238,7 @@ def test_the_student_is_trained_along_the_path_that_it_is_served_on(make, correc
 def test_the_noise_correction_moves_along_the_noise_where_the_schedule_leaks():
     plain, corrected = (Grid.of(leaky_scheduler(), 32, 8, noise_correction=c) for c in (False, True))
     student, z = gaussian_model(plain), noise_like()
-    first, later = torch.zeros(3, dtype=torch.long), torch.full((3,), 4)
+    first, later = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)
     a, s = plain.levels(first + 4, z)
     x = clean_of(z, student(z, plain.timesteps[first], None), *plain.levels(first, z), "v_prediction")
     assert torch.allclose(student_step(corrected, student, z, first), a * x + s * z, atol=1e-6)
@@ -241,7 +282,7 @@ def test_the_shifted_loss_asks_the_teacher_later_on_the_grid(step, shift):
         shift,
     )
     loss.backward()
-    assert len(asked) == grid.ratio
+    assert len(asked) == 4
     assert asked[0] <= grid.student_timesteps[step] or asked[0] == grid.student_timesteps[-1]
     assert weight.grad is not None
     assert math.isfinite(float(weight.grad))

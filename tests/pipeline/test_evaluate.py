@@ -11,8 +11,8 @@ from pipeline.bench.baseline import branch_clips
 from pipeline.clips import ClipGenerator
 from pipeline.distill.student import build_student, teacher_grid
 from pipeline.errors import ModelError
-from pipeline.judge.evaluate import Sampling, compare, compare_students, evaluate, wilson_interval
-from pipeline.judge.judging import Candidate
+from pipeline.judge.evaluate import compare_students, evaluate, wilson_interval
+from pipeline.judge.judging import Candidate, Sampling
 from pipeline.judge.perception import Perception
 from pipeline.model.guidance import Guidance
 from pipeline.serve.engine import Animator
@@ -177,6 +177,11 @@ def test_features_give_a_distance_to_the_true_clips():
 
 # ------------------------------------------------------------------ student beside teacher
 
+
+def compare(student, teacher, **options):
+    return compare_students({"student": student}, teacher, **options)["student"]
+
+
 PLAN = {"num_inference_steps": 32, "guidance_scale": 4.0, "image_guidance_scale": 1.5}
 
 
@@ -190,6 +195,7 @@ class Stills(Oracle):
         encode_clip=lambda _parts, clips: clips,
         predict=lambda network, latents, _timestep, _cond: network(latents),
         networks=("network",),
+        takes_prompt=True,
         network_at=lambda *_: "network",
     )
     parts = None
@@ -293,7 +299,7 @@ def test_a_student_of_a_pipeline_is_compared_in_one_run(teacher_folder):
     assert all(r["diversity"] > 0 and r["seconds_per_clip"] > 0 for r in comparison.to_dict().values())
     operations = [r["operations"] for r in comparison.to_dict().values()]
     assert operations[0] == 2 * operations[1] == 6 * operations[2] == 6 * operations[3] > 1e6
-    assert list(branch_clips(student, Image.new("RGB", (32, 32)), "a ball", seed=1)) == ["guided"]
+    assert list(branch_clips(student, Image.new("RGB", (32, 32)), "a ball", seed=1)) == []
     alone = evaluate(student, clips=2, teacher=teacher)
     assert alone.psnr_to_teacher_db == comparison.student.psnr_to_teacher_db
 

@@ -42,7 +42,6 @@ class Case:
 
 
 CASES = {
-    "guided": Case(),
     "not guided": Case(guidance=1.0),
     "another size and length": Case(height=64, width=32, frames=5),
     "two at once": Case(batch=2),
@@ -143,7 +142,7 @@ def test_what_is_saved_is_read_by_diffusers_own_class_and_by_ours(checkpoint, ou
     again.set_progress_bar_config(disable=True)
     reloaded = ImageAnimationPipeline.from_pretrained(tmp_path)
     reloaded.set_progress_bar_config(disable=True)
-    case = CASES["guided"]
+    case = Case()
     expected = run_theirs(name, theirs, case)
     assert np.abs(run_theirs(name, again, case) - expected).max() <= TOLERANCE
     assert np.abs(run_ours(name, reloaded, case) - expected).max() <= TOLERANCE
@@ -160,7 +159,7 @@ def test_every_part_of_a_clip_depends_on_seed_picture_and_prompt(checkpoint, our
 def test_hidden_states_in_place_of_a_text_give_the_same_latents(checkpoint, ours):
     if not ours.family.takes_prompt:
         return
-    name, case = checkpoint[0], CASES["guided"]
+    name, case = checkpoint[0], Case()
 
     def latents(**texts: Any) -> torch.Tensor:
         last = {"last_image": picture(9, case)} if name == "wan-2.1-flf" else {}
@@ -198,13 +197,13 @@ def test_a_length_or_size_that_the_family_cannot_make_names_the_near_ones(checkp
     name, _, _ = checkpoint
     prompt = {"prompt": PROMPTS[0]} if ours.family.takes_prompt else {}
     if name == "wan-2.1-flf":
-        prompt["last_image"] = picture(1, CASES["guided"])
+        prompt["last_image"] = picture(1, Case())
     step = ours.family.size_step(ours.parts)
     with pytest.raises(ValueError, match=rf"^height: {step + 1} is not a multiple of {step}"):
-        ours(picture(0, CASES["guided"]), height=step + 1, **prompt)
+        ours(picture(0, Case()), height=step + 1, **prompt)
     if (length := ours.family.frame_step(ours.parts)) > 1:
         with pytest.raises(ValueError, match=rf"^num_frames: {length} .*near are 1 and {length + 1}"):
-            ours(picture(0, CASES["guided"]), num_frames=length, **prompt)
+            ours(picture(0, Case()), num_frames=length, **prompt)
 
 
 def test_a_component_that_is_missing_is_named(checkpoint, tmp_path):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline import ImageAnimationPipeline
 from pipeline.commands.options import settings_with_parameters
 from pipeline.distill.data import GeneratedSource
-from pipeline.distill.passes import conditions, draw_scales, teacher_pass
+from pipeline.distill.passes import Networks, conditions, draw_scales, teacher_pass
 from pipeline.distill.settings import DistillSettings
 from pipeline.distill.trainer import Distiller
 from pipeline.errors import InputError
@@ -160,7 +160,7 @@ def test_the_loss_is_least_for_the_teacher_guided_by_the_scale_that_the_student_
     distiller = Distiller(as_teacher(one_level_i2vgen), SOURCE, replace(SETTINGS, student_steps=4), tmp_path)
     losses = {}
     for too_much in (-0.3, 0.0, 0.3):
-        distiller.student = Oracle(distiller.teacher, too_much)
+        distiller.student = Networks(distiller.teacher, {"unet": Oracle(distiller.teacher, too_much)})
         losses[too_much] = float(distiller.loss(SOURCE[0], 0))
     assert losses[0.0] < 1e-3 * min(losses[-0.3], losses[0.3])
 

@@ -19,6 +19,8 @@ from diffusers.pipelines.deprecated.pia.pipeline_pia import PIAPipeline
 
 from pipeline import ImageAnimationPipeline
 from pipeline.errors import ModelError
+from pipeline.model.diffusers_folder import save_changed
+from pipeline.model.solver import log_snr_solver
 from pipeline.serve.engine import load_pipeline
 from pipeline.serve.sources import open_model
 
@@ -271,3 +273,24 @@ def test_the_size_of_a_clip_comes_from_the_checkpoint(i2vgen, sample_size, size)
     unet = type(i2vgen.unet).from_config(config)
     made = ImageAnimationPipeline(**{**i2vgen.components, "unet": unet})
     assert made.default_size == size
+
+
+def test_a_model_of_another_solver_links_the_weights_that_it_has_in_common(teacher_folder, tmp_path):
+    pipe, weights = load_pipeline(teacher_folder), "unet/diffusion_pytorch_model.safetensors"
+    pipe.scheduler = log_snr_solver(pipe.scheduler)
+    save_changed(pipe, tmp_path / "model", pipe.name_or_path, ("scheduler",))
+    save_changed(pipe, tmp_path / "model", pipe.name_or_path, ("scheduler",))  # over what an earlier run left
+    assert (tmp_path / "model" / weights).samefile(teacher_folder / weights)
+    assert not (tmp_path / "model" / "unet" / "config.json").samefile(teacher_folder / "unet" / "config.json")
+    again = load_pipeline(tmp_path / "model")
+    assert type(again.scheduler) is type(pipe.scheduler)
+    assert all(again.config[name] == value for name, value in pipe.config.items() if not name.startswith("_"))
+    assert all(torch.equal(a, b) for a, b in zip(again.unet.parameters(), pipe.unet.parameters(), strict=True))
+
+
+def test_a_component_that_is_not_the_folders_is_written(teacher_folder, tmp_path):
+    pipe, weights = load_pipeline(teacher_folder), "unet/diffusion_pytorch_model.safetensors"
+    save_changed(pipe, tmp_path / "student", teacher_folder, ("unet",))
+    assert not (tmp_path / "student" / weights).samefile(teacher_folder / weights)
+    save_changed(pipe, tmp_path / "whole", "owner/name", ())
+    assert load_pipeline(tmp_path / "whole").default_size == pipe.default_size

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel
 from pipeline.clips import ClipGenerator
 from pipeline.commands.cli import main
 from pipeline.errors import ModelError
-from pipeline.judge.perception import I3D, Clip, clip_consistency, clip_score, frechet_distance
+from pipeline.judge.perception import I3D, ClipModel, clip_consistency, clip_score, frechet_distance
 from pipeline.train.text import build_feature_extractor, build_tokenizer
 
 WIDTH = 32
@@ -40,7 +40,7 @@ def clip_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(clip_folder):
-    return Clip.load(clip_folder)
+    return ClipModel.load(clip_folder)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def test_the_clip_score_is_the_cosine_of_the_models_own_embeddings_where_positiv
         with torch.no_grad():
             cosines.append(model(**tokens, pixel_values=pixels).logits_per_image[:, 0] / model.logit_scale.exp())
     cosines = torch.stack(cosines)
-    opposite = Clip(clip.model, clip.tokenizer, clip.processor)
+    opposite = ClipModel(clip.model, clip.tokenizer, clip.processor)
     opposite.of_texts = lambda texts: -clip.of_texts(texts)
-    for judge, sign in ((clip, 1), (clip_folder, 1), (opposite, -1)):
+    for judge, sign in ((clip, 1), (opposite, -1)):
         expected = 100 * (sign * cosines).clamp(min=0).mean(dim=1)
         assert clip_score(batch.clips, batch.captions, judge).tolist() == pytest.approx(expected.tolist(), abs=1e-3)
     assert cosines.abs().min() > 1e-3
@@ -89,17 +89,17 @@ def test_a_clip_that_stands_still_is_consistent_and_one_that_jumps_less_so(clip,
 
 def test_a_folder_without_a_clip_model_is_refused(tmp_path, teacher_folder):
     with pytest.raises(ModelError, match=r"no CLIP model there \(no config\.json"):
-        Clip.load(tmp_path)
+        ClipModel.load(tmp_path)
     with pytest.raises(ModelError, match=r"no CLIP model there"):
-        Clip.load(teacher_folder)
+        ClipModel.load(teacher_folder)
     with pytest.raises(ModelError, match="model_type 'clip_text_model', not 'clip'"):
-        Clip.load(teacher_folder / "text_encoder")
+        ClipModel.load(teacher_folder / "text_encoder")
 
 
 def test_a_part_that_is_missing_is_named(clip_folder, tmp_path):
     (tmp_path / "config.json").write_text((clip_folder / "config.json").read_text())
     with pytest.raises(ModelError, match="the CLIPModel cannot be loaded") as caught:
-        Clip.load(tmp_path)
+        ClipModel.load(tmp_path)
     assert "\n" not in str(caught.value)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import ImageAnimationPipeline
-from pipeline.model.denoiser import PlainDenoiser
 from pipeline.model.families import Cond
+from pipeline.model.sampling import PlainDenoiser
 from pipeline.optimise.base import NotApplicable
 from pipeline.optimise.context import ClipAttnProcessor, cross_attentions, fold_context
 from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once

@@ -7,7 +7,7 @@ from PIL import Image
 from pipeline.media.video import decode
 from pipeline.runs.report import write_report
 from pipeline.runs.results import Row, StageFolder, read_result
-from pipeline.runs.state import RunState, StageState
+from pipeline.runs.state import RunState, StageState, reads_of
 
 CLIP = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
 
@@ -119,3 +119,27 @@ def test_two_clips_of_one_name_are_both_kept_and_a_new_attempt_begins_anew(tmp_p
         kept = [stage.clip_file("stone", "stone.jpg", "", data, "mp4") for data in (b"one", b"other")]
         assert [path.name for path in kept] == ["stone.mp4", "stone-2.mp4"]
         assert [path.read_bytes() for path in kept] == [b"one", b"other"]
+
+
+def test_a_stage_depends_on_the_figures_that_it_reads_and_on_nothing_else(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("one")
+    first = StageFolder(tmp_path, "first", "First")
+    first.finish("", {"number": 3, "judged": {"motion": 0.5, "seconds": 1.0}, "source": str(model)})
+    second = StageFolder(tmp_path, "second", "Second")
+    assert [second.read("first", name) for name in ("number", "judged.motion", "source")] == [3, 0.5, str(model)]
+    assert second.read("none", "number") is None
+    assert second.read("first", "number.of.nothing") is None
+    keys, before = second.result.reads, [StageState(name="first", digest="one", artefacts={"first.ipynb": "a plot"})]
+    read, all_of_it = reads_of(tmp_path, keys, before), reads_of(tmp_path, (), before)
+    assert list(all_of_it) == ["first"]
+
+    before = [StageState(name="first", digest="other", artefacts={"first.ipynb": "another plot"})]
+    first.finish("", {"number": 3, "judged": {"motion": 0.5, "seconds": 2.0}, "source": str(model)})
+    assert reads_of(tmp_path, keys, before) == read
+    assert reads_of(tmp_path, (), before) != all_of_it
+    first.finish("", {"number": 4, "judged": {"motion": 0.5}, "source": str(model)})
+    (model / "weights").write_text("other")
+    changed = {key for key, digest in reads_of(tmp_path, keys, before).items() if digest != read[key]}
+    assert changed == {"first number", "first source"}

@@ -24,7 +24,8 @@ from pathlib import Path
 beside = Path(run_folder).parent
 def finish(stage, **metrics):
     (Path(run_folder) / stage).mkdir(exist_ok=True)
-    result = {"stage": stage, "title": stage.title(), "metrics": metrics}
+    model = metrics.pop("model", None)
+    result = {"stage": stage, "title": stage.title(), "metrics": metrics, "model": model}
     (Path(run_folder) / stage / "result.json").write_text(json.dumps(result))
 """
 # Counts its executions in a file beside the run.
@@ -122,6 +123,13 @@ def test_resume_keeps_what_is_done_and_repeats_what_changed(run, preset, tmp_pat
     write_notebook(tmp_path / "first.ipynb", 'run_folder = ""\nnumber = 3\nteacher = ""', FIRST + "print(1)")
     assert run("--resume", "latest") == 0
     assert executions(tmp_path) == 3
+
+    # A model that is no longer in the store is made again.
+    packages = FIRST.replace("number=number", "number=number, model='animator:gone'")
+    write_notebook(tmp_path / "first.ipynb", 'run_folder = ""\nnumber = 3\nteacher = ""', packages)
+    for times in (4, 5):
+        assert run("--resume", "latest") == 0
+        assert executions(tmp_path) == times
 
 
 def test_a_failed_stage_is_two_lines_and_a_resume_goes_on_from_there(run, tmp_path, capsys):

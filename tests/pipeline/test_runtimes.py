@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import ImageAnimationPipeline
+from pipeline.machine import threads
 from pipeline.model.families.i2vgen_xl import I2VGenXLFamily
 from pipeline.optimise.base import Change, NotApplicable
-from pipeline.optimise.choice import _LONG_S, ways_to_run
+from pipeline.optimise.packaged import _LONG_S, ways_to_run
 from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once
 from pipeline.optimise.runtimes import (
     REPEATED,
@@ -33,7 +34,6 @@ from pipeline.optimise.runtimes import (
     shapes_of,
     trace,
 )
-from pipeline.optimise.threads import threads
 from pipeline.serve.engine import Animator
 from pipeline.serve.request import AnimationRequest
 from pipeline.serve.store import describe
@@ -287,7 +287,7 @@ def test_the_fastest_way_to_run_is_found_by_measurement_and_leaves_the_pipeline_
     def refuse(*_: Any) -> None:
         raise NotApplicable("torchscript: unet: cannot be traced: for a reason")
 
-    monkeypatch.setattr("pipeline.optimise.choice.run_traced", refuse)
+    monkeypatch.setattr("pipeline.optimise.packaged.run_traced", refuse)
     with threads(1):
         assert [(way.runtime, way.threads) for way in ways_to_run(pipe, requests=1)] == [("eager", None)]
     assert pipe.denoiser is denoiser

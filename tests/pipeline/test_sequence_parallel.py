@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from pipeline import ImageAnimationPipeline
 from pipeline.commands import distributed
 from pipeline.errors import StillmotionError
-from pipeline.model.denoiser import PlainDenoiser, Predict
 from pipeline.model.families import Cond
+from pipeline.model.sampling import PlainDenoiser, Predict
 from pipeline.optimise.base import NotApplicable
 from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.ranks import Ranks, RanksDiffer, shares

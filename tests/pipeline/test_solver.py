@@ -26,15 +26,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import ImageAnimationPipeline, LogSNRDPMSolverScheduler
-from pipeline.model.solver import (
-    BETA_SCHEDULES,
+from pipeline.bench.convergence import (
     ConvergencePoint,
     compared_samplers,
     convergence,
     latent_sampler,
-    log_snr_solver,
     reference_latents,
 )
+from pipeline.model.solver import BETA_SCHEDULES, log_snr_solver
 
 TEACHERS = {
     "num_train_timesteps": 1024,
@@ -366,9 +365,9 @@ def test_noise_levels_that_a_scheduler_has_changed_without_saying_so_are_refused
         log_snr_solver(changed)
 
 
-def test_a_scheduler_without_betas_is_named():
-    with pytest.raises(ValueError, match="scheduler: FlowMatchEulerDiscreteScheduler has no betas"):
-        log_snr_solver(FlowMatchEulerDiscreteScheduler())
+def test_a_schedule_of_flow_matching_that_no_shift_gives_is_named():
+    with pytest.raises(ValueError, match="scheduler: FlowMatchEulerDiscreteScheduler with use_karras_sigmas"):
+        log_snr_solver(FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True))
 
 
 # ---------------------------------------------------------------------- the study

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.model.text import TextEncoding
+from pipeline.model.prompts import TextEncoding
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import yaml
 from routing.fleet import Fleet, Region, Threshold, load_fleet
 from routing.load import Load
 from routing.planner import plan
-from routing.planner.problem import FLOOR_MOST, TRICKLE_RPS
+from routing.planner.problem import EPSILON_RPS
 from routing.table import RoutingTable
 
 NOW = datetime(2025, 1, 31, 12, tzinfo=UTC)
@@ -199,8 +199,8 @@ class Seen:
     def __init__(self, fleet: Fleet, load: Load, table: RoutingTable) -> None:
         self.fleet, self.table = fleet, table
         self.names = fleet.names
-        self.demand = {name: max(load.demand_rps[name], TRICKLE_RPS) for name in self.names}
-        self.capacity = {n: rps if rps >= TRICKLE_RPS else 0.0 for n, rps in load.capacity_rps.items()}
+        self.demand = {name: max(load.demand_rps[name], EPSILON_RPS) for name in self.names}
+        self.capacity = {n: rps if rps >= EPSILON_RPS else 0.0 for n, rps in load.capacity_rps.items()}
         self.rps = {s: {d: table.share(s, d) * self.demand[s] for d in self.names} for s in self.names}
         self.served = {d: sum(self.rps[s][d] for s in self.names) for d in self.names}
         self.of_others = {d: self.served[d] - self.rps[d][d] for d in self.names}
@@ -223,7 +223,7 @@ class Seen:
 
 
 def check_any_plan(seen: Seen, load: Load) -> None:
-    """What holds with the floor and without."""
+    """What holds for each solver."""
     for source in seen.names:
         assert abs(sum(seen.table.shares[source].values()) - 1) <= 1e-9
     assert abs(sum(seen.served.values()) - sum(seen.demand.values())) <= seen.tolerance
@@ -233,13 +233,13 @@ def check_any_plan(seen: Seen, load: Load) -> None:
             assert seen.served[name] <= limit + seen.tolerance
         over = seen.served[name] - seen.capacity[name]
         expected = min(max(0.0, over), load.demand_rps[name])
-        assert abs(seen.table.left_over_rps[name] - expected) <= seen.tolerance
+        assert abs(seen.table.unserved_rps[name] - expected) <= seen.tolerance
         for _, ring, _ in seen.away(name):
             assert ring is not None
             assert ring <= seen.fleet.farthest_ring
 
 
-def check_plan_without_floor(seen: Seen) -> None:
+def check_plan(seen: Seen) -> None:
     fleet = seen.fleet
     for source in seen.names:
         if source not in seen.hot:  # a cool region keeps its users' traffic, whatever it takes of others
@@ -257,23 +257,6 @@ def check_plan_without_floor(seen: Seen) -> None:
             if seen.served[source] > threshold.load * seen.capacity[source] + seen.tolerance and source in seen.hot:
                 within = [n for ring in fleet.rings(source)[1 : threshold.ring + 1] for n in ring]
                 assert all(seen.room[n] <= seen.tolerance for n in within)
-
-
-def check_plan_with_floor(seen: Seen) -> None:
-    fleet, wanted = seen.fleet, {}
-    for source in seen.names:
-        others = [n for ring in fleet.rings(source)[1 : fleet.farthest_ring + 1] for n in ring if seen.capacity[n] > 0]
-        wanted[source] = dict.fromkeys(others, min(fleet.floor_share, FLOOR_MOST / max(1, len(others))))
-    for source, row in wanted.items():
-        for to, floor in row.items():
-            share = seen.table.share(source, to)
-            if source not in seen.hot:  # sends nothing but the floor
-                assert share <= floor + 1e-9
-            asked = sum(wanted[other].get(to, 0.0) * seen.demand[other] for other in seen.names)
-            if fleet.target_load * seen.capacity[to] - seen.demand[to] >= asked:  # there is room for all of it
-                assert share >= floor - 1e-9
-            # An exchange of equals needs no room.
-            assert share >= min(floor, wanted[to].get(source, 0.0) * seen.demand[to] / seen.demand[source]) - 1e-9
 
 
 def check_moves(seen: Seen) -> None:
@@ -298,9 +281,6 @@ def planned():
 def _planned(fleet: Fleet, load: Load, **options) -> Seen:
     seen = Seen(fleet, load, plan(fleet, load, generated_at=NOW, **options))
     check_any_plan(seen, load)
-    if options.get("floor", True):
-        check_plan_with_floor(seen)
-    else:
-        check_plan_without_floor(seen)
-        check_moves(seen)
+    check_plan(seen)
+    check_moves(seen)
     return seen

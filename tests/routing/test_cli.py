@@ -31,14 +31,14 @@ def test_plan_prints_one_document_and_writes_the_same(plan, tmp_path, capsys):
     assert plan("--json", "--out", str(path)) == 0
     out = capsys.readouterr().out
     assert json.loads(out) == json.loads(path.read_text())
-    assert json.loads(out).keys() == {"version", "generated_at", "shares", "moves", "left_over_rps"}
+    assert json.loads(out).keys() == {"epoch", "version", "generated_at", "shares", "moves", "unserved_rps"}
 
 
 def test_plan_is_readable_without_json(plan, capsys):
     assert plan() == 0
     out = capsys.readouterr().out
     assert "us-east is" in out
-    assert "nothing is left over" in out
+    assert "all is served" in out
 
 
 def test_a_bad_file_exits_with_2_and_one_line(plan, tmp_path, capsys):

@@ -200,3 +200,32 @@ def test_what_cannot_be_read_is_said(tmp_path):
 def test_numbers_with_an_exponent_and_a_mark_at_the_start_are_read(fleet_file):
     text = fleet_file().read_text().replace("service_time_s: 2.5", "service_time_s: 25e-1")
     assert load_fleet(fleet_file(text="\ufeff" + text)).service_time_s == 2.5
+
+
+def test_a_fleet_file_of_the_last_release_is_read_with_a_warning_that_says_what_to_change(fleet_file, capsys):
+    fleet = load_fleet(fleet_file(lambda content: content.update(floor_share=0.01)))
+    assert "floor_share has no effect any more: the table has no shares for retries" in capsys.readouterr().err
+    assert not hasattr(fleet, "floor_share")
+
+
+@pytest.mark.parametrize(
+    ("never", "text"),
+    [
+        ({"eu-wst": ["us-east"]}, "never.eu-wst: eu-wst is none of the regions; did you mean eu-west?"),
+        ({"eu-west": ["us-est"]}, "never.eu-west.us-est: us-est is none of the regions; did you mean"),
+        ({"eu-west": ["eu-west"]}, "never.eu-west: names itself"),
+    ],
+)
+def test_law_that_names_no_region_is_refused(fleet_file, never, text):
+    with pytest.raises(InputError) as found:
+        load_fleet(fleet_file(lambda content: content.update(never=never)))
+    assert text in str(found.value)
+
+
+def test_law_that_leaves_jobs_nowhere_to_go_is_refused(fleet_file):
+    def change(content):
+        content["regions"]["eu-west"]["gpus"] = 0
+        content["never"] = {"eu-west": ["us-east", "us-west", "ap-south", "ap-east"]}
+
+    with pytest.raises(InputError, match=r"never\.eu-west: leaves its jobs nowhere to go"):
+        load_fleet(fleet_file(change))

@@ -51,13 +51,12 @@ def command(capsys):
     return run
 
 
-@pytest.mark.parametrize("target", ["gateway-api", "envoy"])
-def test_files_of_regions_that_are_no_more_are_removed(target, fleet_of, command, tmp_path):
+def test_files_of_regions_that_are_no_more_are_removed(fleet_of, command, tmp_path):
     out = tmp_path / "out"
-    assert command("render", "--target", target, "--out", out, "--fleet", fleet_of("a", "b", "c"))[0] == 0
+    assert command("render", "--out", out, "--fleet", fleet_of("a", "b", "c"))[0] == 0
     before = {path.relative_to(out).as_posix() for path in out.rglob("*")}
     (out / "notes.yaml").write_text("of somebody else\n")
-    status, said = command("render", "--target", target, "--out", out, "--fleet", fleet_of("a", "b"))
+    status, said = command("render", "--out", out, "--fleet", fleet_of("a", "b"))
     assert status == 0
     after = {path.relative_to(out).as_posix() for path in out.rglob("*")}
     gone = before - after
@@ -68,38 +67,13 @@ def test_files_of_regions_that_are_no_more_are_removed(target, fleet_of, command
     assert "is removed, which an earlier rendering wrote" in said
 
 
-def test_another_target_in_the_same_folder_is_left_alone(fleet_of, command, tmp_path):
-    out, fleet = tmp_path / "out", fleet_of("a", "b")
-    for target in ("istio", "gateway-api", "istio"):
-        assert command("render", "--target", target, "--out", out, "--fleet", fleet)[0] == 0
-    assert {path.name for path in out.iterdir()} == {"istio.yaml", "a.yaml", "b.yaml", ".rendered"}
-
-
 def test_a_record_that_points_elsewhere_removes_nothing(fleet_of, command, tmp_path):
     out, other = tmp_path / "out", tmp_path / "other.yaml"
-    assert command("render", "--target", "istio", "--out", out, "--fleet", fleet_of("a", "b"))[0] == 0
+    assert command("render", "--out", out, "--fleet", fleet_of("a", "b"))[0] == 0
     other.write_text("of somebody else\n")
-    (out / ".rendered").write_text(f"istio ../other.yaml\nistio {other}\nistio .\nistio\n")
-    assert command("render", "--target", "istio", "--out", out, "--fleet", fleet_of("a", "b"))[0] == 0
+    (out / ".rendered").write_text(f"envoy ../other.yaml\nenvoy {other}\nenvoy .\nenvoy\n")
+    assert command("render", "--out", out, "--fleet", fleet_of("a", "b"))[0] == 0
     assert other.exists()
-
-
-@pytest.mark.parametrize("name", ["", "Video", "two words", "a.b", "-a", "a" * 64, "a\n"])
-def test_a_namespace_that_is_none_is_refused(name, fleet_of, command, tmp_path):
-    out = tmp_path / "out"
-    arguments = ("--target", "istio", "--out", out, "--fleet", fleet_of("a", "b"), f"--namespace={name}")
-    status, said = command("render", *arguments)
-    assert status == 2
-    assert "is no namespace" in said
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("port", ["0", "65536", "x", "-1", "9" * 5000])
-def test_a_port_that_is_none_is_refused(port, fleet_of, command, tmp_path):
-    fleet = fleet_of("a", "b")
-    status, said = command("render", "--target", "istio", "--out", tmp_path / "out", "--fleet", fleet, f"--port={port}")
-    assert status == 2
-    assert "is no port" in said
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.svg", "x", "x.png.gz"])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.fleet import RetryPolicy
-from routing.retries import Waits, attempts_by_table, expected_attempts
+from routing.retries import Waits, attempt_groups, expected_attempts
 
 
 def test_waits_of_the_default_policy():
@@ -40,8 +40,12 @@ def test_expected_attempts_by_hand():
     assert expected_attempts(0.5, 3) == pytest.approx(1.75)  # 1 + 1/2 + 1/4
 
 
-@given(st.integers(1, 100))
-def test_some_attempts_go_by_the_table_and_some_are_left_for_others(attempts):
-    by_table = attempts_by_table(RetryPolicy(attempts=attempts))
-    assert 1 <= by_table <= attempts
-    assert by_table < attempts or attempts == 1
+def test_retries_leave_for_the_rings_in_proportion_to_gpus_and_never_against_the_law(example_fleet):
+    fleet = example_fleet.model_copy(update={"never": {"us-east": ("eu-west",)}})
+    groups = attempt_groups(fleet, "us-east", {"us-east": 1.0})
+    assert groups[0] == {"us-east": 1.0}
+    assert all(sum(group.values()) == pytest.approx(1) for group in groups if group)
+    assert {name for group in groups for name in group} == set(fleet.names) - {"eu-west"}
+    wide = example_fleet.model_copy(update={"rings_ms": (400.0,)})
+    others = attempt_groups(wide, "us-east", {"us-east": 1.0})[2]
+    assert others["us-west"] / others["ap-east"] == pytest.approx(2)  # 80 GPUs and 40

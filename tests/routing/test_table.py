@@ -14,7 +14,7 @@ NOW = datetime(2025, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 def table():
     move = Move(from_region="a", to="b", source="a", rps=1.5, ring=1, why="a is hot")
     shares = {"a": {"a": 0.7, "b": 0.3}, "b": {"b": 1.0}}
-    return RoutingTable(generated_at=NOW, shares=shares, moves=(move,), left_over_rps={"a": 0.5, "b": 0.0})
+    return RoutingTable(generated_at=NOW, shares=shares, moves=(move,), unserved_rps={"a": 0.5, "b": 0.0})
 
 
 def test_a_table_comes_back_from_its_file_as_it_was(table, tmp_path):
@@ -22,11 +22,12 @@ def test_a_table_comes_back_from_its_file_as_it_was(table, tmp_path):
     table.write(path)
     assert RoutingTable.read(path) == table
     assert json.loads(path.read_text()) == {
+        "epoch": 1,
         "version": 1,
         "generated_at": "2025-01-31T12:00:00.123456+00:00",
         "shares": {"a": {"a": 0.7, "b": 0.3}, "b": {"b": 1.0}},
         "moves": [{"from": "a", "to": "b", "source": "a", "rps": 1.5, "ring": 1, "why": "a is hot"}],
-        "left_over_rps": {"a": 0.5, "b": 0.0},
+        "unserved_rps": {"a": 0.5, "b": 0.0},
     }
     assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
 
@@ -103,3 +104,16 @@ def test_a_table_that_cannot_be_written_is_an_error_and_leaves_nothing(table, tm
     with pytest.raises(RoutingError, match="cannot be written"):
         table.write(tmp_path / "folder")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_table_against_the_law_is_refused_with_the_share_that_is(example_fleet, now):
+    fleet = example_fleet.model_copy(update={"never": {"eu-west": ("us-east",)}})
+    shares = {name: {name: 1.0} for name in fleet.names} | {"eu-west": {"eu-west": 0.9, "us-east": 0.1}}
+    table = RoutingTable(generated_at=now, shares=shares)
+    with pytest.raises(InputError, match=r"shares\.eu-west\.us-east: is 0\.1, and never\.eu-west of the fleet forbids"):
+        table.check(fleet)
+
+
+def test_a_table_of_the_last_release_is_read_with_its_old_names(now):
+    text = RoutingTable(generated_at=now, shares={"a": {"a": 1.0}}, unserved_rps={"a": 2.0}).to_json()
+    assert RoutingTable.from_json(text.replace("unserved_rps", "left_over_rps")).unserved_rps == {"a": 2.0}

@@ -1,12 +1,12 @@
-"""Prints what the image installs: of the extra `routing` what proxies, followers and control loops need."""
+"""Prints what the image installs: of the extra `routing` what proxies, agents and control loops need."""
 
 import re
 import sys
 import tomllib
 from pathlib import Path
 
-# Of the simulator, the optimum that plans are compared with, plots and the experiment: not for a cluster.
-LEFT_OUT = {"aiohttp", "matplotlib", "numba", "scipy"}
+# Of the simulator, the optimum that plans are compared with, and plots: not for a cluster.
+LEFT_OUT = {"matplotlib", "numba", "scipy"}
 
 project = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]
 for requirement in [*project["dependencies"], *project["optional-dependencies"]["routing"]]:

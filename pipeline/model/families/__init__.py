@@ -7,22 +7,20 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from .base import Cond, Control, Defaults, Family, Parts, Request, cast_cond, select, stack
+from .base import Cond, Control, Defaults, Family, Generators, Parts, Request, cast_cond, stack
 from .guided import check_guided, guidance_embedding, guidance_width
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """Where a family is, and by what a checkpoint of it is known.
 
     Attributes:
-        module, family: the class `family` of the module `module`, which is imported when it is needed: diffusers takes
-            a second for each architecture.
+        module, family: a module, imported when it is needed (diffusers takes a second for each architecture), and its
+            class.
         pipelines: values of `_class_name` in `model_index.json`.
         networks: classes of the network.
     """
@@ -57,10 +55,9 @@ _KNOWN = (
 _OWN = ("ImageAnimationPipeline",)
 """What this project wrote into `model_index.json` before it named diffusers' own classes."""
 
+_TEXT_ALONE = "it makes clips of text alone; take a checkpoint of {}ImageToVideoPipeline"
 _REASONS = {
-    "WanPipeline": "it makes clips of text alone; take a checkpoint of WanImageToVideoPipeline",
-    "CogVideoXPipeline": "it makes clips of text alone; take a checkpoint of CogVideoXImageToVideoPipeline",
-    "HunyuanVideo15Pipeline": "it makes clips of text alone; take a checkpoint of HunyuanVideo15ImageToVideoPipeline",
+    **{f"{name}Pipeline": _TEXT_ALONE.format(name) for name in ("Wan", "CogVideoX", "HunyuanVideo15")},
     "LTX2ImageToVideoPipeline": "it makes sound too; its licence asks companies from $10 million a year on for a paid "
     "one, and counts students as derivatives",
 }
@@ -75,7 +72,7 @@ def family_of_index(index: Mapping[str, Any]) -> Family:
     name = index.get("_class_name")
     if name in _OWN:
         network = index.get("unet") or index.get("transformer") or [None, None]
-        return _family_with(network[1], f"model_index.json: {network[1]}")
+        return _family_with(network[1:], f"model_index.json: {network[1]}")
     for entry in _KNOWN:
         if name in entry.pipelines:
             return _load(entry)
@@ -94,16 +91,15 @@ def family_of_components(components: Mapping[str, Any]) -> Family:
     network = components.get(name)
     channels = getattr(getattr(network, "config", None), "in_channels", "?")
     kinds = [kind.__name__ for kind in type(network).__mro__]
+    return _family_with(kinds, f"{name}: {kinds[0]} with {channels} input channels")
+
+
+def _family_with(kinds: Sequence[str | None], what: str) -> Family:
+    """Return the family of the first of these classes that is some family's network."""
     for kind in kinds:
-        if any(kind in entry.networks for entry in _KNOWN):
-            return _family_with(kind, name)
-    return _family_with(kinds[0], f"{name}: {kinds[0]} with {channels} input channels")
-
-
-def _family_with(kind: str | None, what: str) -> Family:
-    for entry in _KNOWN:
-        if kind in entry.networks:
-            return _load(entry)
+        for entry in _KNOWN:
+            if kind in entry.networks:
+                return _load(entry)
     known = ", ".join(network for entry in _KNOWN for network in entry.networks)
     raise ValueError(f"{what} belongs to no known family; known: {known}")
 
@@ -124,6 +120,7 @@ __all__ = [
     "Control",
     "Defaults",
     "Family",
+    "Generators",
     "Parts",
     "Request",
     "all_families",
@@ -133,6 +130,5 @@ __all__ = [
     "family_of_index",
     "guidance_embedding",
     "guidance_width",
-    "select",
     "stack",
 ]

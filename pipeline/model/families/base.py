@@ -1,6 +1,6 @@
 """What a family is: all that the checkpoints of one kind do differently.
 
-The denoising loop (`pipeline.model.animation`) is the same for all families. A family says which components a
+The denoising loop (`pipeline.model.sampling`) is the same for all families. A family says which components a
 checkpoint has, what one guidance branch is given (a `Cond`), how the network is called, and how latents become frames.
 """
 
@@ -30,11 +30,6 @@ Generators = torch.Generator | list[torch.Generator] | None
 def stack(branches: Sequence[Cond]) -> Cond:
     """Return the branches as one, one after the other along the batch."""
     return {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
-
-
-def select(cond: Cond, rows: Tensor) -> Cond:
-    """Return what belongs to some clips of the batch, by number."""
-    return {name: tensor[rows] for name, tensor in cond.items()}
 
 
 def cast_cond(cond: Cond, dtype: torch.dtype) -> Cond:
@@ -86,10 +81,9 @@ class Defaults:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """A checkpoint's components, by name as attributes, and where they compute.
+    """A checkpoint's components, by name as attributes (None for one that it does not have), and where they compute.
 
     Attributes:
-        components: by name; those that a checkpoint does not have are None.
         options: settings of the checkpoint (`Family.options`).
         device: that the components compute on.
         dtype: precision of the network.
@@ -136,6 +130,19 @@ class Request:
         )
         return replace(self, images=images, last_images=last or None)
 
+    def cropped(self) -> list[Image]:
+        """Return the pictures at the clip's size."""
+        return [centre_crop(image, self.width, self.height) for image in self.images]
+
+    def cropped_last(self) -> list[Image]:
+        """Return the pictures that the clips end with, at the clip's size; none where there are none."""
+        return [centre_crop(image, self.width, self.height) for image in self.last_images or ()]
+
+
+def pixels_of(images: Sequence[Image]) -> Tensor:
+    """Return pictures of one size as `(batch, 3, height, width)`, float in [-1, 1]."""
+    return torch.cat([to_tensor(image) for image in images])
+
 
 class Family(ABC):
     """How the checkpoints of one kind are conditioned, called and decoded. Holds no state.
@@ -159,6 +166,8 @@ class Family(ABC):
         drops_picture: whether a branch without the picture makes sense, which three-branch guidance needs.
         stacks_branches: whether the network is called once for all branches, or once for each (less memory).
         noise_before_image: whether the noise is drawn before the picture is encoded (it decides what a seed gives).
+        noise_by_frame: whether the noise is drawn frame by frame (which does, too).
+        turns: whether clips may also be upright or square, with as many pixels.
         flow: whether the network predicts a flow and not noise, v or the sample.
         clip_skip: layers of the text encoder that published checkpoints leave out.
         skips_layers_of_negative: whether `clip_skip` holds for the negative prompt too.
@@ -185,6 +194,8 @@ class Family(ABC):
     drops_picture: ClassVar[bool] = True
     stacks_branches: ClassVar[bool] = False
     noise_before_image: ClassVar[bool] = False
+    noise_by_frame: ClassVar[bool] = False
+    turns: ClassVar[bool] = False
     flow: ClassVar[bool] = False
     clip_skip: ClassVar[int | None] = None
     skips_layers_of_negative: ClassVar[bool] = True
@@ -197,11 +208,7 @@ class Family(ABC):
         return components
 
     def check(self, components: Mapping[str, Any], options: Mapping[str, Any]) -> None:  # noqa: B027  # most need none
-        """Refuse a checkpoint whose components do not go together.
-
-        Raises:
-            ValueError: names the component.
-        """
+        """Refuse a checkpoint whose components do not go together, by a `ValueError` that names the component."""
 
     def defaults_of(self, parts: Parts) -> Defaults:
         """Return the defaults of a call to this checkpoint."""
@@ -210,35 +217,49 @@ class Family(ABC):
         weights = sum(parameter.numel() for parameter in getattr(parts, self.networks[0]).parameters())
         return self.small if weights < _SMALL_WEIGHTS else self.defaults
 
-    def frame_step(self, parts: Parts) -> int:
-        """Return k where a clip has to have k * n + 1 frames; 1 where every number will do."""
-        return 1
-
     def controls_of(self, parts: Parts) -> Mapping[str, Control]:
         """Return the controls that this checkpoint has."""
         return self.controls
-
-    def sizes(self, parts: Parts, height: int, width: int) -> tuple[tuple[int, int], ...]:
-        """Return the sizes that a checkpoint makes, height and width in pixels, the given one first."""
-        return ((height, width),)
 
     def last_image(self, parts: Parts) -> Literal["never", "sometimes", "always"]:
         """Return whether a clip can be given the picture that it ends with."""
         return "never"
 
     @abstractmethod
-    def size_step(self, parts: Parts) -> int:
-        """Return what height and width have to be multiples of, in pixels."""
+    def compression(self, parts: Parts) -> tuple[int, int]:
+        """Return how many frames, and how many pixels of a side, one latent stands for."""
         raise NotImplementedError
 
-    @abstractmethod
+    def frame_step(self, parts: Parts) -> int:
+        """Return k where a clip has to have k * n + 1 frames; 1 where every number will do."""
+        return self.compression(parts)[0]
+
+    def size_step(self, parts: Parts) -> int:
+        """Return what height and width have to be multiples of, in pixels."""
+        return self.compression(parts)[1]
+
+    def sizes(self, parts: Parts, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """Return the sizes that a checkpoint makes, height and width in pixels, the given one first."""
+        if not self.turns:
+            return ((height, width),)
+        step = self.size_step(parts)
+        side = round(math.sqrt(height * width) / step) * step
+        return tuple(dict.fromkeys([(height, width), (width, height), (side, side)]))
+
     def latent_shape(self, parts: Parts, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return `(channels, frames, height, width)` of the latents of one clip."""
-        raise NotImplementedError
+        temporal, spatial = self.compression(parts)
+        channels: int = parts.vae.config.latent_channels
+        return channels, (frames - 1) // temporal + 1, height // spatial, width // spatial
 
     def draw_noise(self, shape: tuple[int, int, int, int, int], generator: Generators, device: torch.device) -> Tensor:
         """Return noise of unit variance, `shape`, float32, in the order in which diffusers' own class draws it."""
-        return cast(Tensor, randn_tensor(shape, generator=generator, device=device, dtype=torch.float32))
+        batch, channels, frames, height, width = shape
+        if not self.noise_by_frame:
+            return cast(Tensor, randn_tensor(shape, generator=generator, device=device, dtype=torch.float32))
+        by_frame = (batch, frames, channels, height, width)
+        noise: Tensor = randn_tensor(by_frame, generator=generator, device=device, dtype=torch.float32)
+        return noise.transpose(1, 2)
 
     def encode_text(self, parts: Parts, texts: Sequence[str], clip_skip: int | None = None) -> Cond:
         """Return what the network is given of prompts: `text`, `(batch, tokens, width)`, and perhaps more."""
@@ -329,19 +350,18 @@ def sampled_latents(parts: Parts, request: Request) -> Tensor:
 
     Pictures are encoded one by one, each with its clip's generator, in the order in which diffusers draws.
     """
-    vae, count = parts.vae, len(request.images)
-    generators = request.generator if isinstance(request.generator, list) else [request.generator] * count
-    latents = []
-    for image, generator in zip(request.images, generators, strict=True):
-        pixels = to_tensor(centre_crop(image, request.width, request.height))[:, :, None]
-        latents.append(vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.sample(generator))
+    vae, pixels = parts.vae, pixels_of(request.cropped())[:, :, None].split(1)
+    generators = request.generator if isinstance(request.generator, list) else [request.generator] * len(pixels)
+    latents = [
+        vae.encode(one.to(parts.device, vae.dtype)).latent_dist.sample(generator)
+        for one, generator in zip(pixels, generators, strict=True)
+    ]
     return torch.cat(latents)
 
 
-def turned_sizes(height: int, width: int, step: int) -> tuple[tuple[int, int], ...]:
-    """Return a size, the same upright or lying, and the square of as many pixels, in multiples of `step`."""
-    side = round(math.sqrt(height * width) / step) * step
-    return tuple(dict.fromkeys([(height, width), (width, height), (side, side)]))
+def halvings(vae: Any) -> int:
+    """Return how many pixels of a side one latent of an autoencoder stands for, which halves them at each level."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 _SMALL_WEIGHTS = 50_000_000

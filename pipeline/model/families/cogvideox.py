@@ -15,11 +15,10 @@ from typing import Any, cast
 import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resize_crop_region_for_grid
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from ..prompts import tokenize
-from .base import Cond, Defaults, Family, Generators, Parts, Request, check_widths, sampled_latents
+from .base import Cond, Defaults, Family, Parts, Request, check_widths, halvings, sampled_latents
 
 
 class CogVideoXFamily(Family):
@@ -43,6 +42,7 @@ class CogVideoXFamily(Family):
     small = Defaults(frames=9, height=64, width=64, steps=8, guidance_scale=6.0, fps=8)
     # In training one picture in twenty was put out (`noised_image_dropout: 0.05` in the authors' configs).
     drops_picture = True
+    noise_by_frame = True
     steps_by_frame = True
     licence = "CogVideoX licences differ by release: read the one beside the weights before serving or distilling"
 
@@ -67,18 +67,18 @@ class CogVideoXFamily(Family):
 
     def _learned_size(self, parts: Parts) -> tuple[int, int]:
         """Return height and width in pixels of a checkpoint whose positions are learned."""
-        config, spatial = parts.transformer.config, self._spatial(parts)
+        config, (_, spatial) = parts.transformer.config, self.compression(parts)
         return config.sample_height * spatial, config.sample_width * spatial
 
-    def _spatial(self, parts: Parts) -> int:
-        return int(2 ** (len(parts.vae.config.block_out_channels) - 1))
+    def compression(self, parts: Parts) -> tuple[int, int]:
+        return int(parts.vae.config.temporal_compression_ratio), halvings(parts.vae)
 
     def frame_step(self, parts: Parts) -> int:
         # Its autoencoder doubles an even number of latent frames without holding the first one apart: 2 give 8 frames.
-        return 2 * int(parts.vae.config.temporal_compression_ratio)
+        return 2 * super().frame_step(parts)
 
     def size_step(self, parts: Parts) -> int:
-        return self._spatial(parts) * int(parts.transformer.config.patch_size)
+        return super().size_step(parts) * int(parts.transformer.config.patch_size)
 
     def latent_shape(self, parts: Parts, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         if parts.transformer.config.use_learned_positional_embeddings:
@@ -87,19 +87,8 @@ class CogVideoXFamily(Family):
                     raise ValueError(
                         f"{name}: {given} is not {own}, the one for which this CogVideoX checkpoint learned positions"
                     )
-        spatial = self._spatial(parts)
-        made = self._latent_frames(parts, frames)
-        padded = made + -made % (parts.transformer.config.patch_size_t or 1)
-        return parts.vae.config.latent_channels, padded, height // spatial, width // spatial
-
-    def _latent_frames(self, parts: Parts, frames: int) -> int:
-        return int((frames - 1) // parts.vae.config.temporal_compression_ratio + 1)
-
-    def draw_noise(self, shape: tuple[int, int, int, int, int], generator: Generators, device: torch.device) -> Tensor:
-        batch, channels, frames, height, width = shape
-        by_frame = (batch, frames, channels, height, width)
-        noise: Tensor = randn_tensor(by_frame, generator=generator, device=device, dtype=torch.float32)
-        return noise.transpose(1, 2)
+        channels, made, high, wide = super().latent_shape(parts, frames, height, width)
+        return channels, made + -made % (parts.transformer.config.patch_size_t or 1), high, wide
 
     def encode_text(self, parts: Parts, texts: Sequence[str], clip_skip: int | None = None) -> Cond:
         encoder = parts.text_encoder
@@ -140,7 +129,8 @@ class CogVideoXFamily(Family):
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae = parts.vae
         if request is not None:
-            z = z[:, :, z.shape[2] - self._latent_frames(parts, request.frames) :]
+            kept = super().latent_shape(parts, request.frames, request.height, request.width)[1]
+            z = z[:, :, z.shape[2] - kept :]
         z = (1 / vae.config.scaling_factor * z).to(vae.dtype)
         return cast(Tensor, vae.decode(z, return_dict=False)[0]).float()
 

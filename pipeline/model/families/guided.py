@@ -48,7 +48,7 @@ def guidance_width(unet: nn.Module) -> int | None:
 
 
 def check_guided(unet: nn.Module, limits: Sequence[float], default: float | None) -> None:
-    """Whether a U-Net can be told scales within limits, and is told one of them by default.
+    """Refuse limits within which a U-Net cannot be told scales, or that leave out the one it is told by default.
 
     Raises:
         ValueError: with what does not fit.
@@ -107,7 +107,7 @@ _GUIDED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def guided_unet(unet: ModelMixin) -> nn.Module:
-    """A copy in float32 that is told the guidance scale, and does not heed it yet where the original was not told it.
+    """Return a copy in float32 that is told the guidance scale, and does not heed it yet where the original did not.
 
     Raises:
         ValueError: for this class it is not known how.

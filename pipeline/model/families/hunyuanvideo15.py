@@ -18,9 +18,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ...media.images import centre_crop, to_tensor
 from ..prompts import warn_of_cut
-from .base import Cond, Defaults, Family, Parts, Request, check_widths, of_padded, without_padding
+from .base import Cond, Defaults, Family, Parts, Request, check_widths, of_padded, pixels_of, without_padding
 
 _SYSTEM_MESSAGE = (" " * 9).join(
     (
@@ -104,16 +103,11 @@ class HunyuanVideo15Family(Family):
         height = round(side * 3 / 4 / step) * step
         return replace(found, guidance_scale=scale, height=height, width=side**2 // height // step * step)
 
-    def frame_step(self, parts: Parts) -> int:
-        return int(parts.vae.temporal_compression_ratio)
+    def compression(self, parts: Parts) -> tuple[int, int]:
+        return parts.vae.temporal_compression_ratio, parts.vae.spatial_compression_ratio
 
     def size_step(self, parts: Parts) -> int:
-        return int(parts.vae.spatial_compression_ratio * parts.transformer.config.patch_size)
-
-    def latent_shape(self, parts: Parts, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        vae = parts.vae
-        temporal, spatial = vae.temporal_compression_ratio, vae.spatial_compression_ratio
-        return vae.config.latent_channels, (frames - 1) // temporal + 1, height // spatial, width // spatial
+        return super().size_step(parts) * int(parts.transformer.config.patch_size)
 
     def encode_text(self, parts: Parts, texts: Sequence[str], clip_skip: int | None = None) -> Cond:
         warn_of_cut(parts.tokenizer, parts.text_encoder, texts, self.text_tokens)
@@ -159,11 +153,8 @@ class HunyuanVideo15Family(Family):
         return of_padded(embeds)
 
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
-        vae = parts.vae
-        images = [centre_crop(image, request.width, request.height) for image in request.images]
-        pixels = [to_tensor(image)[:, :, None].to(parts.device, vae.dtype) for image in images]
-        first = torch.cat([vae.encode(one).latent_dist.mode() for one in pixels])  # (batch, channels, 1, h, w)
-        first = first * vae.config.scaling_factor
+        images = request.cropped()
+        first = self.encode_clip(parts, pixels_of(images)[:, :, None])  # (batch, channels, 1, h, w)
         given = torch.cat([first, torch.ones_like(first[:, :1])], dim=1)
         _, frames, height, width = self.latent_shape(parts, request.frames, request.height, request.width)
         others = given.new_zeros(len(images), given.shape[1], frames - 1, height, width)

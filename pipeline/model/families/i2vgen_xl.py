@@ -9,8 +9,8 @@ import torch
 from PIL.Image import Image, Resampling
 from torch import Tensor, nn
 
-from ...media.images import centre_crop, to_tensor
-from .base import Cond, Defaults, Parts, Request
+from ...media.images import centre_crop
+from .base import Cond, Defaults, Parts, Request, pixels_of
 from .unet import LatentUNet
 
 
@@ -58,7 +58,7 @@ class I2VGenXLFamily(LatentUNet):
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
         frames, published = request.frames, parts.options["image_latents_fill"] == "position"
         crop = _published_crop if published else centre_crop
-        pixels = torch.cat([to_tensor(crop(image, request.width, request.height)) for image in request.images])
+        pixels = pixels_of([crop(image, request.width, request.height) for image in request.images])
         # The published pipeline draws this sample from torch's global generator, whatever `generator` is; a
         # seed gives the same clip only if that is kept. With a generator for each clip, each picture's sample is
         # what the global one would draw from that clip's seed: a clip does not depend on those beside it.
@@ -86,9 +86,8 @@ class I2VGenXLFamily(LatentUNet):
             raise ValueError("image_encoder: an i2vgen-xl checkpoint needs an image encoder and a feature extractor")
         size = processor.crop_size["width"], processor.crop_size["height"]
         squares = [crop(image, width, width).resize(size, Resampling.BILINEAR) for image in images]
-        pixels = torch.cat([to_tensor(square) for square in squares]) / 2 + 0.5
-        mean = torch.tensor(processor.image_mean)[:, None, None]
-        std = torch.tensor(processor.image_std)[:, None, None]
+        pixels = pixels_of(squares) / 2 + 0.5
+        mean, std = (torch.tensor(one)[:, None, None] for one in (processor.image_mean, processor.image_std))
         parameter = next(encoder.parameters())
         pixels = ((pixels - mean) / std).to(device=parameter.device, dtype=parameter.dtype)
         return cast(Tensor, encoder(pixels).image_embeds).unsqueeze(1)

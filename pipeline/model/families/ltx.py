@@ -24,7 +24,6 @@ from .base import (
     check_widths,
     of_padded,
     sampled_latents,
-    turned_sizes,
     without_padding,
 )
 
@@ -58,6 +57,7 @@ class LTXFamily(Family):
     }
     stacks_branches = True
     drops_picture = False
+    turns = True
     flow = True
     licence = "LTX Video licences differ by release: read the one beside the weights before serving or distilling"
 
@@ -70,23 +70,18 @@ class LTXFamily(Family):
                 "of two checkpoints"
             )
 
-    def frame_step(self, parts: Parts) -> int:
-        return int(parts.vae.temporal_compression_ratio)
+    def compression(self, parts: Parts) -> tuple[int, int]:
+        return parts.vae.temporal_compression_ratio, parts.vae.spatial_compression_ratio
 
     def controls_of(self, parts: Parts) -> Mapping[str, Control]:
         return self.controls if parts.vae.config.timestep_conditioning else {}
 
-    def sizes(self, parts: Parts, height: int, width: int) -> tuple[tuple[int, int], ...]:
-        return turned_sizes(height, width, self.size_step(parts))
-
     def size_step(self, parts: Parts) -> int:
         # diffusers' own class refuses what is no multiple of 32, also where the network would take it.
-        return math.lcm(32, parts.vae.spatial_compression_ratio * parts.transformer.config.patch_size)
+        return math.lcm(32, super().size_step(parts) * parts.transformer.config.patch_size)
 
     def latent_shape(self, parts: Parts, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        vae = parts.vae
-        temporal, spatial = vae.temporal_compression_ratio, vae.spatial_compression_ratio
-        return parts.transformer.config.in_channels, (frames - 1) // temporal + 1, height // spatial, width // spatial
+        return parts.transformer.config.in_channels, *super().latent_shape(parts, frames, height, width)[1:]
 
     def encode_text(self, parts: Parts, texts: Sequence[str], clip_skip: int | None = None) -> Cond:
         encoder = parts.text_encoder
@@ -98,14 +93,16 @@ class LTXFamily(Family):
         return of_padded(embeds)
 
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
-        vae, count = parts.vae, len(request.images)
-        picture = sampled_latents(parts, request).float()
-        mean, std = self._statistics(vae, picture)
-        scale = [vae.temporal_compression_ratio / request.fps, *[vae.spatial_compression_ratio] * 2]
+        temporal, spatial = self.compression(parts)
+        scale = torch.tensor([temporal / request.fps, spatial, spatial], device=parts.device)
         return {
-            "picture": (picture - mean) * vae.config.scaling_factor / std,
-            "rope_scale": torch.tensor(scale, device=parts.device).expand(count, -1),
+            "picture": self._normalised(parts.vae, sampled_latents(parts, request).float()),
+            "rope_scale": scale.expand(len(request.images), -1),
         }
+
+    def _normalised(self, vae: Any, latents: Tensor) -> Tensor:
+        mean, std = self._statistics(vae, latents)
+        return cast(Tensor, (latents - mean) * vae.config.scaling_factor / std)
 
     def _statistics(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (
@@ -156,9 +153,7 @@ class LTXFamily(Family):
 
     def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
         vae = parts.vae
-        latents = vae.encode(clips.to(parts.device, vae.dtype)).latent_dist.mode().float()
-        mean, std = self._statistics(vae, latents)
-        return cast(Tensor, (latents - mean) * vae.config.scaling_factor / std)
+        return self._normalised(vae, vae.encode(clips.to(parts.device, vae.dtype)).latent_dist.mode().float())
 
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae, controls = parts.vae, request.controls if request is not None else {}

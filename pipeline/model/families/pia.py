@@ -13,8 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import Tensor, nn
 
-from ...media.images import centre_crop, to_tensor
-from .base import Cond, Control, Defaults, Parts, Request
+from .base import Cond, Control, Defaults, Parts, Request, pixels_of
 from .unet import LatentUNet
 
 # How like the picture frame k is to be, by motion scale: three amounts of motion, three of looping
@@ -80,8 +79,8 @@ class PIAFamily(LatentUNet):
 
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
         frames = request.frames
-        pixels = torch.cat([to_tensor(centre_crop(image, request.width, request.height)) for image in request.images])
-        latents = self.encode_pixels(parts, pixels, request.generator)[:, :, None].expand(-1, -1, frames, -1, -1)
+        latents = self.encode_pixels(parts, pixels_of(request.cropped()), request.generator)[:, :, None]
+        latents = latents.expand(-1, -1, frames, -1, -1)
         row = _LIKENESS[int(request.controls["motion_scale"])]
         likeness = torch.tensor([row[min(k, len(row) - 1)] for k in range(frames)])
         mask = likeness.to(latents)[None, None, :, None, None].expand(latents.shape[0], 1, -1, *latents.shape[-2:])

@@ -13,8 +13,8 @@ from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion 
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from ...media.images import centre_crop, to_tensor
-from .base import Cond, Control, Defaults, Family, Generators, Parts, Request
+from .base import Cond, Control, Defaults, Family, Parts, Request, halvings, pixels_of
+from .unet import encode_frames
 
 _CLIP_SIDE = 224
 """Of the picture that the image encoder sees, in pixels."""
@@ -49,6 +49,7 @@ class SVDFamily(Family):
             0, 10, 0.02, about="noise added to the picture: more is less like it, and moves more"
         ),
     }
+    noise_by_frame = True
     takes_prompt = False
     stacks_branches = True
     licence = "Stability AI Community License: free below $1 million of yearly revenue"
@@ -56,20 +57,11 @@ class SVDFamily(Family):
     def defaults_of(self, parts: Parts) -> Defaults:
         return replace(super().defaults_of(parts), frames=parts.unet.config.num_frames)
 
-    def size_step(self, parts: Parts) -> int:
-        return int(2 ** (len(parts.vae.config.block_out_channels) - 1))
-
-    def latent_shape(self, parts: Parts, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        step = self.size_step(parts)
-        return parts.vae.config.latent_channels, frames, height // step, width // step
-
-    def draw_noise(self, shape: tuple[int, int, int, int, int], generator: Generators, device: torch.device) -> Tensor:
-        batch, channels, frames, height, width = shape
-        return super().draw_noise((batch, frames, channels, height, width), generator, device).transpose(1, 2)
+    def compression(self, parts: Parts) -> tuple[int, int]:
+        return 1, halvings(parts.vae)
 
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
-        images = [centre_crop(image, request.width, request.height) for image in request.images]
-        pixels = torch.cat([to_tensor(image) for image in images]).to(parts.device)
+        pixels = pixels_of(request.cropped()).to(parts.device)
         embeds = self._embed(parts, pixels).to(parts.dtype)
         strength = request.controls["noise_aug_strength"]
         noise = randn_tensor(pixels.shape, generator=request.generator, device=parts.device, dtype=pixels.dtype)
@@ -80,7 +72,7 @@ class SVDFamily(Family):
         return {
             "image_latents": latents,
             "image_embeds": embeds,
-            "time_ids": ids.to(parts.device).expand(len(images), -1),
+            "time_ids": ids.to(parts.device).expand(len(pixels), -1),
         }
 
     def _embed(self, parts: Parts, pixels: Tensor) -> Tensor:
@@ -107,11 +99,7 @@ class SVDFamily(Family):
         return cast(Tensor, output[0]).transpose(1, 2)
 
     def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
-        vae, flat = parts.vae, clips.transpose(1, 2).flatten(0, 1)  # (batch * frames, 3, height, width)
-        latents = vae.encode(flat.to(device=parts.device, dtype=vae.dtype)).latent_dist.mode()
-        scaled: Tensor = latents * vae.config.scaling_factor
-        made: Tensor = scaled.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
-        return made
+        return encode_frames(parts.vae, clips)
 
     def decode(self, parts: Parts, z: Tensor, chunk: int | None = None, request: Request | None = None) -> Tensor:
         vae, (batch, _, frames, _, _) = parts.vae, z.shape

@@ -11,10 +11,22 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..prompts import tokenize
-from .base import Cond, Defaults, Family, Generators, Parts, Request
+from .base import Cond, Defaults, Family, Generators, Parts, Request, halvings
 
 _DECODED_PIXELS = 512 * 512
 """Of frames that are decoded together. The decoder's memory grows with them; more gain nothing."""
+
+
+def encode_frames(vae: Any, clips: Tensor) -> Tensor:
+    """Return scaled latents `(batch, channels, frames, h, w)` of clips, each frame by itself, without random numbers.
+
+    Args:
+        clips: `(batch, 3, frames, height, width)` in [-1, 1].
+    """
+    flat = clips.transpose(1, 2).flatten(0, 1)  # (batch * frames, 3, height, width)
+    latents = vae.encode(flat.to(device=vae.device, dtype=vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+    unflattened: Tensor = latents.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2).contiguous()
+    return unflattened
 
 
 class LatentUNet(Family):
@@ -49,12 +61,8 @@ class LatentUNet(Family):
         height, width = side if isinstance(side, (tuple, list)) else (side, side)
         return replace(self.defaults, height=height * step, width=width * step)
 
-    def size_step(self, parts: Parts) -> int:
-        return int(2 ** (len(parts.vae.config["block_out_channels"]) - 1))
-
-    def latent_shape(self, parts: Parts, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        step = self.size_step(parts)
-        return 4, frames, height // step, width // step
+    def compression(self, parts: Parts) -> tuple[int, int]:
+        return 1, halvings(parts.vae)
 
     def encode_text(self, parts: Parts, texts: Sequence[str], clip_skip: int | None = None) -> Cond:
         """Return `text`, `(batch, tokens, width)`.
@@ -98,11 +106,7 @@ class LatentUNet(Family):
         return cast(Tensor, (latents * vae.config.scaling_factor).to(parts.dtype))
 
     def encode_clip(self, parts: Parts, clips: Tensor) -> Tensor:
-        vae, flat = parts.vae, clips.transpose(1, 2).flatten(0, 1)  # (batch * frames, 3, height, width)
-        latents = vae.encode(flat.to(device=parts.device, dtype=vae.dtype)).latent_dist.mode()
-        scaled: Tensor = latents * vae.config.scaling_factor
-        made: Tensor = scaled.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2).contiguous()
-        return made
+        return encode_frames(parts.vae, clips)
 
     def frames_at_once(self, height: int, width: int) -> int | None:
         """Return one, as published, or as many small ones as have the pixels of one of 512 x 512."""

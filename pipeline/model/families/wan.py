@@ -17,9 +17,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ...media.images import centre_crop, to_tensor
 from ..prompts import clean, tokenize
-from .base import Cond, Control, Defaults, Family, Parts, Request, check_widths, turned_sizes
+from .base import Cond, Control, Defaults, Family, Parts, Request, check_widths, pixels_of
 
 
 class WanFamily(Family):
@@ -59,6 +58,7 @@ class WanFamily(Family):
             1, 100, None, about="guidance_scale of the expert for low noise levels, where there are two"
         )
     }
+    turns = True
     flow = True
     float32_parts = ("vae", "image_encoder")
 
@@ -104,23 +104,19 @@ class WanFamily(Family):
         # CLIP's tokens of two pictures need positions, and the 5B checkpoint holds its first frame alone.
         return "never" if config.image_dim is not None or parts.options["expand_timesteps"] else "sometimes"
 
-    def frame_step(self, parts: Parts) -> int:
-        return int(parts.vae.config.scale_factor_temporal)
+    def compression(self, parts: Parts) -> tuple[int, int]:
+        return parts.vae.config.scale_factor_temporal, parts.vae.config.scale_factor_spatial
 
     def controls_of(self, parts: Parts) -> Mapping[str, Control]:
         return self.controls if parts.transformer_2 is not None else {}
 
-    def sizes(self, parts: Parts, height: int, width: int) -> tuple[tuple[int, int], ...]:
-        return turned_sizes(height, width, self.size_step(parts))
-
     def size_step(self, parts: Parts) -> int:
         # diffusers' own class refuses what is no multiple of 16, also where the network would take it.
-        return math.lcm(16, parts.vae.config.scale_factor_spatial * parts.transformer.config.patch_size[1])
+        return math.lcm(16, super().size_step(parts) * parts.transformer.config.patch_size[1])
 
     def latent_shape(self, parts: Parts, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        config = parts.vae.config
-        spatial: int = config.scale_factor_spatial
-        return config.z_dim, (frames - 1) // config.scale_factor_temporal + 1, height // spatial, width // spatial
+        temporal, spatial = self.compression(parts)
+        return parts.vae.config.z_dim, (frames - 1) // temporal + 1, height // spatial, width // spatial
 
     def encode_text(self, parts: Parts, texts: Sequence[str], clip_skip: int | None = None) -> Cond:
         encoder, cleaned = parts.text_encoder, [clean(text) for text in texts]
@@ -129,11 +125,11 @@ class WanFamily(Family):
         return {"text": hidden * tokens.attention_mask[..., None].to(hidden.dtype)}  # zeros after the prompt's end
 
     def encode_picture(self, parts: Parts, request: Request) -> Cond:
-        images, last = self._cropped(request.images, request), self._cropped(request.last_images, request)
-        first = torch.cat([to_tensor(image) for image in images])[:, :, None]  # (batch, 3, 1, height, width)
+        images, last = request.cropped(), request.cropped_last()
+        first = pixels_of(images)[:, :, None]  # (batch, 3, 1, height, width)
         if parts.options["expand_timesteps"]:
             return {"picture": self._latents(parts, first)}
-        ends = torch.cat([to_tensor(image) for image in last])[:, :, None] if last else first[:, :, :0]
+        ends = pixels_of(last)[:, :, None] if last else first[:, :, :0]
         between = first.new_zeros(len(first), 3, request.frames - 1 - ends.shape[2], *first.shape[3:])
         latents = self._latents(parts, torch.cat([first, between, ends], dim=2))
         # A channel for each frame that a latent frame stands for, 1 where it is given; the first frame fills its own.
@@ -149,9 +145,6 @@ class WanFamily(Family):
             cond["image_embeds"] = self._clip_tokens(parts, images, last)
         return {name: tensor.to(parts.dtype) for name, tensor in cond.items()}
 
-    def _cropped(self, images: Sequence[Image] | None, request: Request) -> list[Image]:
-        return [centre_crop(image, request.width, request.height) for image in images or ()]
-
     def _latents(self, parts: Parts, pixels: Tensor) -> Tensor:
         """Return scaled latents of frames, `(batch, channels, latent frames, h, w)`, float32."""
         vae = parts.vae
@@ -166,11 +159,10 @@ class WanFamily(Family):
         """Return CLIP's tokens of the first picture, then of the last where there is one, `(batch, tokens, width)`."""
         encoder = parts.image_encoder
         tokens = []
-        for pictures in (images, last):
-            if pictures:
-                pixels = parts.image_processor(images=list(pictures), return_tensors="pt").pixel_values
-                output = encoder(pixels.to(encoder.device, encoder.dtype), output_hidden_states=True)
-                tokens.append(output.hidden_states[-2])
+        for pictures in filter(None, (images, last)):
+            pixels = parts.image_processor(images=list(pictures), return_tensors="pt").pixel_values
+            output = encoder(pixels.to(encoder.device, encoder.dtype), output_hidden_states=True)
+            tokens.append(output.hidden_states[-2])
         return torch.cat(tokens, dim=1)
 
     def guide(self, scale: float, network: str, request: Request) -> float:

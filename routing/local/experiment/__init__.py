@@ -1,6 +1,5 @@
-"""The experiment: retry policies on real Envoys, beside what queueing theory allows.
+"""The experiment: lines and retries on real proxies, beside what queueing theory allows.
 
-- `cases`: the policies that are compared.
-- `one_tier`: edges that pick GPU servers themselves, for comparison with two tiers.
+- `cases`: the fleets that are compared.
 - `measure`: runs the fleets and counts; `results` makes the table, the plot and the JSON.
 """

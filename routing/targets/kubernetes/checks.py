@@ -11,7 +11,6 @@ from ...errors import InputError
 from ...files import read_text
 from ...fleet import Fleet
 from ...schema import did_you_mean
-from .front import EDGES, check_front
 from .settings import KubernetesSettings
 
 _PEM = "-----BEGIN "
@@ -35,15 +34,13 @@ def check(fleet: Fleet, settings: KubernetesSettings) -> list[str]:
     for name in fleet.names:
         if name not in settings.regions:
             raise InputError("is missing, and the fleet has it", key=f"regions.{name}")
-        if len(f"ingress-{name}") > _LONGEST:
+        if len(f"dispatcher-{name}") > _LONGEST:
             raise InputError(f"names in Kubernetes have at most {_LONGEST} characters", key=f"regions.{name}")
     _check_places(fleet)
     _check_control(fleet, settings)
     for name in fleet.names:
         _check_region(fleet, settings, name)
     _check_times(fleet, settings)
-    if settings.front != EDGES:
-        return check_front(fleet, settings)
     if fleet.data_plane.mutual_tls is None and len(fleet.regions) > 1:
         text = "requests go from region to region in plain text, and who has one of the addresses in edges_from"
         return [f"without data_plane.mutual_tls {text} can use the GPUs"]
@@ -99,7 +96,7 @@ def _check_places(fleet: Fleet) -> None:
     for name, place in places.items():
         for key, address in (
             ("edge", place.edge),
-            *((f"ingresses.{i}.address", one.address) for i, one in enumerate(place.ingresses)),
+            *((f"dispatchers.{i}.address", one.address) for i, one in enumerate(place.dispatchers)),
         ):
             where = f"data_plane.places.{name}.{key}"
             host = ip_address(host_and_port(address)[0])
@@ -108,10 +105,10 @@ def _check_places(fleet: Fleet) -> None:
             if address in taken:
                 raise InputError(f"{address} is {taken[address]} already", key=where)
             taken[address] = where
-        for i, ingress in enumerate(place.ingresses):
-            if ingress.gpus is None:
+        for i, dispatcher in enumerate(place.dispatchers):
+            if dispatcher.gpus is None:
                 text = "names servers, and those of Kubernetes come and go; give `gpus`, how many there are at most"
-                raise InputError(text, key=f"data_plane.places.{name}.ingresses.{i}")
+                raise InputError(text, key=f"data_plane.places.{name}.dispatchers.{i}")
 
 
 def _check_control(fleet: Fleet, settings: KubernetesSettings) -> None:
@@ -139,11 +136,6 @@ def _check_region(fleet: Fleet, settings: KubernetesSettings, name: str) -> None
         raise InputError("the region has no GPUs", key=key)
     if least > gpus:
         raise InputError(f"{least} is more than the fleet's {gpus} GPUs of the region", key=f"{key}.least")
-    if 2 * least <= gpus:
-        text = (
-            f"{least} is no more than half of the fleet's {gpus} GPUs: the control loop takes so few for lost metrics"
-        )
-        raise InputError(text, key=f"{key}.least")
     lowest = fleet.thresholds[0].load
     if region.scaling.busy_share >= lowest:
         text = (
@@ -161,10 +153,10 @@ def _check_times(fleet: Fleet, settings: KubernetesSettings) -> None:
             limits[name] = float(settings.server[name])
         except ValueError:
             raise InputError(f"{settings.server[name]} is no number of seconds", key=f"server.{name}") from None
-    total, job_s = sum(limits.values()), fleet.data_plane.limits.job_s
+    total, job_s = sum(limits.values()), fleet.jobs.deadline_s
     if total >= job_s:
         text = (
-            f"a job may take {total:g} s there (deadline and sending), and a proxy gives it data_plane.limits.job_s, "
+            f"a job may take {total:g} s there (deadline and sending), and a proxy gives it jobs.deadline_s, "
             f"{job_s:g} s"
         )
         raise InputError(text, key="server")

@@ -8,30 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...dispatcher.files import texts
 from ...errors import InputError, RoutingError
 from ...files import write_atomically
 from ...fleet import Fleet
 from ...table import RoutingTable
 from ...yaml_text import yaml_text
 from .checks import check, read_secrets
-from .front import EDGES, manifests
 from .patches import (
     control_patches,
+    dispatcher_patches,
     edge_patches,
-    front_patches,
-    ingress_patches,
     network_patches,
     scaling_patch,
     suffix,
     traces_policy,
 )
-from .place import CONTROL_PORT, edge_drain_s, edge_files, ingress_drain_s, ingress_files, key_file
+from .place import CONTROL_PORT, dispatcher_drain_s, dispatcher_settings, edge_drain_s, edge_files, key_file
 from .settings import KubernetesSettings, image_parts
 
 _FLEET = "fleet.yaml"
 _SECRETS = "secrets"
-_TRACES, _FRONT = "traces.yaml", "front.yaml"
-_PARTS = ("region", "edge", "ingress", "control", "scaling")
+_TRACES = "traces.yaml"
+_PARTS = ("region", "edge", "dispatcher", "control", "scaling")
 
 
 @dataclass(frozen=True)
@@ -93,35 +92,32 @@ class _Region:
 
     def files(self, secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str]) -> dict[str, str]:
         """Text of each file, by its path in the overlay."""
-        edge = edge_files(self.fleet, self.name, self.table) if self._own_edges else {}
+        edge = edge_files(self.fleet, self.name, self.table)
         found = {f"edge/{name}": text for name, text in edge.items()}
-        if not self._own_edges:
-            found[_FRONT] = yaml_text(*manifests(self.fleet, self.table, self.settings, self.name))
         found[_FLEET] = yaml_text(self.fleet.model_dump(mode="json", by_alias=True, exclude_none=True))
-        ingresses = self.fleet.places()[self.name].ingresses
+        dispatchers = self.fleet.places()[self.name].dispatchers
         for name, content in secrets.items():
             found |= {f"{_SECRETS}/{name}.{file}": text for file, text in content.items()}
         found |= {f"{_SECRETS}/{name}": text for name, text in keys.items()}
-        for number, ingress in enumerate(ingresses, start=1):
-            part = f"ingress-{number}"
-            files = ingress_files(self.fleet, self.name, ingress.size)
+        for number, dispatcher in enumerate(dispatchers, start=1):
+            part = f"dispatcher-{number}"
+            service = f"gpu{suffix(number)}.{self.settings.namespace}.svc.{self.settings.cluster_domain}"
+            files = texts(self.fleet, dispatcher_settings(self.fleet, self.name, service, dispatcher.size))
             found |= {f"{part}/{name}": text for name, text in files.items()}
-            found[f"{part}/kustomization.yaml"] = yaml_text(self._ingress(number, sorted(files)))
+            found[f"{part}/kustomization.yaml"] = yaml_text(self._dispatcher(number, sorted(files)))
         if self.fleet.data_plane.tracing is not None:
             found[_TRACES] = yaml_text(traces_policy(self.fleet.data_plane.tracing, self.settings))
-        found["kustomization.yaml"] = yaml_text(self._region(sorted(edge), secrets, keys, len(ingresses)))
+        found["kustomization.yaml"] = yaml_text(self._region(sorted(edge), secrets, keys, len(dispatchers)))
         return found
 
     def _region(
-        self, edge: list[str], secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str], ingresses: int
+        self, edge: list[str], secrets: Mapping[str, Mapping[str, str]], keys: Mapping[str, str], dispatchers: int
     ) -> dict[str, Any]:
-        leads = self._own_edges and self.name in self.settings.control
-        parts = [self._base("region"), *(f"ingress-{i}" for i in range(1, ingresses + 1))]
-        parts.append(self._base("edge") if self._own_edges else _FRONT)
+        leads = self.name in self.settings.control
+        parts = [self._base("region"), *(f"dispatcher-{i}" for i in range(1, dispatchers + 1)), self._base("edge")]
         parts += [self._base("control")] if leads else []
         parts += [_TRACES] if self.fleet.data_plane.tracing else []
-        patches = edge_patches(self.fleet, self.settings, self.name) if self._own_edges else []
-        patches += front_patches(self.settings, ingresses) if not self._own_edges else []
+        patches = edge_patches(self.fleet, self.settings, self.name)
         patches += network_patches(self.fleet, self.settings, self.name)
         patches += control_patches(self.settings, self.name) if leads else []
         generated: list[dict[str, Any]] = [
@@ -148,24 +144,24 @@ class _Region:
             made.append({"name": "edge-keys", "type": "Opaque", "files": [f"{_SECRETS}/{name}" for name in keys]})
         return _kustomization(found | ({"secretGenerator": made} if made else {}))
 
-    def _ingress(self, number: int, files: list[str]) -> dict[str, Any]:
-        folder = self.folder / f"ingress-{number}"
-        parts, patches = [self._base("ingress", folder)], ingress_patches(self.fleet, self.settings, self.name, number)
+    def _dispatcher(self, number: int, files: list[str]) -> dict[str, Any]:
+        folder, parts = self.folder / f"dispatcher-{number}", []
+        parts.append(self._base("dispatcher", folder))
+        patches = dispatcher_patches(self.fleet, self.settings, self.name, number)
         if self.settings.regions[self.name].scaling is not None:
             parts.append(self._base("scaling", folder))
             patches.append(scaling_patch(self.fleet, self.settings, self.name, number))
         found = {
             "resources": parts,
-            # What tells the GPU servers of one ingress from those of another, to Services and to Prometheus.
-            "labels": [{"pairs": {"stillmotion-ingress": str(number)}, "includeSelectors": True}],
-            "configMapGenerator": [{"name": "ingress-files", "files": files}],
+            # What tells the GPU servers of one dispatcher from those of another, to Services and to Prometheus.
+            "labels": [{"pairs": {"stillmotion-dispatcher": str(number)}, "includeSelectors": True}],
+            # Its name stays when its content changes: the dispatcher reloads by itself, and no pod is replaced.
+            "configMapGenerator": [
+                {"name": "dispatcher-files", "files": files, "options": {"disableNameSuffixHash": True}}
+            ],
             "patches": patches,
         }
         return _kustomization(found | ({"nameSuffix": suffix(number)} if number > 1 else {}))
-
-    @property
-    def _own_edges(self) -> bool:
-        return self.settings.front == EDGES
 
     def _place(self) -> dict[str, str]:
         """What pods are told of where they are."""
@@ -178,7 +174,7 @@ class _Region:
             "EDGE_THREADS": str(plane.limits.edge_threads),
             "LEAVE_S": f"{settings.leave_s:g}",
             "EDGE_DRAIN_S": str(edge_drain_s(self.fleet)),
-            "JOB_S": str(ingress_drain_s(self.fleet)),
+            "DISPATCHER_DRAIN_S": str(dispatcher_drain_s(self.fleet)),
             "STILLMOTION_LOG": "json",
             **({"STILLMOTION_TRACES": plane.tracing.url} if plane.tracing else {}),
         }

@@ -8,14 +8,13 @@ from ipaddress import ip_network
 from math import ceil
 from typing import Any
 
-from ...data_plane import Ingress, Tracing, host_and_port
+from ...data_plane import Dispatcher, Tracing, host_and_port
 from ...fleet import Fleet
-from .place import CONTROL_PORT, EDGES_PORT, GPU_PORT, PEERS_CERTIFICATE, USERS_CERTIFICATE, grace_s
+from .place import ADMIN_PORT, CONTROL_PORT, EDGES_PORT, PEERS_CERTIFICATE, USERS_CERTIFICATE, grace_s
 from .settings import KubernetesSettings, RegionSettings
 
 Patch = dict[str, Any]
 
-_SERVERS = "/spec/template/spec/initContainers/1/env/0/value"
 _NAMESPACE = "kubernetes.io/metadata.name"
 _MEMORY_OVER_HEAP = 1.25
 """What Envoy takes beside the heap that it counts: code, stacks, and what the allocator keeps."""
@@ -32,10 +31,10 @@ def edge_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> list[
     ]
 
 
-def ingress_patches(fleet: Fleet, settings: KubernetesSettings, name: str, number: int) -> list[Patch]:
-    """Of one ingress, its Service, and the GPU servers behind it. They see names without the suffix."""
-    region, ingress = settings.regions[name], fleet.places()[name].ingresses[number - 1]
-    pod = _proxy_pod(fleet, settings, "ingress", {})
+def dispatcher_patches(fleet: Fleet, settings: KubernetesSettings, name: str, number: int) -> list[Patch]:
+    """Of one dispatcher, its Service, and the GPU servers behind it. They see names without the suffix."""
+    region, dispatcher = settings.regions[name], fleet.places()[name].dispatchers[number - 1]
+    pod = _proxy_pod(fleet, settings, "dispatcher", {})
     server: dict[str, Any] = {"name": "server"}
     if settings.gpu_resource != "nvidia.com/gpu":
         server["resources"] = {"limits": {"nvidia.com/gpu": None, settings.gpu_resource: 1}}
@@ -45,29 +44,25 @@ def ingress_patches(fleet: Fleet, settings: KubernetesSettings, name: str, numbe
     gpu["tolerations"] = [{"key": settings.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}]
     if region.gpu_nodes:
         gpu["nodeSelector"] = dict(region.gpu_nodes)
-    replicas = None if region.scaling else ingress.size  # the scaler's to say
+    replicas = None if region.scaling else dispatcher.size  # the scaler's to say
     return [
-        _merge("Deployment", "ingress", {"template": {"spec": pod}}),
-        # Not merged: that would put the sidecar before the container that makes its files.
-        _json(
-            "Deployment", "ingress", [{"op": "replace", "path": _SERVERS, "value": f"gpu{suffix(number)}:{GPU_PORT}"}]
-        ),
-        _service("ingress", ingress.address, "edges", region),
+        _merge("Deployment", "dispatcher", {"template": {"spec": pod}}),
+        _service("dispatcher", dispatcher.address, "edges", region, admin=host_and_port(dispatcher.admin)[1]),
         _merge("Deployment", "gpu", {"replicas": replicas, "template": {"spec": gpu}}),
     ]
 
 
 def scaling_patch(fleet: Fleet, settings: KubernetesSettings, name: str, number: int) -> Patch:
-    """Of what scales the GPU servers behind one ingress."""
-    scaling, ingress = settings.regions[name].scaling, fleet.places()[name].ingresses[number - 1]
+    """Of what scales the GPU servers behind one dispatcher: the jobs that it has, in the line and at servers."""
+    scaling, dispatcher = settings.regions[name].scaling, fleet.places()[name].dispatchers[number - 1]
     assert scaling is not None
-    series = f'stillmotion_busy_seconds_total{{region="{name}",ingress="{number}"}}'
+    series = f'haproxy_backend_current_sessions{{proxy="gpus",region="{name}",dispatcher="{number}"}}'
     values: tuple[tuple[str, object], ...] = (
         ("/spec/scaleTargetRef/name", f"gpu{suffix(number)}"),
-        ("/spec/minReplicaCount", least_servers(fleet, name, ingress, scaling.least)),
-        ("/spec/maxReplicaCount", ingress.size),
+        ("/spec/minReplicaCount", least_servers(fleet, name, dispatcher, scaling.least)),
+        ("/spec/maxReplicaCount", dispatcher.size),
         ("/spec/triggers/0/metadata/serverAddress", settings.prometheus),
-        ("/spec/triggers/0/metadata/query", f"sum(rate({series}[2m]))"),
+        ("/spec/triggers/0/metadata/query", f"sum(avg_over_time({series}[2m]))"),
         ("/spec/triggers/0/metadata/threshold", f"{scaling.busy_share:g}"),
     )
     return _json("ScaledObject", "gpu", [{"op": "replace", "path": path, "value": value} for path, value in values])
@@ -85,16 +80,6 @@ def control_patches(settings: KubernetesSettings, name: str) -> list[Patch]:
     return found
 
 
-def front_patches(settings: KubernetesSettings, ingresses: int) -> list[Patch]:
-    """Where others stand in the edges' place: they reach ingresses, and in a mesh by one name for all of a region."""
-    namespace = {"namespaceSelector": {"matchLabels": {_NAMESPACE: settings.front_namespace}}}
-    rule = {"from": [namespace], "ports": [{"port": EDGES_PORT}]}
-    found = [_add("NetworkPolicy", "edges-reach-ingresses", "/spec/ingress/-", rule)]
-    if settings.front == "istio" and ingresses:
-        found.append(_json("Service", "ingress", [{"op": "remove", "path": "/spec/selector/stillmotion-ingress"}]))
-    return found
-
-
 def network_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> list[Patch]:
     """Of the policies: addresses of other regions, and the namespace of Prometheus."""
     others = [other for other in fleet.names if other != name]
@@ -102,11 +87,20 @@ def network_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> li
     found = []
     if callers:
         rule = {"from": callers, "ports": [{"port": EDGES_PORT}]}
-        found.append(_add("NetworkPolicy", "edges-reach-ingresses", "/spec/ingress/-", rule))
+        found.append(_add("NetworkPolicy", "edges-reach-dispatchers", "/spec/ingress/-", rule))
         if name in settings.control:
             rule = {"from": callers, "ports": [{"port": CONTROL_PORT}]}
-            found.append(_add("NetworkPolicy", "followers-reach-control", "/spec/ingress/-", rule))
-    called = [one.address for other in fleet.names for one in fleet.places()[other].ingresses]
+            found.append(_add("NetworkPolicy", "agents-reach-control", "/spec/ingress/-", rule))
+    readers = [
+        _block(network)
+        for other in others
+        if other in settings.control
+        for network in settings.regions[other].edges_from
+    ]
+    if readers:
+        rule = {"from": readers, "ports": [{"port": ADMIN_PORT}]}
+        found.append(_add("NetworkPolicy", "control-reads-dispatchers", "/spec/ingress/-", rule))
+    called = [one.address for other in fleet.names for one in fleet.places()[other].dispatchers]
     called += [at for other in settings.control if (at := settings.regions[other].control) is not None]
     for address in called:
         rule = {"to": [_block(_host_network(address))], "ports": [{"port": host_and_port(address)[1]}]}
@@ -128,7 +122,7 @@ def traces_policy(tracing: Tracing, settings: KubernetesSettings) -> dict[str, A
         names = {"namespaceSelector": {"matchLabels": {_NAMESPACE: "kube-system"}}}
         dns = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
         rules = [{"to": [there], "ports": [{"port": int(port)}]}, {"to": [names], "ports": dns}]
-    senders = {"key": "app.kubernetes.io/component", "operator": "In", "values": ["edge", "ingress", "gpu"]}
+    senders = {"key": "app.kubernetes.io/component", "operator": "In", "values": ["edge", "gpu"]}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -138,34 +132,40 @@ def traces_policy(tracing: Tracing, settings: KubernetesSettings) -> dict[str, A
 
 
 def suffix(number: int) -> str:
-    """Of names of what belongs to an ingress of a region; the first has none."""
+    """Of names of what belongs to a dispatcher of a region; the first has none."""
     return "" if number == 1 else f"-{number}"
 
 
-def least_servers(fleet: Fleet, region: str, ingress: Ingress, least: int) -> int:
+def least_servers(fleet: Fleet, region: str, dispatcher: Dispatcher, least: int) -> int:
     """Its part of the least number of GPU servers of a region, rounded up."""
-    return min(ingress.size, ceil(least * ingress.size / fleet.regions[region].gpus))
+    return min(dispatcher.size, ceil(least * dispatcher.size / fleet.regions[region].gpus))
 
 
 def _proxy_pod(fleet: Fleet, settings: KubernetesSettings, role: str, secrets: Mapping[str, str]) -> dict[str, Any]:
-    memory = {"memory": f"{ceil(fleet.data_plane.limits.heap_mb * _MEMORY_OVER_HEAP)}Mi"}
-    envoy: dict[str, Any] = {"name": "envoy", "resources": {"limits": memory}}
+    proxy: dict[str, Any] = {"name": "proxy"}
+    if role == "edge":
+        memory = {"memory": f"{ceil(fleet.data_plane.limits.heap_mb * _MEMORY_OVER_HEAP)}Mi"}
+        proxy["resources"] = {"limits": memory}
     pod: dict[str, Any] = {"terminationGracePeriodSeconds": grace_s(fleet, settings.leave_s)[role]}
     if fleet.data_plane.mutual_tls is not None:
         secrets = {**secrets, "peer-tls": str(PEERS_CERTIFICATE)}
     if secrets:
-        envoy["volumeMounts"] = [{"name": key, "mountPath": path, "readOnly": True} for key, path in secrets.items()]
+        proxy["volumeMounts"] = [{"name": key, "mountPath": path, "readOnly": True} for key, path in secrets.items()]
         pod["volumes"] = [{"name": key, "secret": {"secretName": key, "defaultMode": 0o440}} for key in secrets]
-    return {**pod, "containers": [envoy]}
+    return {**pod, "containers": [proxy]}
 
 
-def _service(kind: str, address: str, port: str, region: RegionSettings) -> Patch:
-    """A load balancer's address and port."""
+def _service(kind: str, address: str, port: str, region: RegionSettings, admin: int | None = None) -> Patch:
+    """A load balancer's address and ports; `admin`: of a dispatcher's own pages, for control loops."""
     host, number = host_and_port(address)
     change: list[dict[str, Any]] = [
         {"op": "add", "path": "/spec/loadBalancerIP", "value": host},
         {"op": "replace", "path": "/spec/ports/0", "value": {"name": port, "port": number, "targetPort": port}},
     ]
+    if admin is not None:
+        change.append(
+            {"op": "replace", "path": "/spec/ports/1", "value": {"name": "admin", "port": admin, "targetPort": "admin"}}
+        )
     annotations = region.annotations.get(kind)  # type: ignore[call-overload]  # one of the three
     if annotations:
         change.append({"op": "add", "path": "/metadata/annotations", "value": dict(annotations)})

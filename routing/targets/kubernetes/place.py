@@ -5,9 +5,11 @@ from __future__ import annotations
 from math import ceil
 from pathlib import Path, PurePosixPath
 
-from ...data_plane import Certificate, DataPlane, Ingress, MutualTls, Place, seen_from
+from ...data_plane import Certificate, DataPlane, MutualTls, Place, seen_from
+from ...dispatcher.config import Settings
+from ...dispatcher.files import SOCKET
 from ...envoy import delay, tls
-from ...envoy.edge import ROUTES_KIND, edge_bootstrap, edge_endpoints, edge_routes, patience_s
+from ...envoy.edge import ROUTES_KIND, edge_bootstrap, edge_endpoints, edge_routes
 from ...envoy.folders import (
     AUTHORITY,
     BOOTSTRAP,
@@ -22,23 +24,25 @@ from ...envoy.folders import (
     resources_text,
     runtime_resource,
 )
-from ...envoy.ingress import ingress_bootstrap, ingress_endpoints, ready_values
 from ...envoy.keys import EXTENSION_CONFIG, key_config, read_keys
 from ...fleet import Fleet
+from ...retries import job_timeout_s
 from ...table import RoutingTable
 from ...yaml_text import yaml_text
 
-USERS_PORT, EDGES_PORT, METRICS_PORT, GPU_PORT, CONTROL_PORT = 8443, 8444, 9903, 3000, 9900
+USERS_PORT, EDGES_PORT, METRICS_PORT, ADMIN_PORT, GPU_PORT, CONTROL_PORT = 8443, 8444, 9903, 9902, 3000, 9900
 """Of containers; `deploy/kubernetes/base` has them too."""
 LIVE = PurePosixPath("/run/stillmotion")
-"""Folder of a proxy's files, in its pod."""
+"""Folder of what changes in a proxy's pod: an edge's files, a dispatcher's socket."""
+DISPATCHER_FILES = PurePosixPath("/etc/stillmotion/files")
+"""Folder of a dispatcher's files, in its pod."""
 USERS_CERTIFICATE = PurePosixPath("/etc/stillmotion/tls")
 PEERS_CERTIFICATE = PurePosixPath("/etc/stillmotion/peers")
 _ADMIN = "127.0.0.1:9901"
 _SPARE_S = 10
 """Between the end of a drain and the kill."""
 GPU_LEAVE_S = 8
-"""preStop of a GPU server: the name that followers look up is at most 5 s old (CoreDNS), and they look each second."""
+"""preStop of a GPU server: what dispatchers know of names is at most 5 s old (CoreDNS), and they ask each second."""
 
 
 def edge_files(fleet: Fleet, region: str, table: RoutingTable) -> dict[str, str]:
@@ -58,21 +62,29 @@ def edge_files(fleet: Fleet, region: str, table: RoutingTable) -> dict[str, str]
     return files
 
 
-def ingress_files(fleet: Fleet, region: str, size: int) -> dict[str, str]:
-    """Text of an ingress's files, by name. It knows no GPU server yet.
+def dispatcher_settings(fleet: Fleet, region: str, service: str, size: int) -> Settings:
+    """Return what a dispatcher's files are made of.
 
     Args:
         fleet: with its data plane.
         region: where it is.
+        service: whole name of the Service of its GPU servers; HAProxy knows no search domains.
         size: GPU servers behind it, at most.
     """
-    ingress = Ingress(address=f"0.0.0.0:{EDGES_PORT}", gpus=size, admin=_ADMIN, metrics=f"0.0.0.0:{METRICS_PORT}")
-    return {
-        BOOTSTRAP: yaml_text(ingress_bootstrap(fleet, region, ingress, LIVE)),
-        ENDPOINTS: resources_text(ENDPOINTS_KIND, [ingress_endpoints(region, ())]),
-        RUNTIME: resources_text(RUNTIME_KIND, [runtime_resource(ready_values(0))]),
-        **_peers(fleet.data_plane),
-    }
+    mutual = fleet.data_plane.mutual_tls
+    if mutual is not None:
+        paths = {"ca": "ca.crt", "certificate": "tls.crt", "key": "tls.key"}
+        mutual = mutual.model_copy(update={name: str(PEERS_CERTIFICATE / path) for name, path in paths.items()})
+    return Settings(
+        region=region,
+        address=f"0.0.0.0:{EDGES_PORT}",
+        admin=f"0.0.0.0:{ADMIN_PORT}",
+        folder=DISPATCHER_FILES,
+        socket=LIVE / SOCKET,
+        discovered=f"{service}:{GPU_PORT}",
+        size=size,
+        certificate=mutual,
+    )
 
 
 def key_file(fleet: Fleet, base: Path) -> dict[str, str]:
@@ -85,20 +97,20 @@ def key_file(fleet: Fleet, base: Path) -> dict[str, str]:
 
 def edge_drain_s(fleet: Fleet) -> int:
     """Longest time from the first byte of a request at an edge to the last of its answer."""
-    return ceil(fleet.data_plane.limits.upload_s + patience_s(fleet))
+    return ceil(fleet.data_plane.limits.upload_s + job_timeout_s(fleet))
 
 
-def ingress_drain_s(fleet: Fleet) -> int:
-    """The same at an ingress: a job's."""
-    return ceil(fleet.data_plane.limits.job_s)
+def dispatcher_drain_s(fleet: Fleet) -> int:
+    """The same at a dispatcher: the line, and a job."""
+    return ceil(2 * max(fleet.queue.bounds_s(fleet.service_time_s)) + fleet.jobs.deadline_s)
 
 
 def grace_s(fleet: Fleet, leave_s: float) -> dict[str, int]:
     """`terminationGracePeriodSeconds` of each kind of pod: time to leave, the longest job, and a little."""
     return {
         "edge": ceil(leave_s) + edge_drain_s(fleet) + _SPARE_S,
-        "ingress": ceil(leave_s) + ingress_drain_s(fleet) + _SPARE_S,
-        "gpu": GPU_LEAVE_S + ingress_drain_s(fleet) + _SPARE_S,
+        "dispatcher": ceil(leave_s) + dispatcher_drain_s(fleet) + _SPARE_S,
+        "gpu": GPU_LEAVE_S + ceil(fleet.jobs.deadline_s) + _SPARE_S,
     }
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from ...console import tell
 from ...data_plane import Address
 from ...errors import InputError
 from ...files import read_yaml
@@ -68,7 +69,7 @@ class Images(Strict):
 
     Attributes:
         server: of GPU servers.
-        routing: of proxies, followers and control loops.
+        routing: of proxies, agents and control loops.
     """
 
     server: Image
@@ -106,7 +107,7 @@ class RegionSettings(Strict):
     control: Address | None = None
     scaling: Scaling | None = None
     gpu_nodes: Mapping[Text, str] = {}
-    annotations: Mapping[Literal["edge", "ingress", "control"], Mapping[Text, str]] = {}
+    annotations: Mapping[Literal["edge", "dispatcher", "control"], Mapping[Text, str]] = {}
     storage_class: Text | None = None
 
 
@@ -121,11 +122,8 @@ class KubernetesSettings(Strict):
         control: regions with a control loop, the preferred first.
         gpu_resource: name of a GPU among the resources of nodes.
         server: settings of GPU servers, by the name of their environment variable.
-        front: what stands in front of the ingresses: the project's edges, or Istio or Gateway API with a table that
-            stays as it is rendered.
-        gateway_class: name of the GatewayClass, where front is gateway-api.
-        front_namespace: namespace whose pods may reach ingresses, where front is not edges.
-        leave_s: in which load balancers notice that an edge or an ingress goes.
+        cluster_domain: that names of Services end in; dispatchers find GPU servers by them.
+        leave_s: in which load balancers notice that an edge or a dispatcher goes.
         regions: by name.
     """
 
@@ -136,9 +134,7 @@ class KubernetesSettings(Strict):
     control: Annotated[tuple[RegionName, ...], Items, Field(min_length=1)]
     gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = "nvidia.com/gpu"
     server: Mapping[SettingName, str] = {}
-    front: Literal["edges", "istio", "gateway-api"] = "edges"
-    gateway_class: Text = "envoy-gateway"
-    front_namespace: RegionName | None = None
+    cluster_domain: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")] = "cluster.local"
     leave_s: Annotated[Number, Field(le=600)] = 15.0
     regions: Annotated[Mapping[RegionName, RegionSettings], Field(min_length=1)]
 
@@ -151,6 +147,20 @@ def load_settings(path: Path) -> KubernetesSettings:
     """
     content = read_yaml(path)
     try:
+        content = _without_front(content, path)
         return validated(KubernetesSettings, content)
     except InputError as error:
         raise error.within(path) from None
+
+
+def _without_front(content: object, path: Path) -> object:
+    """Content without the keys of the last release for a front that is not the project's edges."""
+    gone = {"front", "gateway_class", "front_namespace"}
+    if not isinstance(content, Mapping) or not gone & content.keys():
+        return content
+    if content.get("front", "edges") != "edges":
+        text = f"{content['front']} is gone: its table could not follow the traffic; put it in front of the edges"
+        raise InputError(text, key="front")
+    for key in sorted(gone & content.keys()):
+        tell(f"warning: {path}: {key} has no effect any more: the edges are the project's own; remove it")
+    return {key: value for key, value in content.items() if key not in gone}

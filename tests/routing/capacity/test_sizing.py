@@ -68,7 +68,7 @@ def check_carried(fleet, gpus, rps, lost, service_s):
         capacity_rps=dict(zip(fleet.names, capacity, strict=True)),
     )
     table = plan(fleet, load, generated_at=NOW)
-    assert sum(table.left_over_rps.values()) <= 1e-5 * max(1.0, sum(rps))
+    assert sum(table.unserved_rps.values()) <= 1e-5 * max(1.0, sum(rps))
 
 
 @given(

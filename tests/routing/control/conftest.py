@@ -4,9 +4,10 @@ from math import exp
 import pytest
 
 from routing.control.controller import Controller
+from routing.control.state import NO_ORDERS, Orders
 from routing.fleet import Fleet
-from routing.metrics.cost import Costs
 from routing.metrics.observation import Observation, RegionSeen
+from routing.metrics.regions import Costs
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,7 @@ class Fluid:
     Attributes:
         demand, capacity: jobs per second by region; a test changes them as it goes.
         silent: regions of which nothing is observed.
+        orders: of operators.
         noise: makes of a mean number of jobs the number that came; None: the mean itself.
     """
 
@@ -48,6 +50,7 @@ class Fluid:
     interval_s: float = 2.0
     silent: set = field(default_factory=set)
     noise: object = None
+    orders: Orders = NO_ORDERS
     now: float = 500.0
 
     def __post_init__(self):
@@ -55,7 +58,7 @@ class Fluid:
         self.state = self.controller.start(self.controller.at_home().shares)
         self.ready = {name: region.gpus for name, region in self.fleet.regions.items()}
         self.load = dict.fromkeys(self.fleet.names, 0.0)
-        self.costs = Costs(self.fleet.names, ("gpu",), self.fleet.service_time_s)
+        self.costs = Costs(self.fleet.names, self.fleet.service_time_s)
         self.decisions, self.history = [], []
 
     def arriving(self, region):
@@ -69,7 +72,7 @@ class Fluid:
                 change(self.now - start)
             self._flow()
             self.now += self.interval_s
-            self.state, decision = self.controller.step(self.state, self._observe(), self.now)
+            self.state, decision = self.controller.step(self.state, self._observe(), self.now, self.orders)
             self.decisions.append(decision)
             self.history.append({source: dict(row) for source, row in self.state.rows.items()})
         return self
@@ -91,7 +94,7 @@ class Fluid:
             served = min(self.arriving(name), ready / self.fleet.service_time_s)
             lag = exp(-self.interval_s / self.fleet.service_time_s)
             self.load[name] = served * self.fleet.service_time_s / ready * (1 - lag) + self.load[name] * lag
-            self.costs.add(name, {"gpu": self.load[name] * ready * self.interval_s}, served * self.interval_s)
+            self.costs.add(name, self.load[name] * ready * self.interval_s, served * self.interval_s)
 
     def _observe(self):
         regions = {}
@@ -100,14 +103,14 @@ class Fluid:
                 continue
             jobs = self.demand[name] * self.interval_s
             jobs = jobs if self.noise is None else self.noise(jobs)
-            cost_s = self.costs.worst_s(name)
+            cost_s = self.costs.cost_s(name)
             regions[name] = RegionSeen(
                 demand_rps=jobs / self.interval_s,
                 over_s=self.interval_s,
                 retries_rps=0.0,
                 capacity_rps=self.ready[name] / cost_s,
                 gpus_ready=self.ready[name],
-                load={"gpu": self.load[name]},
+                load=self.load[name],
                 cost_s=cost_s,
             )
         return Observation(regions)

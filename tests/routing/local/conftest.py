@@ -17,7 +17,6 @@ import httpx
 import pytest
 
 from routing.control.publishing import TABLE
-from routing.envoy.binary import find_envoy
 from routing.errors import RoutingError
 from routing.fleet import Fleet
 from routing.local.arrivals import poisson
@@ -28,6 +27,7 @@ from routing.local.layout import CONTROL, LEDGERS
 from routing.local.ledger import computations, read
 from routing.local.processes import marked
 from routing.local.under_test import busy_seconds
+from routing.proxies import Programs
 from routing.schema import validated
 from routing.table import RoutingTable
 
@@ -36,10 +36,10 @@ USUAL = Options(prometheus="no", ledgers=True, interval_s=1.0)
 
 
 @pytest.fixture(scope="session")
-def envoy():
-    """The pinned Envoy; without it there is no fleet."""
+def programs():
+    """Envoy and HAProxy; without them there is no fleet."""
     try:
-        return find_envoy()
+        return Programs.find()
     except RoutingError as error:
         pytest.skip(str(error))
 
@@ -55,7 +55,7 @@ def make_fleet(gpus=4, service_s=0.5, **more) -> Fleet:
         "target_load": 0.75,
         "smoothing_s": 10.0,
         "metrics": {"time_limit_s": 0.8},
-        "retry": {"attempts": 20, "base_interval_s": 0.1, "max_interval_s": 1.0},
+        "retry": {"attempts": 12, "base_interval_s": 0.05, "max_interval_s": 1.0},
         "data_plane": {"limits": {"edge_threads": 1}, "access_log": False},
     }
     return validated(Fleet, {**content, **more})
@@ -217,7 +217,7 @@ def _note(outcomes, since_s, one):
 
 
 @pytest.fixture
-def local_fleet(envoy, tmp_path):  # noqa: ARG001  # without it this is skipped
+def local_fleet(programs, tmp_path):  # noqa: ARG001  # without it this is skipped
     """`with local_fleet(options, gpus=4, ...) as fleet`: see `LocalFleet` and `make_fleet`."""
 
     @contextlib.contextmanager
@@ -232,7 +232,7 @@ def local_fleet(envoy, tmp_path):  # noqa: ARG001  # without it this is skipped
 
 
 @pytest.fixture(scope="module")
-def started_fleet(envoy, tmp_path_factory):  # noqa: ARG001  # without it this is skipped
+def started_fleet(programs, tmp_path_factory):  # noqa: ARG001  # without it this is skipped
     """A fleet for all tests of a module, each of which leaves it as it should be."""
     folder = tmp_path_factory.mktemp("shared") / "fleet"
     with running(make_fleet(), folder / "none.yaml", folder, USUAL) as started:

@@ -20,7 +20,7 @@ from routing.local.processes import marked, started
 from routing.local.stop import down
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.usefixtures("envoy")
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 class Commands:
@@ -105,17 +105,17 @@ def test_a_fleet_comes_up_says_how_it_is_and_goes_down(commands):
     assert east["shares"]["us-east"] > 0.9
     assert len(found["parts"]) == 4 + 2 + 2 + 1
     assert all(started(part["pid"]) for part in found["parts"])
-    ports = [int(url.rpartition(":")[2]) for url in (east["edge"], east["ingress"], *east["gpu_servers"].values())]
+    ports = [int(url.rpartition(":")[2]) for url in (east["edge"], east["dispatcher"], *east["gpu_servers"].values())]
     assert max(ports) < 32_768
 
     response = httpx.post(f"{east['edge']}/animate", **form(), timeout=120, trust_env=False)
     assert response.status_code == 200
     assert response.headers["x-stillmotion-model"] == "stand-in"
     # The way between regions is as long as the fleet file says.
-    ingress = found["regions"]["us-west"]["ingress"]
+    dispatcher = found["regions"]["us-west"]["dispatcher"]
     headers = {"x-stillmotion-source": "us-east"}
     began = time.monotonic()
-    assert httpx.post(f"{ingress}/animate", **form(), headers=headers, timeout=120, trust_env=False).is_success
+    assert httpx.post(f"{dispatcher}/animate", **form(), headers=headers, timeout=120, trust_env=False).is_success
     assert time.monotonic() - began >= 0.53
 
     status, output, error = commands.ask("status")
@@ -225,3 +225,15 @@ def test_a_process_that_has_the_id_of_one_of_the_fleet_is_left_alone(commands):
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_a_fleet_of_another_service_takes_its_jobs_at_its_path(commands):
+    content = yaml.safe_load(commands.file.read_text())
+    content["jobs"] = {"paths": ["/v1/videos"], "pages": [], "ready": "/health", "body_limit": "1MiB"}
+    commands.file.write_text(yaml.safe_dump(content))
+    status, output, error = commands.up()
+    assert status == 0, error
+    url = next(line.split()[-1] for line in output.splitlines() if "us-east" in line)
+    assert url.endswith("/v1/videos")
+    assert httpx.post(url, json={"prompt": "x"}, timeout=120, trust_env=False).status_code == 200
+    assert httpx.post(url.replace("/v1/videos", "/animate"), **form(), timeout=120, trust_env=False).status_code == 404

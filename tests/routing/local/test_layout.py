@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from routing.dispatcher.binary import HAProxy
 from routing.envoy.binary import Envoy
 from routing.fleet import load_fleet
-from routing.local.launch import two_tiers
-from routing.local.layout import Layout, ports_needed
+from routing.local.layout import PROXIES, Layout, ports_needed
 from routing.local.programs import StandIns, bentoml_servers, control_loop, prometheus, proxies, stand_ins
-from routing.metrics.targets import targets
+from routing.metrics.pages import targets
+from routing.proxies import Programs, write_fleet
 from routing.table import RoutingTable
 
 
@@ -34,33 +35,30 @@ def test_every_part_has_a_port_of_its_own_in_one_row(laid_out):
     addresses = [layout.control, layout.prometheus]
     for place in layout.places.values():
         addresses += [place.edge, place.admin, *place.servers]
-        addresses += [part for one in place.ingresses for part in (one.address, one.admin)]
+        addresses += [part for one in place.dispatchers for part in (one.address, one.admin)]
     ports = sorted(int(address.rpartition(":")[2]) for address in addresses)
     assert ports == list(range(21_000, 21_000 + len(ports)))
     assert ports_needed(layout.fleet) == len(ports)
 
 
-def test_the_fleet_file_of_this_machine_is_read_again_and_knows_all_machines(laid_out):
+def test_the_fleet_file_of_this_machine_is_read_again_and_knows_all_proxies(laid_out):
     layout = laid_out(two)
     again = load_fleet(layout.write_fleet_file())
     assert again == layout.fleet
     assert again.service_time_s == 0.5
-    found = {(machine.region, machine.tier) for machine in targets(again)}
-    assert found == {("us-east", "gpu"), ("us-east", "edge"), ("users-only", "edge")}
+    found = {(proxy.region, proxy.tier) for proxy in targets(again)}
+    assert found == {("us-east", "dispatcher"), ("us-east", "edge"), ("users-only", "edge")}
 
 
 def test_places_and_paths_of_the_given_file_are_left_aside_or_made_absolute(laid_out, tmp_path):
     def change(content):
         two(content)
-        content["metrics"] = {
-            "prometheus": "http://10.0.0.1:9090",
-            "load": {"vram": {"series": "vram", "kind": "gauge"}},
-        }
+        content["metrics"] = {"prometheus": "http://10.0.0.1:9090"}
         content["data_plane"] = {
             "places": {
                 "us-east": {
                     "edge": "10.0.0.1:443",
-                    "ingresses": [{"address": "10.0.0.2:8443", "servers": ["10.0.0.3:3000", "10.0.0.4:3000"]}],
+                    "dispatchers": [{"address": "10.0.0.2:8443", "servers": ["10.0.0.3:3000", "10.0.0.4:3000"]}],
                 },
                 "users-only": {"edge": "10.0.0.5:443"},
             },
@@ -76,8 +74,6 @@ def test_places_and_paths_of_the_given_file_are_left_aside_or_made_absolute(laid
     assert plane.api_keys == str(tmp_path / "base" / "keys.yaml")
     assert all(place.edge.startswith("127.0.0.1:") for place in layout.places.values())
     assert layout.fleet.metrics.prometheus is None
-    assert set(layout.fleet.metrics.load) == {"gpu"}  # stand-ins have no other
-    assert set(laid_out(change, service_time_s=None).fleet.metrics.load) == {"vram"}
 
 
 def test_few_stand_ins_have_a_process_each_and_many_share_one_by_region(laid_out):
@@ -92,16 +88,17 @@ def test_a_region_without_gpus_has_an_edge_alone(laid_out):
     layout = laid_out(two)
     shares = {name: {"us-east": 1.0} for name in layout.fleet.names}
     table = RoutingTable(generated_at=datetime.now(UTC), shares=shares)
-    found = list(proxies(layout, Envoy(layout.folder / "envoy"), two_tiers(layout, table)))
-    assert [one.name for one in found] == ["edge-us-east", "ingress-us-east", "edge-users-only"]
-    assert {one.kind: one.stage for one in found} == {"edge": 2, "ingress": 1}
+    programs = Programs(Envoy(layout.folder / "envoy"), HAProxy(layout.folder / "haproxy", "2.8.25"))
+    found = list(proxies(layout, programs, write_fleet(layout.folder, layout.fleet, table)))
+    assert [one.name for one in found] == ["edge-us-east", "dispatcher-us-east", "edge-users-only"]
+    assert {one.kind: one.stage for one in found} == {"edge": 2, "dispatcher": 1}
 
 
 def test_the_control_loop_publishes_where_the_edges_look(laid_out):
     layout = laid_out(two)
     one = control_loop(layout, 2.0)
     assert one.command[:4] == (sys.executable, "-m", "routing", "control")
-    assert one.command[one.command.index("--envoy") + 1] == str(layout.folder / "envoy")
+    assert one.command[one.command.index("--envoy") + 1] == str(layout.folder / PROXIES)
     assert one.ports == (21_000,)
     assert control_loop(layout, 2.0, ("other",)).command[0] == "other"
 

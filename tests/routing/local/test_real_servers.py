@@ -29,7 +29,8 @@ def store(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_real_servers_animate_behind_edge_and_ingress_and_are_gone_afterwards(envoy, store, tmp_path, monkeypatch):  # noqa: ARG001
+@pytest.mark.usefixtures("programs")
+def test_real_servers_animate_behind_the_proxies_and_are_gone_afterwards(store, tmp_path, monkeypatch):
     monkeypatch.setenv("BENTOML_HOME", str(store))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     regions = {"a": {"gpus": 1}, "b": {"gpus": 1}}

@@ -3,11 +3,10 @@ import math
 import pytest
 
 from routing.fleet import Fleet
-from routing.metrics import edges, servers
-from routing.metrics.oddities import Oddity
-from routing.metrics.reading import Page, Reading, sound
+from routing.metrics import proxies
+from routing.metrics.observation import ScrapeProblem
+from routing.metrics.reading import Page, Reading, Target, checked
 from routing.metrics.regions import Regions
-from routing.metrics.targets import Machine
 
 
 @pytest.fixture
@@ -32,24 +31,25 @@ def make_fleet():
     return make
 
 
-class Machines:
-    """A fleet's machines as counters that a test moves, and the pages that they show."""
+class Proxies:
+    """A fleet's proxies as counters that a test moves, and the pages that they show."""
 
     def __init__(self, fleet):
         self.fleet = fleet
-        self.gpus = {
-            Machine(name, "gpu", f"{name}-{i}:3000"): {
-                "ready": 1.0,
-                "load": 0.0,
+        self.dispatchers = {
+            Target(name, "dispatcher", f"{name}-dispatcher:9902"): {
+                "up": float(region.gpus),
                 "busy": 0.0,
-                "ok": 0.0,
-                "busy_429": 0.0,
+                "queue": 0.0,
+                "answers": 0.0,
+                "refused": 0.0,
+                "uptime": 0.0,
             }
             for name, region in fleet.regions.items()
-            for i in range(region.gpus)
+            if region.gpus
         }
         self.edges = {
-            Machine(name, "edge", f"{name}-edge:9901"): {
+            Target(name, "edge", f"{name}-edge:9901"): {
                 "completed": 0.0,
                 "active": 0.0,
                 "retries": 0.0,
@@ -63,74 +63,81 @@ class Machines:
         self.silent = {}
         self.without = set()
 
-    def gpu(self, region, number=0):
-        return Machine(region, "gpu", f"{region}-{number}:3000")
+    def dispatcher(self, region):
+        return Target(region, "dispatcher", f"{region}-dispatcher:9902")
 
     def edge(self, region):
-        return Machine(region, "edge", f"{region}-edge:9901")
+        return Target(region, "edge", f"{region}-edge:9901")
 
-    def work(self, seconds, demand, load=0.5, retries=0.0):
-        """Let time pass: each region's users send `demand` jobs per second, served at home."""
+    def work(self, seconds, demand, busy=2.0, retries=0.0):
+        """Let time pass: each region's users send `demand` jobs per second, served at home by so many busy GPUs."""
         self.now += seconds
-        for machine, values in self.edges.items():
-            jobs = demand.get(machine.region, 0.0) * seconds
+        for proxy, values in self.edges.items():
+            jobs = demand.get(proxy.region, 0.0) * seconds
             values["completed"] += jobs
-            values["served"][machine.region] += jobs
+            values["served"][proxy.region] += jobs
             values["retries"] += retries * seconds
             values["uptime"] = 5 * math.floor(self.now / 5)
-        for machine, values in self.gpus.items():
-            region = self.fleet.regions[machine.region]
-            values["busy"] += load * seconds
-            values["ok"] += demand.get(machine.region, 0.0) * seconds / region.gpus
+        for proxy, values in self.dispatchers.items():
+            values["busy"] = busy
+            values["answers"] += demand.get(proxy.region, 0.0) * seconds
+            values["uptime"] = math.floor(self.now)
 
-    def page(self, machine, stamp=None):
-        values = (self.gpus if machine.tier == "gpu" else self.edges)[machine]
-        samples = gpu_samples(values) if machine.tier == "gpu" else edge_samples(machine.region, values)
-        found = [sound(machine, *sample) for sample in samples if sample[0] not in self.without]
-        odd = [one for one in found if isinstance(one, Oddity)]
-        return Page(machine, self.now, tuple(one for one in found if not isinstance(one, Oddity)), stamp), odd
+    def page(self, proxy, stamp=None):
+        edge = proxy.tier == "edge"
+        values = (self.edges if edge else self.dispatchers)[proxy]
+        samples = edge_samples(proxy.region, values) if edge else dispatcher_samples(values)
+        found = [checked(proxy, *sample) for sample in samples if sample[0] not in self.without]
+        wrong = [one for one in found if isinstance(one, ScrapeProblem)]
+        return Page(proxy, self.now, tuple(one for one in found if not isinstance(one, ScrapeProblem)), stamp), wrong
 
-    def reading(self):
-        pages, odd = [], []
-        for machine in (*self.gpus, *self.edges):
-            if machine not in self.silent:
-                page, wrong = self.page(machine)
+    def reading(self, stamped=False):
+        pages, problems = [], []
+        for proxy in (*self.dispatchers, *self.edges):
+            if proxy not in self.silent:
+                page, wrong = self.page(proxy, self.now if stamped else None)
                 pages.append(page)
-                odd += wrong
-        return Reading(tuple(pages), tuple(self.silent.values()), tuple(odd))
+                problems += wrong
+        failures = () if stamped else tuple(self.silent.values())
+        return Reading(tuple(pages), failures, tuple(problems))
 
 
-def gpu_samples(values):
-    yield servers.READY, {}, values["ready"]
-    yield servers.LOAD, {}, values["load"]
-    yield servers.BUSY, {}, values["busy"]
-    yield servers.REQUESTS, {"outcome": "ok"}, values["ok"]
-    yield servers.REQUESTS, {"outcome": "busy"}, values["busy_429"]
+def dispatcher_samples(values):
+    gpus = {"proxy": "gpus"}
+    yield proxies.SERVERS_UP, gpus, values["up"]
+    yield proxies.SESSIONS, gpus, values["busy"] + values["queue"]
+    yield proxies.QUEUE, gpus, values["queue"]
+    yield proxies.ANSWERS, {**gpus, "code": "2xx"}, values["answers"]
+    yield proxies.ANSWERS, {**gpus, "code": "4xx"}, values["refused"]
+    yield proxies.ANSWERS, {"proxy": "pages", "code": "2xx"}, 12345.0
+    yield proxies.SERVERS_UP, {"proxy": "pages"}, 77.0
+    yield proxies.DISPATCHER_UPTIME, {}, values["uptime"]
 
 
 def edge_samples(region, values):
     jobs, edge = {"envoy_cluster_name": "jobs"}, {"envoy_http_conn_manager_prefix": "edge"}
-    yield edges.COMPLETED, jobs, values["completed"]
-    yield edges.COMPLETED, {"envoy_cluster_name": "pages"}, 12345.0
-    yield edges.RETRIES, jobs, values["retries"]
-    yield edges.ACTIVE, edge, values["active"]
-    yield edges.ACTIVE, {"envoy_http_conn_manager_prefix": "admin"}, 1.0
-    yield edges.GIVEN_UP, edge, values["given_up"]
-    yield edges.UPTIME, {}, values["uptime"]
+    yield proxies.COMPLETED, jobs, values["completed"]
+    yield proxies.COMPLETED, {"envoy_cluster_name": "pages"}, 12345.0
+    yield proxies.RETRIES, jobs, values["retries"]
+    yield proxies.ACTIVE, edge, values["active"]
+    yield proxies.ACTIVE, {"envoy_http_conn_manager_prefix": "admin"}, 1.0
+    yield proxies.GIVEN_UP, edge, values["given_up"]
+    yield proxies.EDGE_UPTIME, {}, values["uptime"]
     for to, jobs_there in values["served"].items():
         labels = {**jobs, "source_region": region, "destination_region": to}
-        yield edges.BETWEEN_REGIONS, {**labels, "envoy_response_code_class": "2"}, jobs_there
-        yield edges.BETWEEN_REGIONS, {**labels, "envoy_response_code_class": "4"}, 777.0
+        yield proxies.BETWEEN_REGIONS, {**labels, "envoy_response_code_class": "2"}, jobs_there
+        yield proxies.BETWEEN_REGIONS, {**labels, "envoy_response_code_class": "4"}, 777.0
 
 
-@pytest.fixture
-def watch(make_fleet):
-    """Makes machines of a fleet with so many GPUs in each region, and what observes them."""
+@pytest.fixture(params=["pages", "prometheus"])
+def watch(request, make_fleet):
+    """Makes proxies of a fleet with so many GPUs in each region, and what observes them, by either source."""
 
-    def start(*gpus, **more):
+    def start(*gpus, source=request.param, **more):
         fleet = make_fleet(*gpus, **more)
-        machines = Machines(fleet)
-        regions = Regions(fleet, [*machines.gpus, *machines.edges])
-        return machines, lambda: regions.observe(machines.reading(), machines.now)
+        known = Proxies(fleet)
+        pages = source == "pages"
+        regions = Regions(fleet, [*known.dispatchers, *known.edges] if pages else None)
+        return known, lambda: regions.observe(known.reading(stamped=not pages), known.now)
 
     return start

@@ -38,9 +38,10 @@ def fleet_of(gpus, *, service_s=1.0, latency_ms=0.0, retry=None, **more) -> Flee
 def experiment_of(
     gpus, *, kind="fixed", service_s=1.0, latency_ms=0.0, retry=None, fleet=None, trace=(), shares=None, **scenario
 ) -> Experiment:
-    """A small experiment; settings of the scenario by name."""
+    """A small experiment, without lines unless they are asked for; settings of the scenario by name."""
     found = fleet_of(gpus, service_s=service_s, latency_ms=latency_ms, retry=retry, **(fleet or {}))
     settings = {"name": "test", "duration_s": 1000.0, "table": "home", "arrivals": {}} | scenario
+    settings["proxies"] = {"queue": 0} | settings.get("proxies", {})
     experiment = Experiment(
         Scenario.model_validate(settings), found, KINDS[kind](service_s), trace=tuple(sorted(trace))
     )

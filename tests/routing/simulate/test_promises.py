@@ -47,7 +47,7 @@ def experiments(draw, make):
         proxies={
             "tiers": draw(st.sampled_from([1, 2])),
             "choice": draw(st.sampled_from(["random", "least_request"])),
-            "ingresses": draw(st.integers(1, 3)),
+            "dispatchers": draw(st.integers(1, 3)),
             "queue": draw(st.sampled_from([0, 0, 3])),
             "rotation": draw(st.booleans()),
         },
