@@ -93,14 +93,21 @@ class Upstream:
         await self._client.aclose()
 
     async def describe(self) -> dict[str, Any] | None:
-        """Return what the server's page tells of its model (`/ui/model.json`); None where it does not."""
+        """Return what the server's page tells of its model (`/ui/model.json`).
+
+        Empty where something answers that has no such page; None where nothing answers, or there is no server.
+        """
         try:
             async with asyncio.timeout(5):
                 answer = await self._client.get("/ui/model.json")
-            found = answer.json() if answer.status_code == 200 else None
-        except (httpx.HTTPError, TimeoutError, ValueError):
+            found = answer.json() if answer.status_code == 200 else {}
+        except (httpx.HTTPError, TimeoutError):
             return None
-        return found if isinstance(found, dict) else None
+        except ValueError:
+            return {}
+        if answer.status_code in (502, 503, 504):
+            return None
+        return found if isinstance(found, dict) else {}
 
     async def animate(
         self,

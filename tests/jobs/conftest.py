@@ -195,10 +195,17 @@ def processes(tmp_path):
             started.append(Process(command, log, env | (environment or {}), port))
             return started[-1].wait_until_up()
 
-        def gpu(self, step_s=0.05, port=None):
+        def gpu(self, step_s=0, port=None):
             command = [Path(__file__).with_name("standin.py"), "PORT", step_s, tmp_path / "gpu.log"]
             started.append(Process(command, tmp_path / f"gpu-{len(started)}.out", None, port))
             return started[-1].wait_until_up()
+
+        def hold(self):
+            """Let each computation go on after its first step only when `let_go` is called."""
+            (tmp_path / "gpu.log.hold").touch()
+
+        def let_go(self):
+            (tmp_path / "gpu.log.hold").unlink()
 
         @property
         def computed(self):

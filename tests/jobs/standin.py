@@ -97,6 +97,8 @@ class StandIn:
             yield event("start", {"steps": self.steps, "model": "standin:1", "left_s": 0})
             for step in range(1, self.steps + 1):
                 await self.one_step()
+                while step > 1 and self.log and Path(f"{self.log}.hold").exists():  # noqa: ASYNC110, ASYNC240
+                    await asyncio.sleep(0.01)
                 yield event("step", {"step": step, "steps": self.steps, "left_s": 0})
                 if self.break_at == step:
                     raise ConnectionError

@@ -6,11 +6,12 @@ import contextlib
 import random
 import sqlite3
 
+from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 
 from jobs.pace import Pace
 
-from .conftest import until
+from .conftest import served, until
 
 
 def test_interactive_jobs_go_before_batch_jobs_that_came_first(stand_in, service):
@@ -47,6 +48,16 @@ def test_nobody_there_and_a_server_that_is_loading_are_waited_for(stand_in, serv
     assert client.status(video) in ("queued", "in_progress")
     server.refuse = None
     client.wait(video)
+
+
+def test_a_service_that_describes_no_model_is_reached_and_decides_itself_what_it_takes(service):
+    with served(Starlette()) as url:
+        client = service(url)
+        assert client.http.get("/ui/about.json").json()["state"] == "ready"
+        video = client.submit(size="3x3", seconds="99")
+        client.wait(video, status="failed")
+        assert client.get(video).json()["error"]["code"] == "upstream_404"
+    assert service(url, data=client.data.with_name("o")).http.get("/ui/about.json").json()["state"] == "unreachable"
 
 
 def test_a_connection_that_breaks_is_tried_again_a_few_times_and_then_said(stand_in, service):
