@@ -20,5 +20,15 @@ def jumping():
 
 if __name__ == "__main__":
     given = build_parser().parse_args(["control", *sys.argv[1:]])
-    options = Options(given.out, given.envoy, given.interval, None, given.listen, once=False, standby=False)
+    options = Options(
+        base=given.fleet.parent,
+        out=given.out,
+        envoy=given.envoy,
+        interval_s=given.interval,
+        prometheus=None,
+        listen=given.listen,
+        token_file=None,
+        once=False,
+        standby=False,
+    )
     asyncio.run(serve(load_fleet(given.fleet), options, jumping))

@@ -126,24 +126,21 @@ def test_a_table_that_another_hand_has_spoilt_is_mended_while_the_loop_runs(loca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metrics", ["frozen", "absurd", "missing", "late"])
-def test_metrics_that_are_wrong_do_not_take_traffic_away_from_servers_that_work(local_fleet, summarised, metrics):
-    """a is above its capacity, so that the table matters. Frozen and absurd: all servers; missing and late: half."""
+def test_metrics_of_gpu_servers_are_not_asked_and_may_say_anything(local_fleet, summarised):
+    """a is above its capacity, so that the table matters."""
 
     async def scenario(fleet):
-        loads = {"a": 1.2, "b": 0.4, "c": 0.4}
         servers = [url for region in "abc" for url in fleet.servers(region)]
-        async with fleet.under(loads, 55.0) as outcomes:
+        async with fleet.under({"a": 1.2, "b": 0.4, "c": 0.4}, 45.0) as outcomes:
             await asyncio.sleep(19)
-            before = fleet.table().shares["a"]
-            assert before["a"] < 0.9
-            await fleet.faults(servers if metrics in {"frozen", "absurd"} else servers[::2], metrics=metrics)
-            await asyncio.sleep(12)
-            during = fleet.status()
-            assert during["oddities"]
-            assert all(row[source] > 0.3 for source, row in during["shares"].items())
-            await fleet.faults(servers, metrics="sound")
-            await fleet.until(lambda: not fleet.status()["oddities"], what="metrics sound again")
+            assert fleet.table().shares["a"]["a"] < 0.9
+            for metrics, some in (("absurd", servers), ("missing", servers[::2])):
+                await fleet.faults(some, metrics=metrics)
+                await asyncio.sleep(6)
+                during = fleet.status()
+                assert during["problems"] == []
+                assert [region["gpus_missing"] for region in during["regions"].values()] == [0, 0, 0]
+                assert all(row[source] > 0.3 for source, row in during["shares"].items())
         found = summarised(one for one in outcomes if one.at_s > 20)
         assert found.failed_share <= 0.01
         fleet.check_conserved()
