@@ -35,7 +35,7 @@ NO_QUEUE = {"max_wait_s": 0.001}
 """No place in line: a dispatcher refuses what it has no free GPU for, and edges try again."""
 MANY = {"attempts": 20, "base_interval_s": 0.1, "max_interval_s": 1.0}
 """What a fleet without queues was tuned to."""
-FEW = {"attempts": 10, "base_interval_s": 0.05, "max_interval_s": 1.0}
+FEW = {"attempts": 12, "base_interval_s": 0.05, "max_interval_s": 1.0}
 """Of docs/examples/small-fleet.yaml."""
 
 CASES = (

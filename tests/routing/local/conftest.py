@@ -55,7 +55,7 @@ def make_fleet(gpus=4, service_s=0.5, **more) -> Fleet:
         "target_load": 0.75,
         "smoothing_s": 10.0,
         "metrics": {"time_limit_s": 0.8},
-        "retry": {"attempts": 10, "base_interval_s": 0.05, "max_interval_s": 1.0},
+        "retry": {"attempts": 12, "base_interval_s": 0.05, "max_interval_s": 1.0},
         "data_plane": {"limits": {"edge_threads": 1}, "access_log": False},
     }
     return validated(Fleet, {**content, **more})
