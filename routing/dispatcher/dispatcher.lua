@@ -4,25 +4,42 @@ local given_ms, hold_ms = ...
 given_ms, hold_ms = tonumber(given_ms), tonumber(hold_ms)
 
 local PRIOR_JOBS = 20 -- the given time counts as much as so many jobs
-local WINDOW = 512 -- jobs that HAProxy's own averages go back
-local KEPT_MS = 200
+local MEMORY_JOBS = 512 -- of those that were measured
+local EVERY_MS = 100
 
-local service_ms, read_at = given_ms, nil
+-- Mean time that a job takes of a server, by Little's law: time that servers were taken, for each job that they began.
+-- (HAProxy's own means do not tell: that of responses ends with their headers, and that of sessions has idle time in it.)
+local taken_ms, jobs = given_ms * PRIOR_JOBS, PRIOR_JOBS
+local began, looked_ms
 
--- Mean time of a job at a server: HAProxy's mean of whole requests less its mean in the line.
-core.register_fetches("service_ms", function(_)
+local function clock_ms()
     local now = core.now()
-    local now_ms = now.sec * 1000 + now.usec // 1000
-    if read_at == nil or now_ms - read_at >= KEPT_MS or now_ms < read_at then
-        read_at = now_ms
-        local stats = core.backends["gpus"]:get_stats()
-        local jobs = math.min(tonumber(stats["hrsp_2xx"]) or 0, WINDOW)
-        local mean_ms = (tonumber(stats["ttime"]) or 0) - (tonumber(stats["qtime"]) or 0)
-        if mean_ms > 0 then
-            service_ms = (given_ms * PRIOR_JOBS + mean_ms * jobs) / (PRIOR_JOBS + jobs)
+    return now.sec * 1000 + now.usec / 1000
+end
+
+local function look()
+    local stats, now_ms = core.backends["gpus"]:get_stats(), clock_ms()
+    local at_servers = (tonumber(stats["scur"]) or 0) - (tonumber(stats["qcur"]) or 0)
+    local total = tonumber(stats["lbtot"]) or 0
+    if began ~= nil and now_ms > looked_ms and total >= began then
+        taken_ms = taken_ms + math.max(0, at_servers) * math.min(now_ms - looked_ms, 10 * EVERY_MS)
+        jobs = jobs + total - began
+        if jobs > MEMORY_JOBS then
+            taken_ms, jobs = taken_ms * MEMORY_JOBS / jobs, MEMORY_JOBS
         end
     end
-    return math.max(1, math.floor(service_ms + 0.5))
+    began, looked_ms = total, now_ms
+end
+
+core.register_task(function()
+    while true do
+        look()
+        core.msleep(EVERY_MS)
+    end
+end)
+
+core.register_fetches("service_ms", function(_)
+    return math.max(1, math.floor(taken_ms / jobs + 0.5))
 end)
 
 core.register_action("hold", { "http-res" }, function(_)

@@ -30,7 +30,6 @@ _END, _CLOSE, _ARRIVE, _SEND = 0, 1, 2, 3
 _KIND, _EPOCH, _SOURCE = 58, 42, 28  # where they begin in a payload; below: a host, or a job
 _LOW_16, _LOW_14, _LOW_28 = 2**16 - 1, 2**14 - 1, 2**28 - 1
 MOST_SOURCES, MOST_HOSTS = _LOW_14 + 1, _LOW_28 + 1
-_ROUNDING = 1e-9  # of a product that is a whole number
 _NO_JOB, _NEW = -1, -2  # none; one that has no place yet
 Jobs = tuple[int, int, float, np.uint64, int, int, int]
 """Stage, source, moment of arrival, key, attempts, place of the job or one of the two above, host."""
@@ -243,7 +242,7 @@ def _finds_gpu(
             return True
         places = s.scalars[0].queue
         if places < 0:
-            places = int(at.gpus * s.scalars[0].places_per_gpu + _ROUNDING)
+            places = int(at.gpus * s.scalars[0].places_per_gpu + 0.5)
         if at.waiting < places and at.gpus > 0:
             if job == _NEW:
                 job = _place(s, source, arrived, key, attempt)

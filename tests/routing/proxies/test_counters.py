@@ -57,7 +57,7 @@ def test_jobs_are_counted_once_and_by_where_they_went(running):
 def test_a_dispatcher_tells_its_load_and_its_line(running):
     async def scenario():
         def change(content):
-            content["queue"] = {"max_wait_s": 0.07}  # one place: a third of a job
+            content |= {"service_time_s": 20.0, "queue": {"max_wait_s": 7.0}}  # one place: a third of a job
 
         async with running({"a": 3}, edges=[], change=change) as fleet:
             release = fleet.hold()
