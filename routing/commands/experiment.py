@@ -15,7 +15,7 @@ HELP = "compare fleets with and without lines on real proxies, beside the ideal 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    text = "two minutes instead of half an hour: enough to see that it works, too little for its figures"
+    text = "one minute instead of ten: enough to see that it works, too little for its figures"
     parser.add_argument("--quick", action="store_true", help=text)
     text = "folder for experiment.json, .md and .png (default: experiment)"
     parser.add_argument("--out", type=Path, default=Path("experiment"), metavar="DIR", help=text)

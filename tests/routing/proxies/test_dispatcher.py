@@ -125,9 +125,7 @@ def test_a_job_that_would_wait_too_long_is_refused_with_the_time_after_which_the
             await fleet.line("a", 4)
             refused = await send(fleet)
             assert (refused.status_code, refused.content) == (429, b"")
-            assert (
-                refused.headers["retry-after"] == "13"
-            )  # five jobs at 2 GPUs of 5 s each: 12.5 s
+            assert refused.headers["retry-after"] == "13"  # five jobs at 2 GPUs of 5 s each: 12.5 s
             release.set()
             assert statuses(await asyncio.gather(*waiting)) == {200: 4}
             assert sum(server.refused for server in fleet.servers["a"]) == 0
