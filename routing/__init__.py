@@ -1,4 +1,4 @@
-"""Traffic between regions: metrics, plan, table, proxies. It knows of no models, and no request passes through it.
+"""Traffic between regions: metrics, plan, table, proxies. It knows nothing of models, and no request passes through it.
 
 - `fleet`: regions, distances, thresholds and policies, as `fleet.yaml` has them; `load`: demand and capacity.
 - `metrics`: what dispatchers and edges count, by region.
