@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -457,7 +459,9 @@ async def as_a_service(fleet):
     log = fleet.root / "service.log"
     with log.open("wb") as file:
         command = [sys.executable, "-m", "routing", "proxy", "--folder", str(folder)]
-        process = subprocess.Popen(command, stdout=file, stderr=file)  # noqa: ASYNC220  # it starts at once
+        process = subprocess.Popen(  # noqa: ASYNC220  # it starts at once
+            command, stdout=file, stderr=file, start_new_session=True
+        )
     try:
         await fleet.ready("a", len(fleet.servers["a"]))
 
@@ -467,7 +471,9 @@ async def as_a_service(fleet):
         await fleet.holds(served)  # the edge may have seen that the one before has ended
         yield process, folder, log
     finally:
-        process.terminate()
+        # With the proxy itself: after a test that failed it may still have connections to wait for.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         await asyncio.to_thread(process.wait, 60)
 
 
