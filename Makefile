@@ -100,8 +100,9 @@ docs: $(READY) ## the reference of all modules, from their docstrings: build/doc
 	@$(BIN)/python scripts/make_docs.py --out build/docs
 
 .PHONY: lock
-lock: $(READY) ## write constraints.txt and serving/requirements.txt; ARGS=--upgrade takes newer releases
+lock: $(READY) ## write the locks anew; ARGS=--upgrade takes newer releases
 	$(LOCK) --extra dev $(ARGS) pyproject.toml -o constraints.txt
+	$(LOCK) --extra pipeline --no-annotate -c constraints.txt pyproject.toml -o constraints-pipeline.txt
 	$(LOCK) --extra serve --no-annotate -c constraints.txt pyproject.toml -o serving/requirements.txt
 
 .PHONY: hooks
@@ -120,7 +121,7 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/pip
 	@$(BIN)/python scripts/install.py dev
 	@touch $@
 
-$(VENV)/.ready-pipeline: pyproject.toml constraints.txt | $(BIN)/pip
+$(VENV)/.ready-pipeline: pyproject.toml constraints.txt constraints-pipeline.txt | $(BIN)/pip
 	@$(BIN)/python scripts/install.py pipeline
 	@touch $@
 

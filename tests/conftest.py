@@ -44,7 +44,7 @@ def test_device():
 test_device.__test__ = False
 
 
-SHARED = ("serving", "loadtests", "routing/envoy", "routing/local")
+SHARED = ("serving", "loadtests", "routing/proxies", "routing/local")
 """Folders whose tests share what takes long to start."""
 
 FIRST = (
@@ -58,7 +58,7 @@ FIRST = (
     "routing/control/test_program.py",
     "loadtests/test_locust.py",
     "routing/local/test_floors.py",
-    "routing/envoy/test_table.py",
+    "routing/proxies/test_table.py",
     "pipeline/test_loading.py",
     "pipeline/test_evaluate.py",
     "pipeline/test_cli.py",
