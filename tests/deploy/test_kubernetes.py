@@ -1,6 +1,7 @@
 """What is given to Kubernetes is what its schemas take, and fits together."""
 
 import re
+import tempfile
 
 import pytest
 import yaml
@@ -212,6 +213,13 @@ def test_an_edges_files_are_there_before_it_starts(region, overlays):
             assert [one["name"] for one in containers(pod)] == ["proxy"]
 
 
+@pytest.fixture
+def short_path():
+    """A folder for sockets, whose paths have 107 characters at most."""
+    with tempfile.TemporaryDirectory(prefix="s-") as folder:
+        yield folder
+
+
 def test_dispatchers_of_a_region_have_gpu_servers_of_their_own(overlays):
     found = {}
     for name, config in of_kind(overlays["us-east"], "ConfigMap").items():
@@ -226,14 +234,16 @@ def test_dispatchers_of_a_region_have_gpu_servers_of_their_own(overlays):
 
 
 @pytest.mark.parametrize("region", REGIONS)
-def test_proxies_take_the_files_that_their_pods_have(region, overlays, programs, real_certificates, tmp_path):
+def test_proxies_take_the_files_that_their_pods_have(
+    region, overlays, programs, real_certificates, tmp_path, short_path
+):
     for name, config in of_kind(overlays[region], "ConfigMap").items():
         if "haproxy.cfg" in config["data"]:
             text = real_certificates.placed(config["data"]["haproxy.cfg"])
             folder = tmp_path / name
             folder.mkdir()
             (folder / "haproxy.cfg").write_text(
-                text.replace("/etc/stillmotion/files", str(folder)).replace("/run/stillmotion", str(folder))
+                text.replace("/etc/stillmotion/files", str(folder)).replace("/run/stillmotion", str(short_path))
             )
             (folder / "dispatcher.lua").write_text(config["data"]["dispatcher.lua"])
             check_with_haproxy(programs.haproxy, folder)

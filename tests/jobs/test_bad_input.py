@@ -11,6 +11,8 @@ import pytest
 
 from .conftest import data_url, picture, until
 
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+
 PIXELS = picture((9000, 6000), "WEBP")
 
 

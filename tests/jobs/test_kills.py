@@ -166,6 +166,7 @@ def test_a_job_that_was_deleted_when_the_service_was_killed_does_not_come_back(p
     assert begun(processes, video)["begin"] == 1
 
 
+@pytest.mark.slow  # what the killed one had begun is its own for a minute
 def test_a_webhook_arrives_although_the_service_was_killed_before_it_could(processes):
     from .conftest import SECRET
     from .receiver import Receiver

@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from pipeline.serve.manifest import ModelInfo
+from serving.marks import Marker
 from serving.openapi import describe_api
 from serving.page import page
 from serving.settings import Settings
@@ -17,7 +18,8 @@ def host(controls=(), limits=None):
         guidance_distilled=True, runtime="eager", precision="float32", frames=4, least_frames=2, most_frames=4,
         height=32, width=32, fps=8, controls=controls, guidance_range=limits,
     )  # fmt: skip
-    return SimpleNamespace(settings=Settings(), loaded=True, engine=SimpleNamespace(info=info, name="animator:1"))
+    engine = SimpleNamespace(info=info, name="animator:1")
+    return SimpleNamespace(settings=Settings(), loaded=True, engine=engine, marker=Marker())
 
 
 GUIDED = host(("guidance_scale",), (1.0, 4.0))
