@@ -102,7 +102,8 @@ def test_all_jobs_are_done_in_order_while_each_part_is_killed(processes, tmp_pat
         for video, count in cut.items():
             begins = [place for place, one in enumerate(events) if one == ("begin", video)]
             for first, second in itertools.pairwise(begins):
-                cause = any(first < kill <= second for kill in kills)
+                # A server that is short of time notes a beginning after the kill that cut it off.
+                cause = any(first - GPUS < kill <= second for kill in kills)
                 assert cause, f"{video} was begun twice, at {begins}, and nothing was killed then: {kills}"
             assert done[video] <= count
         again = sum(count - 1 for count in cut.values())
