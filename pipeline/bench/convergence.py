@@ -45,7 +45,8 @@ def compared_samplers(scheduler: SchedulerMixin) -> dict[str, SchedulerMixin]:
     """Return samplers to compare, by name, all with the noise levels and the prediction type of `scheduler`."""
     solver = log_snr_solver(scheduler)
     if is_flow(scheduler):
-        config = {name: value for name, value in solver.config.items() if value is not None}
+        ours = {"solver_order", "log_snr_start"}
+        config = {name: value for name, value in solver.config.items() if value is not None and name not in ours}
         unipc = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": config["shift"]}
         return {
             "Euler": FlowMatchEulerDiscreteScheduler.from_config(config),
