@@ -226,7 +226,7 @@ def test_an_idempotency_key_gives_the_same_video_once(stand_in, service):
 
 
 def test_a_full_queue_is_refused_with_the_time_to_come_again(stand_in, service):
-    client = service(stand_in(step_s=None).url, most_queued=2)
+    client = service(stand_in(step_s=None).url, most_queued=2, most_in_flight=1)  # none of those that wait is tried
     running = client.submit()
     client.wait(running, status="in_progress")
     waiting = [client.submit(), client.submit()]
