@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import secrets
+import signal
 import sys
 from base64 import b64encode
 from collections.abc import Sequence
@@ -62,10 +63,20 @@ def _serve(parsed: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         sys.stderr.write(f"jobs: {error.name} is missing; pip install 'stillmotion[jobs]' brings it\n")
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
+def _run() -> int:
+    try:
+        return main()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    finally:
+        # Nothing is left that could be interrupted, and Python's own clearing up would print a traceback.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_run())

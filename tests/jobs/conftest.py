@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -231,21 +232,18 @@ def small_disk(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """A real PostgreSQL for these tests; gives its address, with a database that no test uses."""
     tools = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = shutil.which("initdb") or (str(tools[-1]) if tools else None)
     if initdb is None:
         pytest.skip("no PostgreSQL here (on Debian: apt-get install postgresql)")
     tools = Path(initdb).resolve().parent
-    folder = tmp_path_factory.mktemp("postgres")
-    # PostgreSQL refuses to run as root.
+    # PostgreSQL refuses to run as root, and no other user may enter the folders that pytest makes.
     as_user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
+    folder = Path(tempfile.mkdtemp(prefix="stillmotion-postgres-"))
     if as_user:
         shutil.chown(folder, "postgres", "postgres")
-        for parent in [folder, *folder.parents]:
-            if parent.stat().st_mode & 0o1 == 0 and parent.owner() == "root":
-                parent.chmod(parent.stat().st_mode | 0o11)
     port, data = free_port(), folder / "data"
     run = {"cwd": folder, "stdout": subprocess.DEVNULL, **as_user}
     subprocess.run([tools / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync"], check=True, **run)
@@ -278,6 +276,7 @@ def postgres(tmp_path_factory):
     server.start()
     yield server
     server.stop()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -176,7 +176,7 @@ def test_an_interrupted_up_takes_everything_down(commands):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     assert error.endswith("interrupted\n")
     assert marked(commands.home) == []
 

@@ -127,7 +127,8 @@ def test_a_job_that_would_wait_too_long_is_refused_with_the_time_after_which_the
             await fleet.line("a", 4)
             refused = await send(fleet)
             assert (refused.status_code, refused.content) == (429, b"")
-            assert refused.headers["retry-after"] == "13"  # five jobs at 2 GPUs of 5 s each: 12.5 s
+            # Five jobs at 2 GPUs of about 5 s each; the estimate follows what is measured.
+            assert refused.headers["retry-after"] in {"12", "13"}
             release.set()
             assert statuses(await asyncio.gather(*waiting)) == {200: 4}
             assert sum(server.refused for server in fleet.servers["a"]) == 0
