@@ -97,7 +97,7 @@ class Dispatcher:
             self._send: _LOOK_S,
             self._renew: beat_s,
             self._take_over: beat_s,
-            self._sweep: _SWEEP_S,
+            self._sweep: min(_SWEEP_S, self._settings.expires_s),
             self._tidy: _TIDY_S,
         }
         for work, every_s in rounds.items():
