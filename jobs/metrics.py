@@ -39,6 +39,8 @@ class Metrics:
         )
         for outcome in ("completed", "failed", "deleted"):
             self.finished.labels(outcome=outcome)
+        for reason in ("busy", "unavailable"):
+            self.refused.labels(reason=reason)
         for outcome in ("delivered", "retried", "given_up"):
             self.webhooks.labels(outcome=outcome)
         for priority in PRIORITIES:

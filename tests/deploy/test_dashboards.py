@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import httpx
 import pytest
 import yaml
 
+from jobs.metrics import Metrics
 from routing.cli import main
 from routing.fleet import load_fleet
 from routing.local.arrivals import poisson
@@ -29,17 +31,22 @@ def boards():
     return {path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / "dashboards").glob("*.json"))}
 
 
-def queries():
+def queries(*names):
     """(dashboard, panel, query) of all panels, as Grafana would ask for all regions."""
     for name, board in boards().items():
+        if names and name not in names:
+            continue
         for panel in board["panels"]:
             for target in panel.get("targets", []):
                 text = target["expr"].replace("$region", ".+").replace("$__rate_interval", "20s")
                 yield name, panel["title"], text
 
 
-def test_there_are_dashboards_for_model_gpu_servers_admission_and_routing():
-    assert set(boards()) == {"model", "gpu-servers", "admission", "routing"}
+FLEETS = ("model", "gpu-servers", "admission", "routing")
+
+
+def test_there_are_dashboards_for_model_gpu_servers_admission_routing_and_jobs():
+    assert set(boards()) == {*FLEETS, "jobs"}
     for name, board in boards().items():
         assert board["uid"] == f"stillmotion-{name}"
         for panel in board["panels"]:
@@ -70,6 +77,19 @@ def test_each_query_is_one_that_prometheus_takes(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_job_service_has_what_its_dashboard_and_alerts_ask_for():
+    page = Metrics().page({}, 0, 0).decode()
+    rules = yaml.safe_load((FOLDER.parent / "prometheus" / "rules" / "alerts.yml").read_text())["groups"]
+    (group,) = (group for group in rules if group["name"] == "stillmotion-videos")
+    asked = [text for _, _, text in queries("jobs")] + [rule["expr"] for rule in group["rules"]]
+    series = {name for text in asked for name in re.findall(r"stillmotion_\w+", text)}
+    assert len(series) > 9
+    for name in series:
+        assert re.search(rf"^{name}[{{ ]", page, re.MULTILINE), name
+    for label, value in re.findall(r'(reason|outcome|state|priority)="(\w+)"', " ".join(asked)):
+        assert f'{label}="{value}"' in page
+
+
 class Prometheus:
     """One that scrapes a fleet."""
 
@@ -98,7 +118,7 @@ def test_each_panel_is_answered_by_a_fleet_that_runs(tmp_path, capsys):
         assert sum(one.ok for one in outcomes) > 0.9 * len(outcomes)
         prometheus = Prometheus(started.about.prometheus)
         assert all(one["value"][1] == "1" for one in prometheus.ask("up"))
-        empty = {(board, title, text) for board, title, text in queries() if not prometheus.ask(text)}
+        empty = {(board, title, text) for board, title, text in queries(*FLEETS) if not prometheus.ask(text)}
         end = time.monotonic() + 120
         while empty and time.monotonic() < end:  # rules follow by a round or two
             time.sleep(1)
