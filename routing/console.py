@@ -8,10 +8,36 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+
+def interruptible(main: Callable[[], int]) -> int:
+    """Run a program's main function; an interrupt at any moment is one line and exit status 130.
+
+    Args:
+        main: imports what it needs, so that an interrupt meanwhile is one too.
+    """
+    try:
+        # What ends in good order on Ctrl-C does so too when a service manager or `timeout` ends it.
+        signal.signal(signal.SIGTERM, _interrupt)
+        return main()
+    except KeyboardInterrupt:  # before the command had begun, or a second one while it was ending
+        sys.stderr.write("interrupted\n")
+        return 130
+    finally:
+        # Nothing is left that could be interrupted, and Python's own clearing up would print a traceback.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def tell(line: str) -> None:
