@@ -84,6 +84,7 @@ def _places(proxies: Proxies) -> int:
 def _scalars(experiment: Experiment, *, own_view: bool) -> st.Records:
     proxies, retry = experiment.scenario.proxies, experiment.fleet.retry
     gpus = sum(region.gpus for region in experiment.fleet.regions.values())
+    queue, mean_s = experiment.fleet.queue, experiment.times.mean_s
     scalars = np.zeros(1, st.scalars_type)
     for name, value in {
         "buckets_per_s": _buckets(gpus) / (_CALENDAR_TIMES * experiment.times.mean_s),
@@ -97,7 +98,8 @@ def _scalars(experiment: Experiment, *, own_view: bool) -> st.Records:
         "delay_s": retry.delay.max_s,
         "connect_s": proxies.connect_timeout_s,
         "queue": _places(proxies),
-        "places_per_gpu": experiment.fleet.queue.bounds_s(experiment.times.mean_s)[0] / experiment.times.mean_s,
+        "places_per_gpu": queue.bounds_s(mean_s)[0] / mean_s,
+        "spill_places_per_gpu": queue.spill_bounds_s(mean_s)[0] / mean_s,
         "exponential": experiment.times.atoms is None,
         "service_s": experiment.times.mean_s,
     }.items():

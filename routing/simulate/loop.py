@@ -242,7 +242,9 @@ def _finds_gpu(
             return True
         places = s.scalars[0].queue
         if places < 0:
-            places = int(at.gpus * s.scalars[0].places_per_gpu + 0.5)
+            spills = attempt > 1 and at.region != source
+            a_gpu = s.scalars[0].spill_places_per_gpu if spills else s.scalars[0].places_per_gpu
+            places = int(at.gpus * a_gpu + 0.5)
         if at.waiting < places and at.gpus > 0:
             if job == _NEW:
                 job = _place(s, source, arrived, key, attempt)

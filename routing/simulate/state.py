@@ -41,6 +41,7 @@ scalars_type = np.dtype(
         ("connect_s", "f8"),
         ("queue", "i8"),  # jobs that may wait at a dispatcher; -1: by its GPU servers
         ("places_per_gpu", "f8"),
+        ("spill_places_per_gpu", "f8"),  # for jobs that another region has refused
         ("exponential", "i8"),  # service times; 0: one of `atoms`
         ("service_s", "f8"),  # mean
     ]

@@ -117,6 +117,29 @@ def test_a_full_line_of_batch_jobs_leaves_interactive_jobs_their_places(running)
     asyncio.run(scenario())
 
 
+def test_a_job_that_another_region_refused_takes_no_place_that_users_of_this_one_need(running):
+    async def scenario():
+        def change(content):
+            with_line(60.0, spill_max_wait_s=20.0)(content)
+            content["service_time_s"] = 20.0  # three places, of which the first is for anybody
+
+        retried = {"x-envoy-attempt-count": "2", "x-stillmotion-source": "b"}
+        planned, own = retried | {"x-envoy-attempt-count": "1"}, retried | {"x-stillmotion-source": "a"}
+        async with one_server_busy(running, change) as (fleet, release):
+            waiting = []
+            for headers, status in ((retried, 0), (retried, 429), (planned, 0), (retried, 429), (own, 0), (own, 429)):
+                job = send(fleet, **headers)
+                if status:
+                    assert (await job).status_code == status
+                else:
+                    waiting.append(job)
+                    await fleet.line("a", len(waiting))
+            release.set()
+            assert statuses(await asyncio.gather(*waiting)) == {200: 3}
+
+    asyncio.run(scenario())
+
+
 def test_a_job_that_would_wait_too_long_is_refused_with_the_time_after_which_there_is_room(running):
     async def scenario():
         def change(content):
@@ -543,7 +566,7 @@ def test_a_killed_dispatcher_costs_the_jobs_that_it_had_and_the_others_go_elsewh
 def test_with_all_lines_full_a_job_is_refused_and_told_when_to_come_back(running):
     async def scenario():
         def change(content):
-            with_line(8.0)(content)
+            with_line(8.0, spill_max_wait_s=8.0)(content)
             content["service_time_s"] = 4.0
             content["retry"] |= {"attempts": 4, "base_interval_s": 0.01, "max_interval_s": 0.02}
 
