@@ -176,6 +176,29 @@ def test_the_line_gets_longer_when_jobs_turn_out_to_be_shorter(running):
     asyncio.run(scenario())
 
 
+def test_jobs_that_waited_in_line_do_not_make_the_line_shorter(running):
+    """The time of a job is that at a server, however many have waited before."""
+
+    async def scenario():
+        def change(content):
+            with_line(0.6)(content)
+            content["service_time_s"] = 0.03  # twenty places
+
+        async with running({"a": 1}, edges=[], change=change, service_s=0.03) as fleet:
+            for _ in range(6):
+                assert statuses(await asyncio.gather(*[send(fleet) for _ in range(15)])) == {200: 15}
+            release = fleet.hold()
+            jobs = [send(fleet) for _ in range(31)]
+            await fleet.holds(lambda: any(job.done() for job in jobs))
+            await asyncio.sleep(0.2)
+            refused = sum(job.done() for job in jobs)
+            release.set()
+            await asyncio.gather(*jobs)
+            assert refused <= 20  # ten; more where a busy machine made jobs longer
+
+    asyncio.run(scenario())
+
+
 def test_a_client_that_leaves_while_it_waits_is_taken_out_of_the_line(running):
     async def scenario():
         async with one_server_busy(running) as (fleet, release):
