@@ -157,7 +157,8 @@ class Work:
 
     Attributes:
         busy_s: seconds in which they computed, all together.
-        jobs: that they answered with a result.
+        jobs: that they did: answers, and half a job for each by which those at them have become more, since a job
+            that is under way is half done on average. Below 0 where they are fewer.
     """
 
     busy_s: float
@@ -205,7 +206,11 @@ class Dispatcher(_Known):
         before, self.in_service = self.in_service, max(0.0, sessions - queue)
         self.ready, self.waiting = int(min(up, 1e6)), queue
         done = self._counters.growth(ANSWERS, page.at, answers)
-        return None if done is None else Work((before + self.in_service) / 2 * done.seconds, done.amount)
+        if done is None:
+            return None
+        # Without the half, a service that has just begun to work would look slow: busy, and no answers yet.
+        under_way = (self.in_service - before) / 2
+        return Work((before + self.in_service) / 2 * done.seconds, done.amount + under_way)
 
 
 @dataclass(frozen=True)
