@@ -203,14 +203,14 @@ class Dispatcher(_Known):
         if self._stands_still(page, DISPATCHER_UPTIME, stale_after_s, problems):
             return None
         self._heard(page, ANSWERS, answers, problems)
-        before, self.in_service = self.in_service, max(0.0, sessions - queue)
-        self.ready, self.waiting = int(min(up, 1e6)), queue
+        self.ready, self.in_service, self.waiting = int(min(up, 1e6)), max(0.0, sessions - queue), queue
         done = self._counters.growth(ANSWERS, page.at, answers)
-        if done is None:
+        begun = self._counters.change(SESSIONS, page.at, self.in_service)
+        if done is None or begun is None:
             return None
         # Without the half, a service that has just begun to work would look slow: busy, and no answers yet.
-        under_way = (self.in_service - before) / 2
-        return Work((before + self.in_service) / 2 * done.seconds, done.amount + under_way)
+        half = begun.amount / 2
+        return Work((self.in_service - half) * done.seconds, done.amount + half)
 
 
 @dataclass(frozen=True)
