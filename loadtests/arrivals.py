@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from laboratory.local.arrivals import Arrival
 from routing.files import write_atomically
-from routing.local.arrivals import Arrival
 
 from .demand import Floats, Rate
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from laboratory.simulate.scenario import Change, Day
 from routing.errors import InputError
 from routing.fleet import Fleet
-from routing.simulate.scenario import Change, Day
 
 from .roles import Roles, regions
 from .scenario import Demand, Herd, Level, Scenario
@@ -47,7 +47,7 @@ class Rate:
         found = np.full(len(times), self.base)
         if self.day is not None:
             hours = self.day.starts_at + self.utc_offset + times * (24 / self.day_s)
-            # As `routing.simulate.demand.day_curve` has it, with a day of any length.
+            # As `laboratory.simulate.demand.day_curve` has it, with a day of any length.
             phase = (1 + np.cos((hours - self.day.peak_hour) * (math.pi / 12))) / 2
             found *= self.day.trough + (1 - self.day.trough) * phase
         for one in self.changes:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from laboratory.local.about import About
+from laboratory.local.layout import FLEET
 from routing.errors import InputError
 from routing.fleet import Fleet, load_fleet
-from routing.local.about import About
-from routing.local.layout import FLEET
 from routing.schema import did_you_mean
 
 KEY_HEADER = "X-API-Key"

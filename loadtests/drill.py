@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from laboratory.local.launch import Options, running
+from laboratory.local.processes import Process, kill, started
 from routing.console import tell
 from routing.errors import InputError
 from routing.files import read_json, write_atomically
 from routing.fleet import Fleet, load_fleet
-from routing.local.launch import Options, running
-from routing.local.processes import Process, kill, started
 from routing.schema import did_you_mean
 
 from .form import PROMPT, make_form

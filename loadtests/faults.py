@@ -10,8 +10,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from laboratory.simulate.scenario import Failure
 from routing.errors import InputError, RoutingError
-from routing.simulate.scenario import Failure
 
 _LIMIT_S = 60.0
 _HOOK_LIMIT_S = 60.0
@@ -32,7 +32,7 @@ class Breaker(Protocol):
 
 
 class StandIns:
-    """By the fault switches of the stand-ins of a fleet on this machine (`routing.local.faults`).
+    """By the fault switches of the stand-ins of a fleet on this machine (`laboratory.local.faults`).
 
     Args:
         servers: their URLs, by region.

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from routing.chance import wilson
+from laboratory.chance import wilson
+from laboratory.simulate.scenario import Failure
 from routing.fleet import Fleet
 from routing.load import Load
 from routing.planner import plan
-from routing.simulate.scenario import Failure
 
 from .roles import Roles
 from .tally import Tally

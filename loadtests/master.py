@@ -12,10 +12,10 @@ import psutil
 from locust.env import Environment
 from locust.runners import STATE_MISSING, MasterRunner
 
+from laboratory.simulate.scenario import Failure
 from routing.console import tell
 from routing.errors import InputError, RoutingError
 from routing.files import write_atomically
-from routing.simulate.scenario import Failure
 
 from .arrivals import write_trace
 from .deployment import unfit

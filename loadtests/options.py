@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from laboratory.local.arrivals import Arrival
+from laboratory.simulate.scenario import Failure
 from routing.errors import InputError
 from routing.fleet import Fleet
-from routing.local.arrivals import Arrival
 from routing.retries import job_timeout_s
-from routing.simulate.scenario import Failure
 
 from .arrivals import schedule
 from .demand import herds, rates

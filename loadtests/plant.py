@@ -12,6 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from laboratory.local.about import About
+from laboratory.local.components import read_state, read_wanted
+from laboratory.local.layout import FLEET, PROXIES
+from laboratory.local.processes import Process
 from routing.dispatcher.files import dispatcher_folder
 from routing.dispatcher.runtime import Runtime
 from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, edge_folder
@@ -19,10 +23,6 @@ from routing.envoy.live import write_retries
 from routing.errors import InputError, RoutingError
 from routing.files import read_text, write_atomically
 from routing.fleet import Fleet, RetryPolicy, load_fleet
-from routing.local.about import About
-from routing.local.components import read_state, read_wanted
-from routing.local.layout import FLEET, PROXIES
-from routing.local.processes import Process
 from routing.schema import did_you_mean
 from routing.yaml_text import yaml_text
 

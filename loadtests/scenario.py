@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from laboratory.simulate.scenario import Change, Day, Failure
 from routing.errors import InputError
 from routing.files import read_yaml
 from routing.schema import Count, Items, Number, Positive, RegionName, Share, Strict, did_you_mean, validated, wrong
-from routing.simulate.scenario import Change, Day, Failure
 
 from .generator import Limits
 from .objective_kinds import parse_objective

@@ -14,8 +14,8 @@ from gevent.pool import Group
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 
+from laboratory.local.arrivals import Arrival
 from routing.fleet import Fleet
-from routing.local.arrivals import Arrival
 
 from .form import Form
 from .generator import FOREIGN, NO_CONNECTION, UNREACHED, Limits

@@ -33,13 +33,13 @@ run_folder = "runs/notebook"  # results go to its folder 05_capacity
 import json
 from pathlib import Path
 
+from laboratory.capacity.plots import gpus_figure, sensitivity_figure, week_figure
+from laboratory.capacity.report import plan_capacity, results
+from laboratory.capacity.settings import load_planning
+from laboratory.charts import picture
 from pipeline.runs.display import show_rows
 from pipeline.runs.results import Row, StageFolder
 from pipeline.runs.settings import NOTEBOOKS
-from routing.capacity.plots import gpus_figure, sensitivity_figure, week_figure
-from routing.capacity.report import plan_capacity, results
-from routing.capacity.settings import load_planning
-from routing.charts import picture
 from routing.fleet import load_fleet
 
 stage = StageFolder(run_folder, "05_capacity", "Capacity")

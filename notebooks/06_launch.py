@@ -30,12 +30,12 @@ run_folder = "runs/notebook"  # results go to its folder 06_launch
 import json
 from pathlib import Path
 
+from laboratory.charts import picture
 from loadtests.launch.plots import scenarios_figure
 from loadtests.launch.run import Check, check
 from pipeline.runs.display import show_rows
 from pipeline.runs.results import Row, StageFolder
 from pipeline.runs.settings import NOTEBOOKS
-from routing.charts import picture
 
 stage = StageFolder(run_folder, "06_launch", "Launch")
 found = check(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import sys
 from collections.abc import Sequence
 
-from .commands import COMMANDS
+from .commands import COMMANDS, Command
 from .console import put, tell
 from .errors import RoutingError
 
@@ -39,10 +40,24 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="python -m routing", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in COMMANDS:
+    for command in (*COMMANDS, *_of_laboratory()):
         aliases = getattr(command, "ALIASES", ())
         added = commands.add_parser(command.NAME, help=command.HELP, description=command.HELP, aliases=aliases)
         added.add_argument("--json", action="store_true", help="print one JSON document on stdout")
         command.add_arguments(added)
         added.set_defaults(command=command, usage_error=added.error)
     return parser
+
+
+def _of_laboratory() -> tuple[Command, ...]:
+    """Return the commands that try a fleet out: an image for production is without them.
+
+    Nothing else of this package imports the laboratory, which imports this package.
+    """
+    try:
+        found: tuple[Command, ...] = importlib.import_module("laboratory.commands").COMMANDS
+    except ModuleNotFoundError as error:
+        if error.name not in {"laboratory", "laboratory.commands"}:
+            raise
+        return ()
+    return found

@@ -88,20 +88,30 @@ class Queue(Strict):
 
     Attributes:
         max_wait_s: a job that would be expected to wait longer is refused with 429 and a Retry-After; the edge then
-            tries elsewhere. None: one and a half times what a job takes (`service_time_s`).
+            tries elsewhere. None: 1.75 times what a job takes (`service_time_s`).
+        spill_max_wait_s: `max_wait_s` of a job that another region's line has refused. None: half of what a job
+            takes. A job that spills over finds room where there is some, and costs the users of no other full region
+            their place: if both bounds were the same, each refusal would cause another in the next region.
         batch_clients: names of clients (of the API keys) whose jobs wait behind everybody else's. Any client may ask
             for that by the header `x-job-class: batch`.
         batch_max_wait_s: `max_wait_s` of the class batch; None: four times that.
     """
 
     max_wait_s: Positive | None = None
+    spill_max_wait_s: Positive | None = None
     batch_clients: Annotated[tuple[str, ...], Items] = ()
     batch_max_wait_s: Positive | None = None
 
     def bounds_s(self, service_time_s: float) -> tuple[float, float]:
         """Return the longest expected wait of interactive jobs and of batch jobs, in seconds."""
-        interactive = self.max_wait_s or 1.5 * service_time_s
+        interactive = self.max_wait_s or 1.75 * service_time_s
         return interactive, self.batch_max_wait_s or 4 * interactive
+
+    def spill_bounds_s(self, service_time_s: float) -> tuple[float, float]:
+        """Return `bounds_s` of jobs that another region has refused: those of batch are shorter in proportion."""
+        interactive, batch = self.bounds_s(service_time_s)
+        spill = min(interactive, self.spill_max_wait_s or 0.5 * service_time_s)
+        return spill, batch * spill / interactive
 
 
 class RateLimit(Strict):

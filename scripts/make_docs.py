@@ -17,7 +17,7 @@ import sys
 import warnings
 from pathlib import Path
 
-PACKAGES = ("pipeline", "serving", "routing", "loadtests", "deploy.container")
+PACKAGES = ("pipeline", "serving", "routing", "laboratory", "loadtests", "deploy.container")
 # What Locust runs registers itself with it.
 LEFT_OUT = "loadtests.locustfile"
 

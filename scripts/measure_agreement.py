@@ -25,19 +25,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from laboratory.local.arrivals import Arrival, burst, merged, poisson
+from laboratory.local.client import Outcome, Summary, quantile, send
+from laboratory.local.launch import Options, Started, running
+from laboratory.local.service_times import ServiceTimes
+from laboratory.local.under_test import busy_seconds
+from laboratory.machine import machine, versions
+from laboratory.simulate import service
+from laboratory.simulate.experiment import Experiment
+from laboratory.simulate.results import results
+from laboratory.simulate.run import simulate
+from laboratory.simulate.scenario import Arrivals, Loop, Proxies, Scenario
 from routing.console import tell
 from routing.fleet import Fleet, load_fleet
-from routing.local.arrivals import Arrival, burst, merged, poisson
-from routing.local.client import Outcome, Summary, quantile, send
-from routing.local.launch import Options, Started, running
-from routing.local.service_times import ServiceTimes
-from routing.local.under_test import busy_seconds
-from routing.machine import machine, versions
-from routing.simulate import service
-from routing.simulate.experiment import Experiment
-from routing.simulate.results import results
-from routing.simulate.run import simulate
-from routing.simulate.scenario import Arrivals, Loop, Proxies, Scenario
 from routing.table import RoutingTable
 
 FLEET = Path(__file__).parents[1] / "docs/examples/small-fleet.yaml"

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from laboratory.machine import machine, versions
+from laboratory.planning import Costs, compare, random_case
 from routing.console import tell
-from routing.machine import machine, versions
 from routing.planner import plan
-from routing.planner.comparison import Costs, compare, random_case
 
 
 def against_the_optimum(costs: list[Costs]) -> dict[str, dict[str, float]]:

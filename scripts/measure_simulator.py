@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
+from laboratory.machine import machine, versions
+from laboratory.queueing import erlang_b
+from laboratory.simulate import service
+from laboratory.simulate.experiment import Experiment
+from laboratory.simulate.results import results
+from laboratory.simulate.run import Outcome, simulate
+from laboratory.simulate.scenario import Scenario
 from routing.console import tell
 from routing.fleet import Fleet
-from routing.machine import machine, versions
-from routing.queueing import erlang_b
-from routing.simulate import service
-from routing.simulate.experiment import Experiment
-from routing.simulate.results import results
-from routing.simulate.run import Outcome, simulate
-from routing.simulate.scenario import Scenario
 
 # Cities that have data centres, north and east positive.
 PLACES = {

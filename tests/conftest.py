@@ -44,7 +44,7 @@ def test_device():
 test_device.__test__ = False
 
 
-SHARED = ("serving", "loadtests", "routing/proxies", "routing/local")
+SHARED = ("serving", "loadtests", "routing/proxies", "laboratory/local")
 """Folders whose tests share what takes long to start."""
 
 FIRST = (
@@ -57,7 +57,7 @@ FIRST = (
     "pipeline/test_bench.py",
     "routing/control/test_program.py",
     "loadtests/test_locust.py",
-    "routing/local/test_floors.py",
+    "laboratory/local/test_floors.py",
     "routing/proxies/test_table.py",
     "pipeline/test_loading.py",
     "pipeline/test_evaluate.py",

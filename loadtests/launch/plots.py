@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from routing.charts import figure, plain
+from laboratory.charts import figure, plain
 
 _HOME, _AWAY, _FAILED = "#0072B2", "#E69F00", "#B3261E"
 _COLUMNS = 3

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from laboratory.machine import machine, versions
 from routing.console import tell
 from routing.errors import InputError
 from routing.files import write_atomically
 from routing.fleet import load_fleet
-from routing.machine import machine, versions
 
 from ..drill import Drill
 from ..drill import run as run_drill

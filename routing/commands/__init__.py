@@ -1,11 +1,14 @@
-"""The commands of `python -m routing`, one module each: import it here and add it to `COMMANDS`."""
+"""The commands of `python -m routing`, one module each: import it here and add it to `COMMANDS`.
+
+Those of the laboratory are in `laboratory/commands`; the command line takes them where that package is.
+"""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any, Protocol
 
-from . import agent, capacity, control, drain, experiment, fleet, plan, proxy, render, simulate, tune
+from . import agent, control, drain, plan, proxy, render
 from .switches import drain_region, freeze, resume
 
 
@@ -35,9 +38,4 @@ COMMANDS: tuple[Command, ...] = (
     freeze,
     resume,
     drain,
-    fleet,
-    experiment,
-    simulate,
-    capacity,
-    tune,
 )

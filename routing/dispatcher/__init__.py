@@ -3,7 +3,6 @@
 - `config`: what its configuration says; `haproxy.cfg.j2` and `dispatcher.lua` are its text.
 - `files`: its folder, and HAProxy's own check of it.
 - `runtime`: what changes while it runs: servers that come, go or drain, and taking it out before it stops.
-- `counters`: what its page says of jobs and servers.
 - `program`: HAProxy as a service that reloads when its files change.
 - `binary`: which HAProxy.
 """

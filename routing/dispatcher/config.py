@@ -58,6 +58,7 @@ def dispatcher_config(fleet: Fleet, settings: Settings) -> str:
     """Return the text of `haproxy.cfg`."""
     limits, mutual = fleet.data_plane.limits, settings.certificate
     wait_s, batch_wait_s = fleet.queue.bounds_s(fleet.service_time_s)
+    spill_s, batch_spill_s = fleet.queue.spill_bounds_s(fleet.service_time_s)
     # By their mean nobody waits longer than the bound; single jobs may, and are given up at twice that.
     queue_s = 2 * max(wait_s, batch_wait_s) + fleet.service_time_s
     sources = fleet.latencies(settings.region) if settings.emulate_latency else {}
@@ -76,6 +77,8 @@ def dispatcher_config(fleet: Fleet, settings: Settings) -> str:
         patience_ms=_ms(job_timeout_s(fleet)),
         wait_ms=_ms(wait_s),
         batch_wait_ms=_ms(batch_wait_s),
+        spill_ms=_ms(spill_s),
+        batch_spill_ms=_ms(batch_spill_s),
         bind=_bound(settings.address),
         admin=_bound(settings.admin),
         certificate=mutual.certificate if mutual else None,

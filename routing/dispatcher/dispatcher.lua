@@ -20,7 +20,8 @@ end
 local function look()
     local stats, now_ms = core.backends["gpus"]:get_stats(), clock_ms()
     local at_servers = (tonumber(stats["scur"]) or 0) - (tonumber(stats["qcur"]) or 0)
-    local total = tonumber(stats["lbtot"]) or 0
+    -- Each job that a server begins makes a connection or takes one. (`lbtot` leaves out those that waited in line.)
+    local total = (tonumber(stats["connect"]) or 0) + (tonumber(stats["reuse"]) or 0)
     if began ~= nil and now_ms > looked_ms and total >= began then
         taken_ms = taken_ms + math.max(0, at_servers) * math.min(now_ms - looked_ms, 10 * EVERY_MS)
         jobs = jobs + total - began

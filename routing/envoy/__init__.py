@@ -4,6 +4,5 @@
 - `delay`, `keys`, `rate_limit`, `tls`, `metrics`: marginal delay, API keys and their rates, certificates, counters.
 - `folders`: the files of an edge; `live`: those that are replaced while Envoy runs.
 - `validation`: Envoy's own check; `binary`: which Envoy, and how it is started.
-- `counters`: names of the counters that others read.
 - `messages`: shapes that occur again and again.
 """

@@ -135,6 +135,8 @@ def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) ->
                 "name": "edge",
                 "domains": ["*"],
                 "routes": [oversize, alive, bad_timeout, jobs, *others],
+                # By `x-envoy-attempt-count` a dispatcher knows who was refused before.
+                "include_request_attempt_count": True,
                 "request_headers_to_add": [header(SOURCE_HEADER, region)],
                 "response_headers_to_add": [header(ATTEMPTS_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")],
                 "response_headers_to_remove": ["x-envoy-overloaded", "x-envoy-upstream-service-time"],

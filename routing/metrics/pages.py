@@ -89,6 +89,28 @@ def read_samples(text: str, wanted: Collection[str]) -> Iterator[tuple[str, dict
         yield name, dict(_LABEL.findall(found[2] or "")), float(found[3])
 
 
+def page_url(proxy: Target, address: str) -> str:
+    """Return the URL of what is read of a proxy's page, and of nothing else on it; the address has scheme and port."""
+    return f"{address}{_PATHS[proxy.tier]}?{_QUERIES[proxy.tier]}"
+
+
+def read_page(proxy: Target, at: float, text: str, problems: list[ScrapeProblem]) -> Page:
+    """Read a page.
+
+    Args:
+        proxy: whose it is.
+        at: when it was made, in monotonic seconds.
+        text: in Prometheus' format.
+        problems: what is wrong with values is added to them.
+
+    Raises:
+        ValueError: a line of a wanted series is malformed.
+    """
+    found = [checked(proxy, *sample) for sample in read_samples(text, SERIES[proxy.tier])]
+    problems += [one for one in found if isinstance(one, ScrapeProblem)]
+    return Page(proxy, at, tuple(one for one in found if isinstance(one, Sample)))
+
+
 class PageSource:
     """Asks each proxy for its page.
 
@@ -121,12 +143,9 @@ class PageSource:
                 continue
             proxy, at, text = answer
             try:
-                found = [checked(proxy, *sample) for sample in read_samples(text, SERIES[proxy.tier])]
+                pages.append(read_page(proxy, at, text, problems))
             except ValueError as error:
                 failures.append(ScrapeFailure(proxy, Kind.UNREADABLE, _short(error)))
-                continue
-            problems += [one for one in found if isinstance(one, ScrapeProblem)]
-            pages.append(Page(proxy, at, tuple(one for one in found if isinstance(one, Sample))))
         return Reading(tuple(pages), tuple(failures), tuple(problems))
 
     async def close(self) -> None:

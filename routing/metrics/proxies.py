@@ -157,7 +157,8 @@ class Work:
 
     Attributes:
         busy_s: seconds in which they computed, all together.
-        jobs: that they answered with a result.
+        jobs: that they did: answers, and half a job for each by which those at them have become more, since a job
+            that is under way is half done on average. Below 0 where they are fewer.
     """
 
     busy_s: float
@@ -202,10 +203,14 @@ class Dispatcher(_Known):
         if self._stands_still(page, DISPATCHER_UPTIME, stale_after_s, problems):
             return None
         self._heard(page, ANSWERS, answers, problems)
-        before, self.in_service = self.in_service, max(0.0, sessions - queue)
-        self.ready, self.waiting = int(min(up, 1e6)), queue
+        self.ready, self.in_service, self.waiting = int(min(up, 1e6)), max(0.0, sessions - queue), queue
         done = self._counters.growth(ANSWERS, page.at, answers)
-        return None if done is None else Work((before + self.in_service) / 2 * done.seconds, done.amount)
+        begun = self._counters.change(SESSIONS, page.at, self.in_service)
+        if done is None or begun is None:
+            return None
+        # Without the half, a service that has just begun to work would look slow: busy, and no answers yet.
+        half = begun.amount / 2
+        return Work((self.in_service - half) * done.seconds, done.amount + half)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Costs:
                 sums[region] *= kept
 
     def add(self, region: str, busy_s: float, requests: float) -> None:
-        """Take what GPU servers of a region did: seconds in which they computed, and requests that they answered."""
+        """Take what GPU servers of a region did: seconds in which they computed, and requests that they did."""
         self._busy_s[region] += busy_s
         self._requests[region] += requests
 
@@ -83,7 +83,7 @@ class Costs:
         return min(max(cost, self.service_time_s / MOST_TIMES), self.service_time_s * MOST_TIMES)
 
     def _with_prior(self, prior_s: float, busy_s: float, requests: float) -> float:
-        return (self.prior_requests * prior_s + busy_s) / (self.prior_requests + requests)
+        return (self.prior_requests * prior_s + busy_s) / (self.prior_requests + max(0.0, requests))
 
 
 class Regions:

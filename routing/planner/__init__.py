@@ -3,7 +3,6 @@
 - `problem`: both as arrays, with the law (`never`) and the money (`cost_ms`).
 - `iterative`, `paths`: the region nearest to its maximum offloads a chunk, where that goes, and why.
 - `linear`: the optimum for the same overflow and reach, to compare with.
-- `comparison`: random fleets, and how far the iterative planner is from the optimum.
 """
 
 from __future__ import annotations

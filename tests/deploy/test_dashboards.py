@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from jobs.metrics import Metrics
+from laboratory.local.arrivals import poisson
+from laboratory.local.client import send
+from laboratory.local.launch import Options, running
 from routing.cli import main
 from routing.fleet import load_fleet
-from routing.local.arrivals import poisson
-from routing.local.client import send
-from routing.local.launch import Options, running
 
 from .conftest import ROOT
 

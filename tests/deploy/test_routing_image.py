@@ -29,7 +29,7 @@ def packages():
 
 
 def run(*arguments):
-    left_out = ("matplotlib", "numba", "scipy", "torch", "bentoml", "diffusers", "pipeline", "serving")
+    left_out = ("matplotlib", "numba", "scipy", "torch", "bentoml", "diffusers", "pipeline", "serving", "laboratory")
     command = [sys.executable, "-c", WITHOUT.format(left_out=left_out), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 

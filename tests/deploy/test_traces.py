@@ -9,9 +9,9 @@ import time
 import httpx
 import pytest
 
+from laboratory.local.launch import Options, running
+from laboratory.local.ports import reserve
 from routing.fleet import Fleet
-from routing.local.launch import Options, running
-from routing.local.ports import reserve
 from routing.schema import validated
 
 from .collector import collecting

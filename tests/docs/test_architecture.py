@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -14,11 +16,12 @@ ALLOWED = {
     "serving": {"pipeline": SERVERS_NEED},
     "service.py": {"serving": None, "pipeline": SERVERS_NEED},
     "routing": {},
+    "laboratory": {"routing": None},
     "jobs": {},
-    "loadtests": {"routing": None},
+    "loadtests": {"laboratory": None, "routing": None},
     "deploy": {"pipeline": {"console", "errors", "serve"}},
 }
-OURS = {"pipeline", "serving", "service", "jobs", "routing", "loadtests", "deploy"}
+OURS = {"pipeline", "serving", "service", "jobs", "routing", "laboratory", "loadtests", "deploy"}
 
 ROOMS = {
     "media": set(),
@@ -65,7 +68,20 @@ def test_a_package_imports_only_what_it_may(name):
             assert modules is None or module in modules, f"{path.relative_to(ROOT)} imports {package}.{module}"
 
 
-@pytest.mark.parametrize("name", ["jobs", "routing", "loadtests"])
+def test_only_the_command_line_of_routing_knows_the_laboratory_and_does_without():
+    naming = [path for path in (ROOT / "routing").rglob("*.py") if '"laboratory' in path.read_text()]
+    assert naming == [ROOT / "routing" / "cli.py"]
+    code = (
+        "import sys; sys.modules['laboratory'] = None\n"
+        "from routing.cli import build_parser\n"
+        "print(build_parser().format_help())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "control" in done.stdout
+    assert "simulate" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["jobs", "routing", "laboratory", "loadtests"])
 def test_traffic_and_jobs_need_no_pytorch(name):
     for path in (ROOT / name).rglob("*.py"):
         found = {

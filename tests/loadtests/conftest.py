@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from laboratory.local.launch import Options, running
+from laboratory.local.processes import marked
 from loadtests.deployment import Deployment
 from loadtests.findings import Observed, Run
 from loadtests.roles import resolve
@@ -24,8 +26,6 @@ from loadtests.tally import Outcome, Tally
 from loadtests.timed import Timed
 from routing.errors import RoutingError
 from routing.fleet import Fleet, load_fleet
-from routing.local.launch import Options, running
-from routing.local.processes import marked
 from routing.proxies import Programs
 from routing.schema import validated
 

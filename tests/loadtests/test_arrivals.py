@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laboratory.simulate.experiment import TRACE_COLUMNS, load_experiment
+from laboratory.simulate.scenario import Change, Day
 from loadtests.arrivals import even, part, schedule, thinned, write_trace
 from loadtests.demand import Rate
-from routing.simulate.experiment import TRACE_COLUMNS, load_experiment
-from routing.simulate.scenario import Change, Day
 
 changes = st.lists(
     st.builds(

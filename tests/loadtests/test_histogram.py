@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laboratory.local.client import quantile
 from loadtests.histogram import PRECISION, Histogram
 from loadtests.tally import Outcome, Tally
-from routing.local.client import quantile
 
 values = st.lists(st.floats(0.0005, 1000.0), min_size=1, max_size=200)
 

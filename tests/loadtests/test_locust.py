@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from laboratory.local.stop import runs
 from loadtests.plant import FAULTS
-from routing.local.stop import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ROOT / "docs" / "examples" / "small-fleet.yaml"

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laboratory.simulate.scenario import Failure
 from loadtests.findings import judge_share
 from loadtests.generator import Limits, complaints
 from loadtests.objective_kinds import KINDS, parse_objective
 from loadtests.roles import Others
 from loadtests.verdict import judge, lines
-from routing.simulate.scenario import Failure
 
 
 def finding(run, kind, **values):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from laboratory.simulate.scenario import Failure
 from loadtests.cli import main
 from loadtests.deployment import checked_url, deployment_by_file, local_deployment, unfit
 from loadtests.faults import Hook
@@ -26,7 +27,6 @@ from loadtests.verdict import judge
 from loadtests.watch import Watch
 from routing.errors import InputError, RoutingError
 from routing.fleet import load_fleet
-from routing.simulate.scenario import Failure
 
 
 def fields(form):

@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from laboratory.planning import random_case
 from routing.errors import InputError
 from routing.fleet import Money
 from routing.load import Load, load_load
 from routing.planner import plan
-from routing.planner.comparison import random_case
 from routing.planner.iterative import solve
 from routing.planner.problem import STEPS_MOST, state
 

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laboratory.planning import compare, random_case
 from routing.fleet import Fleet, Region, Threshold
 from routing.load import Load
 from routing.planner import plan
-from routing.planner.comparison import compare, random_case
 
 
 @st.composite

@@ -6,9 +6,9 @@ import json
 import pytest
 import yaml
 
+from laboratory.local.about import NAME
+from laboratory.local.components import LOCK, STATE, WANTED
 from routing.cli import main
-from routing.local.about import NAME
-from routing.local.components import LOCK, STATE, WANTED
 
 FLEET = {
     "regions": {"a": {"gpus": 2}, "b": {"gpus": 2}, "c": {"gpus": 2}},

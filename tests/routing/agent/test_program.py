@@ -18,6 +18,7 @@ import httpx
 import pytest
 import yaml
 
+from laboratory.local.ports import reserve
 from routing.agent.loops import ControlLoop
 from routing.cli import main
 from routing.control.rows import Row
@@ -25,7 +26,6 @@ from routing.dispatcher.files import dispatcher_folder
 from routing.envoy.folders import edge_folder
 from routing.errors import RoutingError
 from routing.fleet import Fleet
-from routing.local.ports import reserve
 from routing.proxies import Programs, write_fleet
 from routing.schema import validated
 from routing.table import RoutingTable
@@ -99,7 +99,7 @@ class Pods:
 
     def serve(self, service_s: float) -> subprocess.Popen:
         gpu = ("--region", "a", "--serve", f"a-1=127.0.0.1:{self.gpu}", "--service-time", service_s)
-        self.start("routing.local.standin", *gpu)
+        self.start("laboratory.local.standin", *gpu)
         self.start("routing", "proxy", "--folder", dispatcher_folder(self.folder / "run", "a"))
         return self.proxy()
 

@@ -33,8 +33,9 @@ def test_a_round_gives_demand_load_capacity_and_where_jobs_went(watch):
     assert (a.load, a.waiting) == (0.5, 3.0)
     assert (a.gpus_ready, a.gpus_missing) == (4, 0)
     # Busy seconds are the mean of 0 and 2 busy GPUs in each region, times two seconds.
-    fleet_s = (20 * 0.5 + 4) / (20 + 10)
-    assert a.cost_s == pytest.approx((20 * fleet_s + 2) / (20 + 8))
+    # Of the jobs that are under way, each counts half.
+    fleet_s = (20 * 0.5 + 4) / (20 + 10 + 2)
+    assert a.cost_s == pytest.approx((20 * fleet_s + 2) / (20 + 8 + 1))
     assert a.capacity_rps == pytest.approx(4 / a.cost_s)
     assert a.load_per_rps == pytest.approx(a.cost_s / 4)
     assert seen.rps == {"a": {"a": pytest.approx(4.0), "b": 0.0}, "b": {"a": 0.0, "b": pytest.approx(1.0)}}
@@ -62,6 +63,15 @@ def test_irregular_rounds_give_the_same_rates_and_the_same_cost(watch):
         seen = observe().regions["a"]
         assert seen.demand_rps == pytest.approx(4.0)
     assert seen.cost_s == pytest.approx(0.75, rel=0.05)  # 3 busy GPUs for 4 jobs per second
+
+
+def test_a_service_that_has_just_begun_to_work_does_not_look_slow(watch):
+    known, observe = watch(40, 40)
+    observe()
+    for _ in range(2):
+        known.work(0.25, {}, busy=40.0)  # all servers are busy, and no job is done yet
+        seen = observe()
+    assert 0.3 < seen.regions["a"].cost_s < 0.75
 
 
 def test_refusals_cost_nothing(watch):
@@ -226,7 +236,9 @@ def test_an_edge_that_is_gone_for_long_has_no_users(watch):
 )
 def test_absurd_values_of_a_dispatcher_are_named_and_do_not_count(watch, change, kind, ready):
     known, observe = watch(4, 4)
-    expected = warm(known, observe).regions["a"]
+    warm(known, observe)
+    known.work(2.0, {"a": 4.0, "b": 1.0})
+    expected = observe().regions["a"]
     known.work(2.0, {"a": 4.0, "b": 1.0})
     known.dispatchers[known.dispatcher("a")].update(change)
     seen = observe()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import json
+import math
 import os
 import random
 import shutil
@@ -20,13 +21,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from routing.dispatcher.counters import PAGE, DispatcherCounters, read_dispatcher
 from routing.dispatcher.files import dispatcher_folder
 from routing.dispatcher.runtime import Runtime
 from routing.envoy.folders import edge_folder
 from routing.envoy.live import write_table
 from routing.errors import RoutingError
 from routing.fleet import Fleet
+from routing.metrics.pages import page_url, read_page
+from routing.metrics.proxies import Dispatcher
+from routing.metrics.reading import Page, Target
 from routing.proxies import Programs, Proxy, write_fleet
 from routing.schema import validated
 from routing.table import RoutingTable
@@ -274,9 +277,16 @@ class RunningFleet:
         text = (await self.client.get(f"http://{place.admin}/stats", params={"filter": f"^{name}$"})).text
         return int(text.rpartition(":")[2]) if text else 0
 
-    async def dispatcher(self, region: str) -> DispatcherCounters:
+    async def page(self, proxy: Target, url: str = "") -> Page:
+        """What the control loop reads of a proxy's page now."""
+        text = (await self.client.get(url or page_url(proxy, f"http://{proxy.address}"))).text
+        return read_page(proxy, time.monotonic(), text, [])
+
+    async def dispatcher(self, region: str) -> Dispatcher:
         """What a dispatcher's page says now."""
-        return read_dispatcher((await self.client.get(f"http://{self.places[region].dispatchers[0].admin}{PAGE}")).text)
+        found = Dispatcher(Target(region, "dispatcher", self.places[region].dispatchers[0].admin))
+        found.take(await self.page(found.proxy), math.inf, [])
+        return found
 
     async def ready(self, region: str, count: int) -> None:
         """Wait until a dispatcher finds so many servers ready, and has checked all that it knows."""

@@ -117,6 +117,29 @@ def test_a_full_line_of_batch_jobs_leaves_interactive_jobs_their_places(running)
     asyncio.run(scenario())
 
 
+def test_a_job_that_another_region_refused_takes_no_place_that_users_of_this_one_need(running):
+    async def scenario():
+        def change(content):
+            with_line(60.0, spill_max_wait_s=20.0)(content)
+            content["service_time_s"] = 20.0  # three places, of which the first is for anybody
+
+        retried = {"x-envoy-attempt-count": "2", "x-stillmotion-source": "b"}
+        planned, own = retried | {"x-envoy-attempt-count": "1"}, retried | {"x-stillmotion-source": "a"}
+        async with one_server_busy(running, change) as (fleet, release):
+            waiting = []
+            for headers, status in ((retried, 0), (retried, 429), (planned, 0), (retried, 429), (own, 0), (own, 429)):
+                job = send(fleet, **headers)
+                if status:
+                    assert (await job).status_code == status
+                else:
+                    waiting.append(job)
+                    await fleet.line("a", len(waiting))
+            release.set()
+            assert statuses(await asyncio.gather(*waiting)) == {200: 3}
+
+    asyncio.run(scenario())
+
+
 def test_a_job_that_would_wait_too_long_is_refused_with_the_time_after_which_there_is_room(running):
     async def scenario():
         def change(content):
@@ -150,6 +173,29 @@ def test_the_line_gets_longer_when_jobs_turn_out_to_be_shorter(running):
             await fleet.line("a", 2)
             release.set()
             assert statuses(await asyncio.gather(*jobs)) == {200: 3}
+
+    asyncio.run(scenario())
+
+
+def test_jobs_that_waited_in_line_do_not_make_the_line_shorter(running):
+    """The time of a job is that at a server, however many have waited before."""
+
+    async def scenario():
+        def change(content):
+            with_line(0.6)(content)
+            content["service_time_s"] = 0.03  # twenty places
+
+        async with running({"a": 1}, edges=[], change=change, service_s=0.03) as fleet:
+            for _ in range(6):
+                assert statuses(await asyncio.gather(*[send(fleet) for _ in range(15)])) == {200: 15}
+            release = fleet.hold()
+            jobs = [send(fleet) for _ in range(31)]
+            await fleet.holds(lambda: any(job.done() for job in jobs))
+            await asyncio.sleep(0.2)
+            refused = sum(job.done() for job in jobs)
+            release.set()
+            await asyncio.gather(*jobs)
+            assert refused <= 20  # ten; more where a busy machine made jobs longer
 
     asyncio.run(scenario())
 
@@ -544,7 +590,7 @@ def test_a_killed_dispatcher_costs_the_jobs_that_it_had_and_the_others_go_elsewh
 def test_with_all_lines_full_a_job_is_refused_and_told_when_to_come_back(running):
     async def scenario():
         def change(content):
-            with_line(8.0)(content)
+            with_line(8.0, spill_max_wait_s=8.0)(content)
             content["service_time_s"] = 4.0
             content["retry"] |= {"attempts": 4, "base_interval_s": 0.01, "max_interval_s": 0.02}
 

@@ -94,7 +94,7 @@ def test_a_slow_reader_keeps_no_gpu(running):
             await reader.readexactly(100)
 
             async def free() -> bool:
-                return (await fleet.dispatcher("a")).computing == 0
+                return (await fleet.dispatcher("a")).in_service == 0
 
             await fleet.holds(free)
             writer.close()

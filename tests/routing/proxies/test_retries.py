@@ -9,6 +9,8 @@ import pytest
 from routing.envoy.folders import ROUTES
 from routing.envoy.live import write_retries
 from routing.fleet import RetryPolicy
+from routing.metrics.proxies import ANSWERS, GPUS
+from routing.metrics.reading import Target
 
 
 def statuses(responses) -> Counter:
@@ -61,7 +63,8 @@ def test_attempts_end_and_the_client_learns_that_all_are_busy(running):
             assert response.content == b""
             assert response.headers["retry-after"] == "1"
             assert response.headers["x-stillmotion-attempts"] == "4"
-            assert (await fleet.dispatcher("a")).refused == 4
+            page = await fleet.page(Target("a", "dispatcher", fleet.places["a"].dispatchers[0].admin))
+            assert page.total(ANSWERS, proxy=GPUS, code="4xx") == 4
             release.set()
             assert statuses(await first) == {200: 1}
 

@@ -1,0 +1,291 @@
+"""A stand-in for a GPU server: load at most one, the rest refused at once. What it computes is time."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import asdict, dataclass, field
+
+from routing.jobs import Jobs
+
+from .faults import Faults, Metrics, Order
+from .faults import parse as parse_faults
+from .http11 import Body, Reply, Request, TooLargeError
+from .ledger import Ledger
+from .series import CONTENT_TYPE, Series, absurd
+from .service_times import ServiceTimes
+
+NAME = "stand-in"
+STEPS = 8  # of a job; one whose client has gone stops at the next, as in the real server
+LARGEST_BODY = 16 * 2**20 + 20 * 1024  # bytes; as `serving/settings.py` takes by default
+UPLOAD_S = 20.0
+
+# A GIF of one white pixel: the least that programs take for an animation.
+GIF = base64.b64decode("R0lGODlhAQABAIAAAP///wAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw==")
+
+
+@dataclass
+class StandIn:
+    """One stand-in.
+
+    Attributes:
+        gpu: its name, such as `us-east-1`.
+        region: where it says it stands.
+        times: of jobs.
+        generator: that times are drawn from.
+        ledger: notes each computation.
+        jobs: paths that take jobs, and the one that says whether it is ready. One that ends with `stream` sends events.
+    """
+
+    gpu: str
+    region: str
+    times: ServiceTimes
+    generator: random.Random
+    ledger: Ledger
+    jobs: Jobs = field(default_factory=Jobs)
+    faults: Faults = field(default_factory=Faults)
+    draining: bool = False
+    down_s: float = 0.0
+    series: Series = field(default_factory=Series)
+    _taken: int = 0
+    _slot: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _busy_since: float | None = None
+    _busy_s: float = 0.0
+    _ends_at: float = 0.0
+    _frozen: str = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether the slot is taken."""
+        return self._taken > 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes jobs, now or when it is done with one."""
+        return self.faults.ready and not self.draining
+
+    async def answer(self, request: Request) -> Reply:
+        """The reply to any request."""
+        if request.path in self.jobs.paths and request.method == "POST":
+            return await self._job(request)
+        if request.path == "/standin" or request.path.startswith("/standin/"):
+            return await self._admin(request)
+        if request.method not in {"GET", "HEAD"}:
+            return _error(405, "method", f"jobs are taken by POST {self.jobs.paths[0]}")
+        if request.path in {self.jobs.ready, "/readyz"}:
+            return _text(200 if self.ready else 503, "")
+        match request.path:
+            case "/livez" | "/healthz":
+                return _text(200, "")
+            case "/metrics":
+                return await self._metrics()
+            case "/":
+                return _text(200, f"{NAME} {self.gpu}: takes time as a GPU server does, and computes nothing\n")
+            case "/docs.json":
+                paths: dict[str, object] = {path: {"post": {}} for path in self.jobs.paths}
+                return _json(200, {"info": {"title": f"stillmotion ({NAME})"}, "paths": paths})
+        return _error(404, "not_found", "there is nothing here")
+
+    def obey(self, order: Order) -> None:
+        """Let something go wrong, or be well again."""
+        if order.faults.metrics is Metrics.FROZEN and self.faults.metrics is not Metrics.FROZEN:
+            self._frozen = self._page()
+        self.faults, self.down_s = order.faults, order.down_s
+
+    def describe(self) -> dict[str, object]:
+        """How it is."""
+        return {
+            "kind": NAME,
+            "gpu": self.gpu,
+            "region": self.region,
+            "service_time": self.times.text,
+            "busy": self.busy,
+            "ready": self.ready,
+            "requests": dict(self.series.requests),
+            "faults": asdict(self.faults),
+        }
+
+    async def _job(self, request: Request) -> Reply:
+        reply, outcome = await self._admitted(request)
+        if outcome:
+            self.series.requests[outcome] += 1
+        return reply
+
+    async def _admitted(self, request: Request) -> tuple[Reply, str]:
+        """The reply, and the outcome that is counted; none for a stream, which counts itself at its end."""
+        if not self.ready:
+            reply = _error(503, "draining" if self.draining else "loading", f"the {NAME} takes no jobs now")
+            return Reply(reply.status, {**reply.headers, "Retry-After": "5"}, reply.body), "unavailable"
+        if self._taken >= self.faults.admission:
+            left_s = max(1, round(self._ends_at - time.monotonic() + 0.5))
+            return Reply(429, {"Retry-After": str(left_s)}), "busy"
+        self._taken += 1
+        try:
+            await self._slot.acquire()  # at once, unless it was told to take more than one
+        except BaseException:
+            self._taken -= 1
+            raise
+        self._busy_since = time.monotonic()
+        stays = False
+        try:
+            seconds = self.times.draw(self.generator) * self.faults.slowness
+            self._ends_at = self._busy_since + seconds
+            if (
+                refusal := await _upload(
+                    request.headers.get("content-type", ""), request.body, any_form=self.jobs.paths != Jobs().paths
+                )
+            ) is not None:
+                return refusal, "slow_upload" if refusal.status == 408 else "bad_input"
+            request_id = request.headers.get("x-request-id", "without-id")
+            if request.path.endswith("/stream"):
+                stays = True
+                headers = {"Content-Type": "text/event-stream", **self._about()}
+                return Reply(200, headers, parts=self._events(seconds, request_id, request.gone)), ""
+            if not await self._compute(seconds, request_id, request.gone):
+                return _error(503, "disconnected", "the client has gone"), "disconnected"
+        finally:
+            if not stays:
+                self._free()
+        about = {"Content-Disposition": 'inline; filename="animation.gif"', "X-Stillmotion-Seed": str(seed_of(request))}
+        headers = {**about, **self._about(), "X-Stillmotion-Compute-Seconds": f"{seconds:.3f}"}
+        return Reply(200, {"Content-Type": "image/gif", **headers}, GIF), "ok"
+
+    async def _compute(self, seconds: float, request_id: str, gone: asyncio.Future[None]) -> bool:
+        """Take the time; whether somebody waited for the end of it."""
+        self.ledger.note("began", request_id)
+        began = time.monotonic()
+        await asyncio.wait({gone}, timeout=seconds)
+        if gone.done() and (left_s := began + seconds - time.monotonic()) > 0:
+            step_s = seconds / STEPS
+            await asyncio.sleep(left_s % step_s)
+            self.ledger.note("cancelled", request_id)
+            self.series.cancelled["disconnected"] = self.series.cancelled.get("disconnected", 0) + 1
+            return False
+        self.ledger.note("ended", request_id)
+        self.series.compute_seconds.observe(seconds)
+        self.series.step_seconds.observe(seconds / STEPS, STEPS)
+        return True
+
+    async def _events(self, seconds: float, request_id: str, gone: asyncio.Future[None]) -> AsyncGenerator[bytes, None]:
+        outcome = "disconnected"
+        try:
+            yield _event("start", {"steps": STEPS, "model": NAME, "left_s": round(seconds, 2)})
+            self.ledger.note("began", request_id)
+            for step in range(1, STEPS + 1):
+                await asyncio.wait({gone}, timeout=seconds / STEPS)
+                if gone.done():
+                    self.ledger.note("cancelled", request_id)
+                    return
+                left_s = round(seconds * (1 - step / STEPS), 2)
+                yield _event("step", {"step": step, "steps": STEPS, "left_s": left_s})
+            self.ledger.note("ended", request_id)
+            outcome = "ok"
+            data = base64.b64encode(GIF).decode("ascii")
+            yield _event("result", {"format": "gif", "media_type": "image/gif", "data": data, "gpu": self.gpu})
+        finally:
+            self.series.requests[outcome] += 1
+            self._free()
+
+    def _free(self) -> None:
+        self._count()
+        self._busy_since = None
+        self._taken -= 1
+        self._slot.release()
+
+    def _count(self) -> float:
+        """Busy seconds until now."""
+        if self._busy_since is not None:
+            now = time.monotonic()
+            self._busy_s += now - self._busy_since
+            self._busy_since = now
+        return self._busy_s
+
+    def _about(self) -> dict[str, str]:
+        return {
+            "Cache-Control": "no-store",
+            "X-Stillmotion-Model": NAME,
+            "X-Stillmotion-Steps": str(STEPS),
+            "X-Stillmotion-Passes": str(STEPS),
+            "X-Stillmotion-Region": self.region,
+            "X-Stillmotion-Gpu": self.gpu,
+        }
+
+    def _page(self) -> str:
+        left_s = self._ends_at - time.monotonic() if self.busy else 0.0
+        share = max(0.0, left_s) / (self.times.mean_s or 1.0)
+        one = {"family": NAME, "runtime": NAME, "precision": "none", "steps": str(STEPS), "passes": str(STEPS)}
+        return self.series.text(
+            ready=self.ready,
+            load=int(self.busy),
+            steps_left=min(STEPS, round(share * STEPS)),
+            busy_s=self._count(),
+            info={"region": self.region, "model": NAME, **one},
+        )
+
+    async def _metrics(self) -> Reply:
+        text = self._page()
+        match self.faults.metrics:
+            case Metrics.MISSING:
+                return _text(500, "")
+            case Metrics.LATE:
+                await asyncio.sleep(30)
+            case Metrics.FROZEN:
+                text = self._frozen
+            case Metrics.ABSURD:
+                text = absurd(text)
+        return Reply(200, {"Content-Type": CONTENT_TYPE}, text.encode())
+
+    async def _admin(self, request: Request) -> Reply:
+        # For whoever is on this machine and speaks to it directly. What proxies pass on has this header.
+        if not request.peer.startswith("127.") or "x-forwarded-for" in request.headers:
+            return _error(404, "not_found", "there is nothing here")
+        if request.path == "/standin/faults" and request.method == "POST":
+            try:
+                self.obey(parse_faults(await request.body.read(4096), self.faults))
+            except (ValueError, TooLargeError) as error:
+                return _error(400, "faults", str(error))
+        elif request.path != "/standin":
+            return _error(404, "not_found", "there are /standin and /standin/faults")
+        return _json(200, self.describe())
+
+
+def seed_of(request: Request) -> int:
+    """A seed for an answer: any will do, since nothing is drawn."""
+    return sum(request.headers.get("x-request-id", "").encode()) % 2**31
+
+
+async def _upload(content_type: str, body: Body, *, any_form: bool) -> Reply | None:
+    """Read the upload and let it go; what is wrong with it, or None. Another service takes any form."""
+    if not (content_type.lower().startswith("multipart/form-data") or any_form):
+        return _error(415, "not_multipart", "send multipart/form-data with the fields image and prompt")
+    size = 0
+    try:
+        async with asyncio.timeout(UPLOAD_S):
+            async for part in body.parts():
+                size += len(part)
+                if size > LARGEST_BODY:
+                    return _error(413, "too_large", f"over the limit of {LARGEST_BODY} bytes", close=True)
+    except TimeoutError:
+        return _error(408, "slow_upload", f"the request did not arrive within {UPLOAD_S:g} seconds", close=True)
+    return None
+
+
+def _error(status: int, code: str, message: str, *, close: bool = False) -> Reply:
+    body = json.dumps({"error": message, "code": code, "field": None}).encode()
+    return Reply(status, {"Content-Type": "application/json"}, body, close=close)
+
+
+def _json(status: int, content: object) -> Reply:
+    return Reply(status, {"Content-Type": "application/json"}, json.dumps(content).encode())
+
+
+def _text(status: int, text: str) -> Reply:
+    return Reply(status, {"Content-Type": "text/plain; charset=utf-8"}, text.encode())
+
+
+def _event(name: str, data: dict[str, object]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()

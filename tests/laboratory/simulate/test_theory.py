@@ -1,0 +1,136 @@
+"""The simulator against what is known of simple systems."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+
+from laboratory.queueing import erlang_b, mean_wait_mdc, mean_wait_mmc
+from laboratory.simulate.run import simulate
+from laboratory.simulate.snapshot import mean, quantile
+
+# Student's t for a two-sided 99 % interval with 37 degrees of freedom: 38 batches.
+T_99 = 2.715
+LOADS = {
+    1: (0.3, 0.6, 0.9, 1.5),
+    4: (0.3, 0.6, 0.9, 1.5),
+    12: (0.5, 0.7, 0.9, 1.2),
+    60: (0.75, 0.85, 0.95, 1.2),
+    300: (0.88, 0.92, 1.0, 1.2),
+}
+QUICK = {(1, 0.6), (4, 1.5), (12, 0.7), (12, 1.2), (60, 0.85), (300, 0.92)}
+
+
+def settings(given, quick):
+    """All of them, of which those that are not quick are for `make test-all`."""
+    return [one if one in quick else pytest.param(*one, marks=pytest.mark.slow) for one in given]
+
+
+SETTINGS = settings([(gpus, load) for gpus, loads in LOADS.items() for load in loads], QUICK)
+QUEUES = settings([(1, 0.5), (1, 0.85), (3, 0.8), (12, 0.7), (12, 0.9), (60, 0.95)], {(1, 0.85), (12, 0.7)})
+
+
+@pytest.mark.parametrize(("gpus", "load"), SETTINGS)
+def test_refusals_without_retries_are_those_of_erlang_b(make, batches_of, gpus, load):
+    # Whatever the distribution of service times: they take turns.
+    kind = ("fixed", "exponential", "lognormal")[(gpus + int(20 * load)) % 3]
+    seconds = 600_000 / (gpus * load)
+    experiment = make(
+        [gpus],
+        kind=kind,
+        retry={"attempts": 1},
+        duration_s=seconds,
+        series_s=seconds / 40,
+        arrivals={"load": load},
+    )
+    share, half = batches_of(experiment).interval(T_99)
+    expected = erlang_b(gpus, gpus * load)
+    assert half < 0.3 * expected  # an interval that says something
+    assert abs(share - expected) <= half
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("exponential", mean_wait_mmc), ("fixed", mean_wait_mdc)])
+@pytest.mark.parametrize(("gpus", "load"), QUEUES)
+def test_waits_in_a_queue_are_those_of_mmc_and_mdc(make, kind, expected, gpus, load):
+    seconds = 1_000_000 / (gpus * load)
+    experiment = make(
+        [gpus],
+        kind=kind,
+        retry={"attempts": 1},
+        duration_s=seconds,
+        series_s=seconds / 40,
+        arrivals={"load": load},
+        proxies={"queue": 1_000_000},
+    )
+    outcome = simulate(experiment)
+    assert outcome.last.failed.sum() == 0
+    series = outcome.series[2:]
+    means = [mean((b.waits - a.waits).sum(axis=0)) for a, b in pairwise(series)]
+    half = T_99 * np.std(means, ddof=1) / np.sqrt(len(means))
+    wanted = expected(gpus, gpus * load, 1.0)
+    assert half < 0.2 * wanted
+    assert abs(np.mean(means) - wanted) <= half + 0.002 * wanted  # bins are 0.4 % wide
+
+
+def busy_share(load, attempts):
+    """Share of busy GPU servers when each attempt finds one at random: u = load * (1 - u^attempts)."""
+    return brentq(lambda u: load * (1 - u**attempts) - u, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("load", "attempts"), [(0.6, 1), (0.9, 1), (0.6, 3), (0.8, 5), (0.9, 9)])
+def test_blind_attempts_fail_as_often_as_gpus_are_busy(make, load, attempts):
+    # A large fleet and waits so long that attempts are as good as independent.
+    outcome = simulate(
+        make(
+            [2000],
+            retry={"attempts": attempts, "base_interval_s": 5.0, "max_interval_s": 5.0},
+            duration_s=400.0,
+            warm_up_s=60.0,
+            arrivals={"load": load},
+            proxies={"tiers": 1},
+        )
+    )
+    start, end = outcome.warm, outcome.last
+    jobs = (end.attempts_taken - start.attempts_taken).sum()
+    u = busy_share(load, attempts)
+    assert (end.failed - start.failed).sum() / jobs == pytest.approx(u**attempts, abs=0.004)
+    tried = (end.tried - start.tried).sum() / jobs
+    assert tried == pytest.approx((1 - u**attempts) / (1 - u), rel=0.02)
+
+
+# 3 regions of 4 GPUs, jobs of 0.5 s, table 80/10/10, at 70, 90 and 110 %: failures, measured once each on
+# Envoy 1.40, in short runs from an idle fleet. Half a minute is assumed here, and seen to the end.
+MEASURED = [
+    ("one tier, no retry", 1, 1, (0.42, 0.45, 0.50)),
+    ("one tier, exponential", 1, 9, (0.018, 0.086, 0.20)),
+    ("two tiers, exponential", 2, 9, (0.000, 0.017, 0.115)),
+]
+
+
+@pytest.mark.parametrize(("name", "tiers", "attempts", "failures"), MEASURED)
+def test_policies_do_what_they_did_on_envoy(make, name, tiers, attempts, failures):  # noqa: ARG001  # name: for people
+    shares = {one: {other: 0.8 if one == other else 0.1 for other in "abc"} for one in "abc"}
+    for load, measured in zip((0.7, 0.9, 1.1), failures, strict=True):
+        experiment = make(
+            [4, 4, 4],
+            service_s=0.5,
+            retry={"attempts": attempts, "base_interval_s": 0.05, "max_interval_s": 1.0},
+            shares=shares,
+            duration_s=30.0,
+            series_s=30.0,
+            arrivals={"load": load},
+            proxies={"tiers": tiers},
+        )
+        runs = [simulate(experiment, seed).last for seed in range(100)]
+        found = [one.failed.sum() / one.arrived.sum() for one in runs]
+        low, high = np.quantile(found, (0.01, 0.99))
+        assert low - 0.005 <= measured <= high + 0.005
+
+
+def test_backoff_waits_no_longer_than_envoys_formula(make):
+    retry = {"attempts": 4, "base_interval_s": 0.5, "max_interval_s": 1.5}
+    outcome = simulate(make([4], retry=retry, duration_s=2000.0, arrivals={"load": 1.5}))
+    # Each wait is uniform(0, min(0.5 * 2^(k-1), 1.5)): 0.5 + 1.0 + 1.5 at most.
+    waits = outcome.last.waits.sum(axis=0)
+    assert 2.5 < quantile(waits, 1.0) <= 3.0 * 1.004
