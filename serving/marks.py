@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import av
+from PIL import Image
 
 from pipeline.errors import StillmotionError
 from pipeline.media.formats import MEDIA_TYPES, Format
@@ -117,9 +118,13 @@ def make_marker(settings: Settings) -> Marker:
         )
         info = c2pa.C2paSignerInfo(settings.c2pa_algorithm.encode(), read["CERTIFICATE"], read["KEY"], None)
         marker = Marker(signer=c2pa.Signer.from_info(info), context=context)
-        marker.mark(_TINY_GIF, "gif", "start")
+        signed = io.BytesIO(marker.mark(_TINY_GIF, "gif", "start"))
+        with c2pa.Reader(MEDIA_TYPES["gif"], signed) as reader:
+            holds = json.loads(reader.json()).get("validation_state") != "Invalid"
     except (c2pa.C2paError, MarkError) as error:
         raise SettingsError(f"STILLMOTION_C2PA_CERTIFICATE: {certificate} cannot sign: {_line(error)}") from error
+    if not holds:  # the library signs with any key
+        raise SettingsError(f"STILLMOTION_C2PA_KEY: {key} is not the key of the first certificate in {certificate}")
     return marker
 
 
@@ -141,11 +146,13 @@ def _label_mp4(data: bytes) -> bytes:
 
 
 def _label_webp(data: bytes) -> bytes:
-    """Append a chunk `XMP ` and say so in the header of the extended format, which animations have."""
+    """Append a chunk `XMP ` and say so in the header of the extended format."""
+    if data[12:16] != b"VP8X":  # animations have that header; a clip that stands still is written as one picture
+        with Image.open(io.BytesIO(data)) as picture:
+            sides = b"".join((side - 1).to_bytes(3, "little") for side in picture.size)
+        data = data[:12] + b"VP8X" + (10).to_bytes(4, "little") + bytes(4) + sides + data[12:]
     chunk = b"XMP " + len(_XMP).to_bytes(4, "little") + _XMP + b"\x00" * (len(_XMP) % 2)
     size = (len(data) - 8 + len(chunk)).to_bytes(4, "little")
-    if data[12:16] != b"VP8X":  # one still frame: the simple format has no place for it
-        return data
     return data[:4] + size + data[8:20] + bytes([data[20] | 0x04]) + data[21:] + chunk
 
 

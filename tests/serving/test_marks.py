@@ -125,6 +125,17 @@ def test_players_libraries_read_the_digital_source_type(marker):
         assert container.metadata["DIGITAL_SOURCE_TYPE"] == SOURCE_TYPE
 
 
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("frames", [CLIP[:1], CLIP[[3, 3, 3]]], ids=["one frame", "standing still"])
+def test_a_clip_without_motion_is_marked_as_well(marker, file_format, frames):
+    plain = encode(frames, 8, file_format)
+    data = marker.mark(plain, file_format, "animator:1")
+    assert SOURCE_TYPE.encode() in data
+    assert np.array_equal(decode(data), decode(plain))
+    if file_format in SIGNED:
+        assert manifest_of(data, file_format)["validation_state"] == "Valid"
+
+
 def test_a_webm_has_no_manifest_and_does_not_claim_one(marker):
     assert marker.kinds("webm") == ("iptc",)
     assert marker.kinds("mp4") == ("c2pa", "iptc")
@@ -150,6 +161,9 @@ def test_a_certificate_that_cannot_sign_is_named_at_the_start(tmp_path):
     ]:
         with pytest.raises(SettingsError, match=words):
             make_marker(good.model_copy(update=values))
+    (tmp_path / "other.pem").write_bytes(certificate()[1])
+    with pytest.raises(SettingsError, match="STILLMOTION_C2PA_KEY: .*other.pem is not the key of"):
+        make_marker(good.model_copy(update={"c2pa_key": tmp_path / "other.pem"}))
     (tmp_path / "old").mkdir()
     with pytest.raises(SettingsError, match="cannot sign"):
         make_marker(settings_with(tmp_path / "old", days=-1))
