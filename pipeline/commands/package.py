@@ -28,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of network and encoders (default: float32, or that of the files on a GPU)",
     )
+    parser.add_argument(
+        "--optimise",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further change, may be repeated: float8-storage, offload, float8, float8-weights, tiling, slices, "
+        "attention:BACKEND",
+    )
     parser.add_argument("--size", type=size, metavar="WxH", help="of a clip, in pixels (default: the checkpoint's)")
     parser.add_argument("--frames", type=positive, metavar="N", help="of a clip (default: the checkpoint's)")
     parser.add_argument("--fps", type=positive, metavar="N", help="of a clip (default: the checkpoint's)")
@@ -135,12 +143,16 @@ def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     except ValueError as error:
         raise StillmotionError(str(error)) from error
     precision = options.precision or source.info.dtype
-    packaged = package(source, metrics={}, runtime=options.runtime, precision=precision)
+    try:
+        packaged = package(source, {}, options.runtime, precision, options.optimise)
+    except ValueError as error:
+        raise StillmotionError(str(error)) from error
     return {
         "tag": packaged.tag,
         "path": str(packaged.path),
         "max_difference": packaged.max_difference,
         "runtime": packaged.animator.runtime,
+        "left_out": packaged.animator.fallback,
         "precision": packaged.info.precision,
         "steps": packaged.info.steps,
         "passes": packaged.info.passes,

@@ -184,7 +184,7 @@ def test_a_program_compiled_for_the_gpu_steps_aside_for_other_shapes(one_level_i
     prepare_once(mine)
     requests: list[dict[str, Any]] = [{}, {"num_frames": 2}]
     plain = [animate(mine, **request) for request in requests]
-    program = packages.build(mine, example_of(mine), tmp_path)
+    (program,) = packages.build(mine, [example_of(mine)], tmp_path).programs
     assert program.device == packages.device_key(DEVICE)
     change = packages.load(mine, tmp_path)
     for request, expected in zip(requests, plain, strict=True):
