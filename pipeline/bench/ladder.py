@@ -17,7 +17,7 @@ from ..model.guidance import guidance_for
 from ..model.solver import log_snr_solver
 from ..optimise import packages
 from ..optimise.attention import AttentionShape, Backend, choose_attention, fastest_backends
-from ..optimise.base import Applied, Change, NotApplicable
+from ..optimise.base import Applied, Change, NotApplicable, has_unet
 from ..optimise.block_cache import cache_blocks
 from ..optimise.context import fold_context
 from ..optimise.layout import channels_last
@@ -251,7 +251,7 @@ class Ladder:
 
     def attention(self, pipe: ImageAnimationPipeline, *, compiled: bool = False) -> Change:
         dtype = pipe.network.dtype
-        if pipe.family.networks != ("unet",):  # a transformer's layers are alike: one back end serves them all
+        if not has_unet(pipe):  # a transformer's layers are alike: one back end serves them all
             if dtype not in self._fastest:
                 self._fastest[dtype] = fastest_backend(pipe)
             return attention_backend(pipe, self._fastest[dtype])

@@ -14,7 +14,7 @@ from ..machine import threads
 from ..model.example import seeded_request
 from . import packages
 from .attention import choose_attention, fastest_backends
-from .base import Applied, NotApplicable
+from .base import Applied, NotApplicable, has_unet
 from .layout import channels_last
 from .named import named, offload_blocks
 from .prepared import prepare_once, prepared_denoisers
@@ -49,7 +49,7 @@ def tune(pipe: ImageAnimationPipeline, *, attention: bool = True, compiled: bool
     """
     applied = Applied()
     applied.fits(lambda: prepare_once(pipe))
-    if pipe.device.type == "cuda" and pipe.family.networks == ("unet",):  # transformers have neither
+    if pipe.device.type == "cuda" and has_unet(pipe):  # transformers have neither
         applied.fits(lambda: channels_last(pipe.network))  # before a program is loaded, which was compiled for it
         if attention:
             applied.fits(lambda: choose_attention(pipe.network, fastest_backends(pipe, compiled=compiled)))
@@ -106,7 +106,7 @@ def speed_up(pipe: ImageAnimationPipeline, runtime: str, programs: Path, names: 
                 "aot": lambda: packages.load(pipe, programs),
             }[runtime]
         )
-        if runtime == "aot" and not installed and pipe.device.type == "cuda" and pipe.family.networks == ("unet",):
+        if runtime == "aot" and not installed and pipe.device.type == "cuda" and has_unet(pipe):
             applied.fits(lambda: choose_attention(pipe.network, fastest_backends(pipe)))
     runs = [one.run for one in prepared_denoisers(pipe)] if installed else []
     return Faster(tuple(run for run in runs if isinstance(run, ShapedProgram)), tuple(applied.skipped))
