@@ -231,11 +231,10 @@ class Ladder:
         ]
 
     def _decode(self) -> list[Rung]:
-        halved = partial(set_precision, dtype=self.pipe.network.dtype, vae_dtype=torch.bfloat16)
         compiled = {"program": True, "by_default": self.on_gpu}
         return [
             Rung("decoder", "as the checkpoint has it, float32", (), "decode"),
-            Rung("bfloat16", "in half precision", (halved,), "decode", kept=False),
+            Rung("bfloat16", "in half precision", (_half_decoder,), "decode", kept=False),
             *(self._named(name, "decode", ()) for name, change in NAMED.items() if change.decodes),
             Rung("compile", "torch.compile of the decoder", (compile_decoder,), "decode", kept=False, **compiled),
         ]
@@ -297,6 +296,12 @@ def _layout(pipe: ImageAnimationPipeline) -> Change:
 
 def _context(pipe: ImageAnimationPipeline) -> Change:
     return fold_context(pipe.network)
+
+
+def _half_decoder(pipe: ImageAnimationPipeline) -> Change:
+    if "vae" in pipe.family.float32_parts:
+        raise NotApplicable(f"bfloat16: the {pipe.family.name} family keeps its autoencoder in float32")
+    return set_precision(pipe, pipe.network.dtype, torch.bfloat16)
 
 
 def without_tf32(pipe: ImageAnimationPipeline) -> Change:

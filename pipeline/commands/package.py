@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..console import tell
 from ..errors import StillmotionError
 from ..packaging.lora_file import LoraFile
 from .options import positive, size
@@ -147,6 +148,8 @@ def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
         packaged = package(source, {}, options.runtime, precision, options.optimise)
     except ValueError as error:
         raise StillmotionError(str(error)) from error
+    if packaged.animator.fallback is not None:
+        tell(f"on this machine: {packaged.animator.fallback}")
     return {
         "tag": packaged.tag,
         "path": str(packaged.path),

@@ -56,9 +56,10 @@ def cache_blocks(pipe: ImageAnimationPipeline, threshold: float) -> Change:
     try:
         for network in networks:
             cast(Any, network).enable_cache(FirstBlockCacheConfig(threshold=threshold))
-    except (IndexError, ValueError) as error:  # a single block, or a block of a class that it does not know
+    except (IndexError, ValueError) as error:  # a block of a class that it does not know
         _disable(networks)
-        raise NotApplicable(f"block cache: {type(networks[0]).__name__}: {first_line(error)}") from error
+        reason = "has a single block" if isinstance(error, IndexError) else first_line(error)
+        raise NotApplicable(f"block cache: {type(networks[0]).__name__}: {reason}") from error
     pipe.denoiser = _Cached(denoiser, networks)
 
     def undo() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.hooks import HookRegistry, apply_group_offloading
 from diffusers.models import attention_dispatch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import first_line
 from ..model.example import first_pass
@@ -133,7 +133,10 @@ def _try(pipe: ImageAnimationPipeline) -> None:
 def cast_storage(pipe: ImageAnimationPipeline) -> Change:
     """Keep the weights of large layers in float8, and cast each when it computes (`enable_layerwise_casting`)."""
     _refuse_program(pipe, "float8-storage")
-    before = _data(pipe)
+    if pipe.network._skip_layerwise_casting_patterns is None:  # noqa: SLF001
+        name = type(pipe.network).__name__
+        raise NotApplicable(f"float8-storage: diffusers names no layers of {name} whose rounding would show")
+    before = [(weight, weight.data) for network in pipe.networks for weight in network.parameters()]
     for network in pipe.networks:
         network.enable_layerwise_casting(torch.float8_e4m3fn, pipe.network.dtype)  # type: ignore[operator]
 
@@ -236,10 +239,6 @@ def _linears(network: nn.Module, divisor: int) -> list[nn.Linear]:
     ]
 
 
-def _data(pipe: ImageAnimationPipeline) -> list[tuple[Tensor, Tensor]]:
-    return [(weight, weight.data) for network in pipe.networks for weight in network.parameters()]
-
-
 def _refuse_program(pipe: ImageAnimationPipeline, name: str) -> None:
     if runs_program(pipe):
         raise NotApplicable(f"{name}: a traced or compiled program runs the network with the weights it was made for")
@@ -277,7 +276,7 @@ def slice_decoder(pipe: ImageAnimationPipeline) -> Change:
     name = next((one for one in ("use_framewise_decoding", "use_slicing") if hasattr(vae, one)), None)
     # A video autoencoder slices the batch, which is one clip; one for images has the frames there.
     if name is None or (name == "use_slicing" and kind != "AutoencoderKL"):
-        raise NotApplicable(f"slices: {kind} decodes frames in turn by itself, or cannot")
+        raise NotApplicable(f"slices: {kind} has none in time, or decodes frame by frame already")
     before = getattr(vae, name)
     setattr(vae, name, True)
     return Change("slices", f"{kind} decodes a few frames at a time", lambda: setattr(vae, name, before))

@@ -265,7 +265,7 @@ def test_a_step_is_exported_traced_and_compiled_in_channels_last(one_level_i2vge
 
 
 def test_a_model_without_convolution_at_its_entrance_is_refused_by_name():
-    with pytest.raises(NotApplicable, match=r"^layout: Linear has no conv_in of two dimensions$"):
+    with pytest.raises(NotApplicable, match=r"^layout: Linear is no U-Net of two-dimensional convolutions$"):
         channels_last(nn.Linear(2, 2))
 
 
