@@ -17,12 +17,13 @@ from ..model.guidance import guidance_for
 from ..model.solver import log_snr_solver
 from ..optimise import packages
 from ..optimise.attention import AttentionShape, Backend, choose_attention, fastest_backends
-from ..optimise.base import Applied, Change, NotApplicable
+from ..optimise.base import Applied, Change, NotApplicable, has_unet
 from ..optimise.block_cache import cache_blocks
 from ..optimise.context import fold_context
 from ..optimise.layout import channels_last
+from ..optimise.named import ATTENTION, NAMED, Apply, attention_backend, fastest_backend, named
 from ..optimise.precision import set_precision
-from ..optimise.prepared import Step, prepare_once
+from ..optimise.prepared import Step, prepare_once, prepared_denoisers
 from ..optimise.runtimes import (
     Example,
     compile_blocks,
@@ -30,18 +31,15 @@ from ..optimise.runtimes import (
     compile_network,
     compile_whole,
     example_of,
-    install,
-    prepared_denoiser,
-    trace,
+    put,
+    run_traced,
 )
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
 
-Measure = Literal["request", "pass", "distill"]
-"""What is timed: picture and prompt to frames, one call of the network, or one update of a student."""
-
-Apply = Callable[["ImageAnimationPipeline"], Change]
+Measure = Literal["request", "pass", "decode", "distill"]
+"""What is timed: picture and prompt to frames, one call of the network, latents to frames, or a student's update."""
 
 STEPS = 15
 """Steps of DPM-Solver++ on the log-SNR grid: the article's number."""
@@ -50,7 +48,12 @@ _FEW_STEPS = 2
 CACHE_THRESHOLD = 0.05
 """Of block caching; diffusers' own default."""
 
-REFERENCES: Mapping[Measure, str] = {"request": "teacher", "pass": "diffusers", "distill": "all weights"}
+REFERENCES: Mapping[Measure, str] = {
+    "request": "teacher",
+    "pass": "diffusers",
+    "decode": "decoder",
+    "distill": "all weights",
+}
 """The rung that speed-ups are against."""
 
 EXACT = "diffusers fp32"
@@ -135,15 +138,29 @@ class Ladder:
     vae_dtype: torch.dtype | None
     keep_precision: bool
     folder: Path
-    _programs: dict[tuple[str, torch.dtype], tuple[Step, Example]] = field(default_factory=dict)
+    _programs: dict[tuple[str, torch.dtype], list[Step]] = field(default_factory=dict)
     _backends: dict[tuple[bool, torch.dtype], dict[AttentionShape, Backend]] = field(default_factory=dict)
+    _fastest: dict[torch.dtype, str] = field(default_factory=dict)
+    _attention: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.on_gpu = self.pipe.device.type == "cuda"
 
-    def rungs(self, measure: Measure) -> list[Rung]:
-        """Return all rungs of one measure, from the plain model upwards."""
-        return {"request": self._request, "pass": self._pass, "distill": self._distill}[measure]()
+    def rungs(self, measure: Measure, asked: Sequence[str] = ()) -> list[Rung]:
+        """Return all rungs of one measure, from the plain model upwards.
+
+        Args:
+            asked: names of those to measure; `attention:BACKEND` makes a rung of its own, where the network is in it.
+        """
+        made = {"request": self._request, "pass": self._pass, "decode": self._decode, "distill": self._distill}
+        self._attention = [name for name in asked if name.startswith(ATTENTION)]
+        return made[measure]()
+
+    def _named(self, name: str, measure: Measure, base: tuple[Apply, ...]) -> Rung:
+        change = named(name)
+        # A processor has no float8 units, and its memory is where blocks are offloaded to.
+        here = self.on_gpu or name not in {"float8", "float8-weights", "offload"}
+        return Rung(name, change.note, (change.apply,), measure, base, kept=False, by_default=here)
 
     def _request(self) -> list[Rung]:
         kept: list[Apply] = []
@@ -161,16 +178,20 @@ class Ladder:
         rung("precision", note, self.precision, keep=self.keep_precision, steps=few)
         rung("context", "context projected once a clip, not once a frame", _context)
         rung("prepare", "keys, values and picture computed once a request, not once a step", prepare_once)
+        made += [self._named(name, "request", tuple(kept)) for name in self._attention]
         gpu = "" if self.on_gpu else "; for GPUs, not kept here"
         rung("layout", f"convolutions in channels last{gpu}", _layout, keep=self.on_gpu)
         rung("attention", f"the fastest attention for each shape{gpu}", self.attention, keep=self.on_gpu)
-        rung("solver", f"DPM-Solver++ on log-SNR, {STEPS} steps", use_solver)
+        steps = min(STEPS, self.pipe.config.num_inference_steps)
+        rung("solver", f"DPM-Solver++ on log-SNR, {steps} steps", partial(use_solver, steps=steps))
         cached, text = partial(cache_blocks, threshold=CACHE_THRESHOLD), "blocks of a transformer that hardly change"
         rung("block cache", f"{text} are reused between steps", cached, keep=False, uneven=True)
+        made += [self._named(name, "request", tuple(kept)) for name in NAMED]
         rung("torchscript", "traced and frozen", self.torchscript, keep=False, program=True)
-        what = "whole network and decoder" if self.on_gpu else "repeated blocks"
-        compilers = (self.compile, compile_decoder) if self.on_gpu else (compile_blocks,)
-        rung("compile", f"torch.compile of the {what}", *compilers, keep=False, program=True)
+        text = "torch.compile of the repeated blocks, which share a program"
+        rung("compile blocks", text, compile_blocks, keep=False, program=True)
+        text, both = "torch.compile of the whole network and the decoder", (self.compile, compile_decoder)
+        rung("compile", text, *both, keep=False, program=True, by_default=self.on_gpu)
         rung("aot", "network compiled ahead of time, loaded from a file", self.aot, keep=False, program=True)
         student = partial(plan, steps=8, guidance_scale=1.0, image_guidance_scale=None)
         text = "speed of a student of 8 steps and one branch, with the teacher's weights"
@@ -196,14 +217,26 @@ class Ladder:
             rung(
                 "ours eager", "what is constant in a request computed once, context once a clip", prepare_once, *plain
             ),
+            *(self._named(name, "pass", ours) for name in self._attention),
             rung("ours channels-last", "and weights and activations with channels last", _layout, *ours),
             rung("ours attention", "and the fastest attention for each shape", self.attention, *laid_out),
+            *(self._named(name, "pass", ours) for name, change in NAMED.items() if not change.decodes),
+            rung("ours compile blocks", "torch.compile of the repeated blocks", compile_blocks, *compiled, **program),
             rung(
                 "ours compile", "torch.compile of it all, attention chosen for it", self.compile, *compiled, **program
             ),
             rung("ours compile graphs", "the same as CUDA graphs", graphs, *compiled, **program),
             rung("ours max-autotune", "the same, kernels tried out", tuned, *compiled, program=True, **if_asked),
             rung("ours aot", "compiled ahead of time, loaded from a file", self.aot, *compiled, **program),
+        ]
+
+    def _decode(self) -> list[Rung]:
+        compiled = {"program": True, "by_default": self.on_gpu}
+        return [
+            Rung("decoder", "as the checkpoint has it, float32", (), "decode"),
+            Rung("bfloat16", "in half precision", (_half_decoder,), "decode", kept=False),
+            *(self._named(name, "decode", ()) for name, change in NAMED.items() if change.decodes),
+            Rung("compile", "torch.compile of the decoder", (compile_decoder,), "decode", kept=False, **compiled),
         ]
 
     def _distill(self) -> list[Rung]:
@@ -216,34 +249,36 @@ class Ladder:
         return set_precision(pipe, self.dtype, self.vae_dtype)
 
     def attention(self, pipe: ImageAnimationPipeline, *, compiled: bool = False) -> Change:
-        key = compiled, pipe.network.dtype
+        dtype = pipe.network.dtype
+        if not has_unet(pipe):  # a transformer's layers are alike: one back end serves them all
+            if dtype not in self._fastest:
+                self._fastest[dtype] = fastest_backend(pipe)
+            return attention_backend(pipe, self._fastest[dtype])
+        key = compiled, dtype
         if key not in self._backends:
             self._backends[key] = fastest_backends(pipe, compiled=compiled)
         return choose_attention(pipe.network, self._backends[key])
 
     def torchscript(self, pipe: ImageAnimationPipeline) -> Change:
-        return self._program(pipe, "torchscript", partial(trace, pipe))
+        return self._program(pipe, "torchscript", partial(run_traced, pipe))
 
     def compile(self, pipe: ImageAnimationPipeline, mode: str | None = None) -> Change:
-        def build(example: Example) -> Step:
-            return program_of(pipe, compile_whole(pipe, example, mode=mode))
-
-        return self._program(pipe, f"compile {mode}", build)
+        return self._program(pipe, f"compile {mode}", partial(compile_whole, pipe, mode=mode))
 
     def aot(self, pipe: ImageAnimationPipeline) -> Change:
-        def build(example: Example) -> Step:
-            packages.build(pipe, example, self.folder)
-            return program_of(pipe, packages.load(pipe, self.folder))
+        def build(example: Example) -> Change:
+            packages.build(pipe, [example], self.folder)
+            return packages.load(pipe, self.folder)
 
         return self._program(pipe, "aot", build)
 
-    def _program(self, pipe: ImageAnimationPipeline, name: str, build: Callable[[Example], Step]) -> Change:
+    def _program(self, pipe: ImageAnimationPipeline, name: str, build: Callable[[Example], Change]) -> Change:
         key = name, pipe.network.dtype
         if key not in self._programs:
-            example = example_of(pipe)
-            self._programs[key] = build(example), example
-        program, example = self._programs[key]
-        return install(pipe, program, example, name, "built for the shapes of a default request")
+            change = build(example_of(pipe))
+            self._programs[key] = [one.run for one in prepared_denoisers(pipe)]
+            change.undo()
+        return put(pipe, self._programs[key], name, "built for the shapes of a default request")
 
 
 TRAININGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -263,11 +298,10 @@ def _context(pipe: ImageAnimationPipeline) -> Change:
     return fold_context(pipe.network)
 
 
-def program_of(pipe: ImageAnimationPipeline, change: Change) -> Step:
-    """Return the program that a change put in place, and take it out again."""
-    program = prepared_denoiser(pipe).run
-    change.undo()
-    return program
+def _half_decoder(pipe: ImageAnimationPipeline) -> Change:
+    if "vae" in pipe.family.float32_parts:
+        raise NotApplicable(f"bfloat16: the {pipe.family.name} family keeps its autoencoder in float32")
+    return set_precision(pipe, pipe.network.dtype, torch.bfloat16)
 
 
 def without_tf32(pipe: ImageAnimationPipeline) -> Change:

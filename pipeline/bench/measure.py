@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import StillmotionError, first_line
@@ -55,8 +56,10 @@ class RungResult:
         steps, passes: steps of the solver, and calls of the network for one guidance branch, in a request.
         parts_s: seconds of each part of a request, the mean of the timed ones.
         pass_s: median step over its guidance branches.
+        decode_share: of a request's time, what turns latents into frames.
         pass_speedup: against diffusers' own, of the same run.
         peak_memory_mb: most memory while it ran, of the GPU or of the process; None where it cannot be told.
+        weights_mb: of the networks' weights between passes, where the network computes.
         flops: operations, counted (a multiplication and an addition are two).
         share_of_peak: flops a second over those of a large matrix product in the same precision.
         psnr_to_previous_db, psnr_to_teacher_db: of the output, from the same noise, against the rung that this one
@@ -81,8 +84,10 @@ class RungResult:
     passes: int | None = None
     parts_s: dict[str, float] = field(default_factory=dict)
     pass_s: float | None = None
+    decode_share: float | None = None
     pass_speedup: float | None = None
     peak_memory_mb: float | None = None
+    weights_mb: float | None = None
     flops: int | None = None
     share_of_peak: float | None = None
     psnr_to_previous_db: float | None = None
@@ -202,7 +207,7 @@ def bench(
     # Most processors emulate half precision, which takes its time: there it is tried where it is asked for.
     trials = part == "request" and (pipe.device.type == "cuda" or rungs is None or "precision" in rungs)
     session = _Session(pipe, part, folder, dtype, calls, branches, tries_precisions=trials)
-    every = session.ladder.rungs(part)
+    every = session.ladder.rungs(part, rungs or ())
     wanted = [rung.name for rung in chosen(every, rungs)]
     # The rung that the others are held against is always there; in a pass the exact output too, though not timed.
     always = (EXACT, REFERENCES[part]) if part == "pass" else ()
@@ -295,7 +300,7 @@ class _Session:
             few = plan(pipe, rung.steps)
             one.reference = torch.from_numpy(seeded_request(pipe))
             few.undo()
-        if self.part == "pass" and rung.program and first:
+        if self.part in {"pass", "decode"} and rung.program and first:
             with replace(rung, changes=()).entered(pipe), self._running(one) as run:
                 one.count(run)  # a program's operations cannot be counted from outside
         began = clock()
@@ -304,9 +309,12 @@ class _Session:
                 one.result.details = [*(change.detail for change in applied.changes), *applied.skipped]
                 one.dtype = pipe.network.dtype
                 self._look(one, run)
+                if self.part in {"request", "pass"}:
+                    one.result.weights_mb = round(held_bytes(pipe) / 2**20, 3)
                 one.result.build_s = round(clock() - began, 2) if rung.program else None
             # A program that is entered again may look at its surroundings anew.
-            warm_up = {"request": int(rung.program and not first), "pass": WARM_UP, "distill": 0}[self.part]
+            again = int(rung.program and not first)
+            warm_up = {"request": again, "decode": again, "pass": WARM_UP, "distill": 0}[self.part]
             number = self.calls if self.part == "pass" else 1
             if times:
                 one.requests += times + warm_up
@@ -355,12 +363,36 @@ class _Session:
             with torch.no_grad():
                 predict = pipe.denoiser.start(cast_cond(cond, dtype))
                 yield lambda: predict(latents.to(dtype), timestep)
+        elif self.part == "decode":
+            family, parts = pipe.family, pipe.parts
+            height, width = pipe.default_size
+            shape = (1, *family.latent_shape(parts, pipe.config.num_frames, height, width))
+            noise = family.draw_noise(shape, torch.Generator().manual_seed(0), parts.device)
+            chunk = family.frames_at_once(height, width)
+            with torch.no_grad():
+                yield lambda: pipe.decode_latents(noise, chunk)
         else:
             with listen(one.account):
                 if one.rung.name == "diffusers":
                     yield lambda: torch.from_numpy(diffusers_request(pipe, one.account))
                 else:
                     yield lambda: torch.from_numpy(seeded_request(pipe))
+
+
+def held_bytes(pipe: ImageAnimationPipeline) -> int:
+    """Return the bytes of the networks' weights that lie where they compute."""
+    weights: list[Any] = [weight for network in pipe.networks for weight in network.parameters()]
+    # A quantised weight stands for several tensors, and gives the bytes that it would have without.
+    tensors = [
+        tensor
+        for weight in weights
+        for tensor in (
+            [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+            if is_traceable_wrapper_subclass(weight)
+            else [weight]
+        )
+    ]
+    return sum(tensor.nbytes for tensor in tensors if tensor.device.type == pipe.device.type)
 
 
 def _summarise(taken: list[_Taken], part: Measure, result: BenchResult) -> None:
@@ -381,6 +413,8 @@ def _summarise(taken: list[_Taken], part: Measure, result: BenchResult) -> None:
             figures.steps = one.steps
             figures.passes = len(parts["step"]) // requests * one.branches
             figures.pass_s = round(statistics.median(parts["step"]) / one.branches, 6)
+            if "decode latents" in parts:
+                figures.decode_share = round(sum(parts["decode latents"]) / requests / figures.median_s, 3)
             figures.pass_speedup = _ratio(diffusers_own, figures, "pass_s")
         figures.flops = one.flops_of(len(parts.get("step", ())) // max(requests, 1))
         if rung.program and figures.flops is None and previous is not None:
@@ -398,7 +432,7 @@ def _summarise(taken: list[_Taken], part: Measure, result: BenchResult) -> None:
 
 
 def _compare(one: _Taken, previous: _Taken | None, exact: _Taken | None, part: Measure) -> None:
-    figures, peak = one.result, None if part == "pass" else 1.0
+    figures, peak = one.result, {"pass": None, "decode": 2.0}.get(part, 1.0)  # frames in [-1, 1], or in [0, 1]
 
     def to(other: _Taken | None) -> tuple[float | None, float | None]:
         if other is None or other is one or other.output is None or one.output is None:

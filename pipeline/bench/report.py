@@ -17,26 +17,32 @@ def _seconds(value: float) -> str:
     return f"{value:.3f} s" if value >= 0.5 else f"{1000 * value:.2f} ms"
 
 
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
 _COLUMNS: tuple[tuple[str, str, Any], ...] = (
     ("rung", "name", str),
     ("passes", "passes", str),
     ("time", "median_s", _seconds),
     ("speed-up", "speedup", "{:.2f}x".format),
     ("one pass", "pass_s", _seconds),
-    ("against diffusers", "pass_speedup", "{:.2f}x".format),
-    ("GFLOP", "flops", lambda flops: f"{flops / 1e9:.1f}"),
+    ("vs diffusers", "pass_speedup", "{:.2f}x".format),
+    ("decoding", "decode_share", "{:.0%}".format),
+    ("GFLOP", "flops", lambda flops: _digits(flops / 1e9)),
     ("of peak", "share_of_peak", "{:.1%}".format),
     ("kernels", "kernel_ms", "{:.2f} ms".format),
     ("memory", "peak_memory_mb", "{:.0f} MB".format),
-    ("PSNR to the rung before", "psnr_to_previous_db", "{:.1f} dB".format),
-    ("to the plain model", "psnr_to_teacher_db", "{:.1f} dB".format),
+    ("weights", "weights_mb", lambda held: f"{_digits(held)} MB"),
+    ("PSNR to previous", "psnr_to_previous_db", "{:.1f} dB".format),
+    ("to plain", "psnr_to_teacher_db", "{:.1f} dB".format),
     ("relative error", "relative_error", "{:.1e}".format),
     ("trained", "trained_millions", "{:.1f} million".format),
     ("build", "build_s", "{:.1f} s".format),
 )
 """Header, key of a rung, and how its value is written; a column without values is left out."""
 
-_STEMS = {"request": "bench", "pass": "pass", "distill": "distill-update"}
+_STEMS = {"request": "bench", "pass": "pass", "decode": "decode", "distill": "distill-update"}
 
 
 def _rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -17,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="FOLDER_OR_ID", help="checkpoint (default: the shipped teacher, or random weights)"
     )
-    parts = ("request", "pass", "distill")
-    text = "whole requests (default), one pass of the network, or one update of a student"
+    parts = ("request", "pass", "decode", "distill")
+    text = "whole requests (default), one pass of the network, latents to frames, or one update of a student"
     parser.add_argument("--part", choices=parts, default=parts[0], help=text)
-    text = "some of the rungs, separated by commas (default: those that fit the device)"
+    text = "some of the rungs, separated by commas, and attention:BACKEND (default: those that fit the device)"
     parser.add_argument("--rungs", "--variants", metavar="NAMES", help=text)
     parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed turns of a rung (default: 3)")
     parser.add_argument("--strict", action="store_true", help="stop where an optimisation does not apply")

@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Animate one picture with all processes; rank 0 writes the file. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="torchrun --nproc-per-node N -m pipeline.commands.distributed",
-        description="Animate one picture with several processes, each of which computes a share of the frames.",
+        description="Animate one picture with several processes, which share frames or tokens.",
     )
     parser.add_argument("--image", type=Path, required=True, help="PNG, JPEG or WebP")
     parser.add_argument("--prompt", required=True, help="what moves and how, such as 'a red circle moves right'")
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _animate(options: argparse.Namespace, process: Process) -> None:
     from ..media import video
     from ..media.images import decode
-    from ..optimise.sequence_parallel import split_frames
+    from ..optimise.context_parallel import share_passes
     from ..quiet import quiet_libraries
     from ..serve.request import AnimationRequest
     from ..serve.sources import open_model
@@ -160,7 +160,7 @@ def _animate(options: argparse.Namespace, process: Process) -> None:
     picture, animator = together(prepare)
     seed = [int.from_bytes(os.urandom(4)) if options.seed is None else options.seed]
     dist.broadcast_object_list(seed, src=0)
-    split_frames(animator.pipe)
+    share_passes(animator.pipe)
     request = AnimationRequest(options.prompt, seed=seed[0])
     animation = animator.animate(picture, request, on_step=Counter("step") if first else None)
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..console import tell
 from ..errors import StillmotionError
 from ..packaging.lora_file import LoraFile
 from .options import positive, size
@@ -27,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("float32", "bfloat16", "float16"),
         help="of network and encoders (default: float32, or that of the files on a GPU)",
+    )
+    parser.add_argument(
+        "--optimise",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further change, may be repeated: float8-storage, offload, float8, float8-weights, tiling, slices, "
+        "attention:BACKEND",
     )
     parser.add_argument("--size", type=size, metavar="WxH", help="of a clip, in pixels (default: the checkpoint's)")
     parser.add_argument("--frames", type=positive, metavar="N", help="of a clip (default: the checkpoint's)")
@@ -135,12 +144,18 @@ def package_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     except ValueError as error:
         raise StillmotionError(str(error)) from error
     precision = options.precision or source.info.dtype
-    packaged = package(source, metrics={}, runtime=options.runtime, precision=precision)
+    try:
+        packaged = package(source, {}, options.runtime, precision, options.optimise)
+    except ValueError as error:
+        raise StillmotionError(str(error)) from error
+    if packaged.animator.fallback is not None:
+        tell(f"on this machine: {packaged.animator.fallback}")
     return {
         "tag": packaged.tag,
         "path": str(packaged.path),
         "max_difference": packaged.max_difference,
         "runtime": packaged.animator.runtime,
+        "left_out": packaged.animator.fallback,
         "precision": packaged.info.precision,
         "steps": packaged.info.steps,
         "passes": packaged.info.passes,

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from .base import Change, NotApplicable
 from .context import Attend, ClipAttnProcessor, check_plain
-from .runtimes import example_of, prepared_denoiser
+from .prepared import prepared_denoisers
+from .runtimes import example_of
 from .timing import seconds_of
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def measure_attention(
 @torch.no_grad()
 def fastest_backends(pipe: ImageAnimationPipeline, *, compiled: bool = False) -> dict[AttentionShape, Backend]:
     """Return the back end that is fastest here for each shape of a default request, as `measure_attention` has it."""
-    example, step = example_of(pipe), prepared_denoiser(pipe).module
+    example, step = example_of(pipe), prepared_denoisers(pipe)[0].module
     shapes = attention_shapes(pipe.network, lambda: step(*example.inputs))
     return measure_attention(shapes, pipe.device, pipe.network.dtype, compiled=compiled)
 

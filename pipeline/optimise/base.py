@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..errors import StillmotionError
+
+if TYPE_CHECKING:
+    from ..model.animation import ImageAnimationPipeline
 
 
 class NotApplicable(StillmotionError):
@@ -13,6 +17,11 @@ class NotApplicable(StillmotionError):
 
     Nothing has been changed when it is raised, so that a run can go on without the optimisation.
     """
+
+
+def has_unet(pipe: ImageAnimationPipeline) -> bool:
+    """Return whether the network is a U-Net, whose layers differ in shape; a transformer's are alike."""
+    return "unet" in pipe.family.networks
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..errors import first_line
 from ..model.families import Cond
 from ..model.sampling import Denoiser, Predict
 from .base import Change, NotApplicable
-from .prepared import PreparedDenoiser
+from .prepared import runs_program
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -48,7 +48,7 @@ def cache_blocks(pipe: ImageAnimationPipeline, threshold: float) -> Change:
     denoiser, networks = pipe.denoiser, pipe.networks
     if isinstance(denoiser, _Cached):
         raise NotApplicable("block cache: it is in place already")
-    if isinstance(denoiser, PreparedDenoiser) and denoiser.run is not denoiser.module:
+    if runs_program(pipe):
         raise NotApplicable("block cache: a traced or compiled program runs the network, and has no blocks to skip")
     for network in networks:
         if not isinstance(network, CacheMixin):
@@ -56,9 +56,10 @@ def cache_blocks(pipe: ImageAnimationPipeline, threshold: float) -> Change:
     try:
         for network in networks:
             cast(Any, network).enable_cache(FirstBlockCacheConfig(threshold=threshold))
-    except (IndexError, ValueError) as error:  # a single block, or a block of a class that it does not know
+    except (IndexError, ValueError) as error:  # a block of a class that it does not know
         _disable(networks)
-        raise NotApplicable(f"block cache: {type(networks[0]).__name__}: {first_line(error)}") from error
+        reason = "has a single block" if isinstance(error, IndexError) else first_line(error)
+        raise NotApplicable(f"block cache: {type(networks[0]).__name__}: {reason}") from error
     pipe.denoiser = _Cached(denoiser, networks)
 
     def undo() -> None:

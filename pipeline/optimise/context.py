@@ -120,7 +120,7 @@ def fold_context(unet: nn.Module) -> Change:
     """
     layers = cross_attentions(unet)
     if not layers:
-        raise NotApplicable(f"context: {type(unet).__name__} has no cross-attention")
+        raise NotApplicable(f"context: {type(unet).__name__} has no cross-attention of single frames")
     for name, attn in layers.items():
         _check(name, attn)
     count = _Clips()

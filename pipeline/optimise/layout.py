@@ -168,7 +168,7 @@ def channels_last(unet: nn.Module) -> Change:
     """
     conv_in = getattr(unet, "conv_in", None)
     if not isinstance(conv_in, nn.Conv2d):
-        raise NotApplicable(f"layout: {type(unet).__name__} has no conv_in of two dimensions")
+        raise NotApplicable(f"layout: {type(unet).__name__} is no U-Net of two-dimensional convolutions")
     if isinstance(conv_in, _FirstConv):
         raise NotApplicable("layout: it is in place already")
     for name, module in unet.named_modules():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -12,10 +14,11 @@ from ..machine import threads
 from ..model.example import seeded_request
 from . import packages
 from .attention import choose_attention, fastest_backends
-from .base import Applied, NotApplicable
+from .base import Applied, NotApplicable, has_unet
 from .layout import channels_last
-from .prepared import prepare_once
-from .runtimes import Runtime, ShapedProgram, compile_whole, example_of, find_compiler, prepared_denoiser, run_traced
+from .named import named, offload_blocks
+from .prepared import prepare_once, prepared_denoisers
+from .runtimes import Runtime, ShapedProgram, compile_whole, example_of, find_compiler, run_traced
 from .timing import seconds_of
 
 if TYPE_CHECKING:
@@ -29,11 +32,11 @@ class Faster:
     """What a loaded model runs on.
 
     Attributes:
-        program: computes the U-Net; None is PyTorch as it is.
+        programs: one for each network; none where PyTorch computes them as it is.
         skipped: reasons of the parts that do not fit this model or machine.
     """
 
-    program: ShapedProgram | None
+    programs: tuple[ShapedProgram, ...]
     skipped: tuple[str, ...]
 
 
@@ -46,25 +49,43 @@ def tune(pipe: ImageAnimationPipeline, *, attention: bool = True, compiled: bool
     """
     applied = Applied()
     applied.fits(lambda: prepare_once(pipe))
-    if pipe.device.type == "cuda":
+    if pipe.device.type == "cuda" and has_unet(pipe):  # transformers have neither
         applied.fits(lambda: channels_last(pipe.network))  # before a program is loaded, which was compiled for it
         if attention:
             applied.fits(lambda: choose_attention(pipe.network, fastest_backends(pipe, compiled=compiled)))
     return applied
 
 
-def speed_up(pipe: ImageAnimationPipeline, runtime: str, programs: Path) -> Faster:
+def save_memory(pipe: ImageAnimationPipeline, names: Sequence[str], device: str) -> list[str]:
+    """Apply those of a package's changes that spare a device the whole network, and move the pipeline there.
+
+    Returns:
+        Reasons of those that do not fit.
+    """
+    applied, target = Applied(), torch.device(device)
+    for name in names:
+        if (change := named(name)).saves_memory:
+            moves = name == "offload" and target.type != "cpu"
+            apply = partial(offload_blocks, device=target) if moves else change.apply
+            applied.fits(partial(apply, pipe))
+    pipe.to(target)
+    return applied.skipped
+
+
+def speed_up(pipe: ImageAnimationPipeline, runtime: str, programs: Path, names: Sequence[str] = ()) -> Faster:
     """Change a pipeline as its package says.
 
     Args:
         programs: folder of those that were compiled ahead of time.
+        names: changes of `pipeline.optimise.named`, but those of `save_memory`.
 
     Raises:
-        ValueError: there is no such runtime.
+        ValueError: there is no such runtime or change.
         ModelError: a program is missing or damaged.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime: {runtime!r} is not one of {', '.join(RUNTIMES)}")
+    chosen = [change for change in map(named, names) if not change.saves_memory]
     without_compiler = ""
     if runtime == "compile":
         try:
@@ -74,6 +95,8 @@ def speed_up(pipe: ImageAnimationPipeline, runtime: str, programs: Path) -> Fast
     applied = tune(pipe, attention=runtime != "aot", compiled=runtime == "compile")
     if without_compiler:
         applied.skipped.append(without_compiler)
+    for change in chosen:
+        applied.fits(partial(change.apply, pipe))
     installed = applied.has("prepare") and runtime != "eager"
     if installed:  # all programs stand on what is prepared
         installed = applied.fits(
@@ -83,11 +106,10 @@ def speed_up(pipe: ImageAnimationPipeline, runtime: str, programs: Path) -> Fast
                 "aot": lambda: packages.load(pipe, programs),
             }[runtime]
         )
-        if runtime == "aot" and not installed and pipe.device.type == "cuda":
+        if runtime == "aot" and not installed and pipe.device.type == "cuda" and has_unet(pipe):
             applied.fits(lambda: choose_attention(pipe.network, fastest_backends(pipe)))
-    program = prepared_denoiser(pipe).run if installed else None
-    assert program is None or isinstance(program, ShapedProgram)
-    return Faster(program, tuple(applied.skipped))
+    runs = [one.run for one in prepared_denoisers(pipe)] if installed else []
+    return Faster(tuple(run for run in runs if isinstance(run, ShapedProgram)), tuple(applied.skipped))
 
 
 _WORTH_IT = 0.95

@@ -12,20 +12,21 @@ import hashlib
 import platform
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ModelError, first_line
 from ..machine import dtype_name, processor, sha256_of
 from ..writing import write_atomically
 from .base import Change, NotApplicable
-from .prepared import Step
-from .runtimes import Example, install, prepared_denoiser
+from .prepared import Step, StepModule, prepared_denoisers
+from .runtimes import Example, install
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -111,12 +112,29 @@ def weights_key(weights: Mapping[str, Tensor]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return what a package works on: weights, and buffers that no checkpoint holds, such as rotary frequencies."""
+    return {**module.state_dict(), **dict(module.named_buffers())}
+
+
 @torch.no_grad()
-def build(pipe: ImageAnimationPipeline, example: Example, folder: Path) -> Program:
-    """Export and compile the step module for the example's shapes, into `folder`."""
-    module = prepared_denoiser(pipe).module
+def build(pipe: ImageAnimationPipeline, examples: Sequence[Example], folder: Path) -> Programs:
+    """Export and compile the step module for the shapes of each example, into `folder`.
+
+    A checkpoint of two networks has them alike: one program works on the weights of either.
+
+    Raises:
+        NotApplicable: the network cannot be compiled here.
+    """
+    module = prepared_denoisers(pipe)[0].module
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step{SUFFIX}"
+    made = [_build(module, example, folder / f"step{number or ''}{SUFFIX}") for number, example in enumerate(examples)]
+    programs = Programs(programs=tuple(made))
+    write_atomically(folder / PROGRAMS_FILE, programs.model_dump_json(indent=2) + "\n")
+    return programs
+
+
+def _build(module: StepModule, example: Example, path: Path) -> Program:
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch's own deprecations
@@ -131,51 +149,62 @@ def build(pipe: ImageAnimationPipeline, example: Example, folder: Path) -> Progr
             )
         except Exception as error:  # the compiler raises its own kinds, and the tool chain others
             path.unlink(missing_ok=True)
-            raise NotApplicable(f"aot: unet: cannot be compiled ahead of time: {first_line(error)}") from error
-    program = Program(
+            raise NotApplicable(f"aot: the network cannot be compiled ahead of time: {first_line(error)}") from error
+    return Program(
         file=path.name,
         sha256=sha256_of(path),
         component="step",
         device=device_key(example.inputs[0].device),
         torch=torch.__version__,
-        dtype=dtype_name(example.inputs[0].dtype),
+        dtype=dtype_name(example.dtype),
         shapes=example.shapes,
-        weights=weights_key(module.state_dict()),
+        weights=weights_key(weights_of(module)),
         build_s=round(time.perf_counter() - began, 2),
     )
-    write_atomically(folder / PROGRAMS_FILE, Programs(programs=(program,)).model_dump_json(indent=2) + "\n")
-    return program
 
 
 def load(pipe: ImageAnimationPipeline, folder: Path) -> Change:
-    """Run the steps by the package in `folder`.
+    """Run the steps by the packages in `folder`.
 
     Raises:
-        NotApplicable: it was made for another device, release of PyTorch or precision; the text says which.
+        NotApplicable: one was made for another device, release of PyTorch or precision; the text says which.
         ModelError: a file is missing, or is not the one that was packaged, or was made for another model.
     """
-    program = next((p for p in Programs.read(folder).programs if p.component == "step"), None)
-    if program is None:
-        raise ModelError(f"{folder / PROGRAMS_FILE}: no program for the U-Net's step")
-    module = prepared_denoiser(pipe).module
-    weight = next(module.parameters())
+    programs = [program for program in Programs.read(folder).programs if program.component == "step"]
+    if not programs:
+        raise ModelError(f"{folder / PROGRAMS_FILE}: no program for the network's step")
+    modules = [one.module for one in prepared_denoisers(pipe)]
+    for program in programs:
+        _check(program, folder, pipe.network, modules)
+    opened = {program.shapes: partial(_opened, folder / program.file) for program in programs}
+    took, sizes = (
+        sum(program.build_s for program in programs),
+        f"{len(programs)} set{'s'[: len(programs) > 1]} of shapes",
+    )
+    detail = f"{sizes}, compiled ahead of time in {took:.0f} s"
+    return install(pipe, opened, pipe.network.dtype, "aot", detail)
+
+
+def _check(program: Program, folder: Path, network: Any, modules: Sequence[StepModule]) -> None:
     for what, made_for, here in (
-        ("device", program.device, device_key(weight.device)),
+        ("device", program.device, device_key(network.device)),
         ("PyTorch", program.torch, torch.__version__),
-        ("precision", program.dtype, dtype_name(weight.dtype)),
+        # The precision of most weights: some that are kept in float32 may come first.
+        ("precision", program.dtype, dtype_name(network.dtype)),
     ):
         if made_for != here:
             raise NotApplicable(f"aot: {program.file} was compiled for {what} {made_for}, and this is {here}")
     path = folder / program.file
-    if program.weights != weights_key(module.state_dict()):
+    if any(program.weights != weights_key(weights_of(module)) for module in modules):
         raise ModelError(f"{path}: was compiled for a model with other weights than this; package the model again")
     if not path.is_file():
         raise ModelError(f"{path}: missing; package the model again")
     if sha256_of(path) != program.sha256:
         raise ModelError(f"{path}: has been changed or damaged since it was packaged (SHA-256 differs)")
-    run = _open(path, module.state_dict())
-    example = Example(tuple(torch.empty(shape, dtype=weight.dtype, device="meta") for shape in program.shapes))
-    return install(pipe, run, example, "aot", f"{program.file}, compiled ahead of time in {program.build_s:.0f} s")
+
+
+def _opened(path: Path, module: StepModule) -> Step:
+    return _open(path, weights_of(module))
 
 
 def _open(path: Path, weights: dict[str, Tensor]) -> Step:

@@ -5,16 +5,53 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import StillmotionError
+from .base import NotApplicable
+
+if TYPE_CHECKING:
+    from ..model.animation import ImageAnimationPipeline
 
 
 class RanksDiffer(StillmotionError):
     """The processes were given different requests, noise or weights; the text names what differs."""
+
+
+def ranks_for(pipe: ImageAnimationPipeline, change: str) -> Ranks:
+    """Return the processes that can share a pipeline's passes. Collective.
+
+    Their backend has to reach the network's device: NCCL for one on GPUs, gloo for one on the CPU.
+
+    Args:
+        change: name of what wants them, for errors.
+
+    Raises:
+        NotApplicable: there are no processes, or their backend does not reach the device.
+        RanksDiffer: their networks are not the same.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise NotApplicable(
+            f"{change}: torch.distributed is not initialised; start the processes with torchrun, "
+            "and see pipeline.commands.distributed"
+        )
+    ranks, device, backend = Ranks(), pipe.network.device, dist.get_backend()
+    if {"nccl": "cuda", "gloo": "cpu"}.get(backend, device.type) != device.type:
+        raise NotApplicable(f"{change}: the network is on {device}, which {backend} does not serve")
+    ranks.check_equal(
+        {f"weights of {type(network).__name__}{' 2' * k}": _norms(network) for k, network in enumerate(pipe.networks)},
+        device,
+    )
+    return ranks
+
+
+def _norms(network: nn.Module) -> Tensor:
+    """Return the norm of each parameter, `(parameters,)`: enough to tell checkpoints apart."""
+    return torch.stack([torch.linalg.vector_norm(p.detach(), dtype=torch.float32) for p in network.parameters()])
 
 
 def shares(total: int, ranks: int) -> list[int]:
@@ -67,12 +104,18 @@ class Ranks:
         """This rank's slice of `(batch, channels, frames, height, width)`."""
         return torch.split(x, frames, dim=2)[self.rank].contiguous()
 
-    def join_frames(self, x: Tensor, frames: list[int]) -> Tensor:
-        """Return the whole of `(batch, channels, frames, height, width)` from each rank's slice of the frames."""
-        # Not every backend gathers unequal shapes; a frame of padding is cheap.
-        padded = nn.functional.pad(x, (0, 0, 0, 0, 0, max(frames) - x.shape[2]))
-        parts = zip(self.all_gather(padded), frames, strict=True)
-        return torch.cat([part[:, :, :count] for part, count in parts], dim=2)
+    def join(self, x: Tensor, given: list[int], dim: int) -> Tensor:
+        """Return the whole of a tensor from each rank's share of a dimension.
+
+        Args:
+            given: shares of the dimension by rank.
+        """
+        # Not every backend gathers unequal shapes; a place of padding is cheap.
+        missing = list(x.shape)
+        missing[dim] = max(given) - x.shape[dim]
+        padded = torch.cat([x, x.new_zeros(missing)], dim) if missing[dim] else x
+        parts = zip(self.all_gather(padded), given, strict=True)
+        return torch.cat([part.narrow(dim, 0, count) for part, count in parts], dim)
 
     def check_equal(self, tensors: Mapping[str, Tensor | None], device: torch.device) -> None:
         """See that all ranks hold the same tensors, by fingerprints of 24 bytes.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..errors import first_line
 from ..model.example import first_pass
 from .base import Change, NotApplicable
-from .prepared import PreparedDenoiser, Step, StepModule, as_input
+from .prepared import Step, StepModule, as_input, prepared_denoisers, runs_program
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -50,6 +50,11 @@ class Example:
     def shapes(self) -> Shapes:
         return shapes_of(self.inputs)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the latents."""
+        return self.inputs[0].dtype
+
 
 def shapes_of(inputs: tuple[Tensor, ...]) -> Shapes:
     """Return the shapes of a program's inputs, in order."""
@@ -57,65 +62,81 @@ def shapes_of(inputs: tuple[Tensor, ...]) -> Shapes:
 
 
 class ShapedProgram:
-    """A program for one set of shapes, and the plain module for all others.
+    """Programs for some sets of shapes, and the plain module for all others.
 
     Attributes:
-        misses: calls that the program did not fit.
+        misses: calls that no program fitted.
     """
 
-    def __init__(self, program: Step, plain: StepModule, example: Example, name: str) -> None:
-        self.program, self.plain, self.name = program, plain, name
-        self.shapes = example.shapes
-        self.dtype = example.inputs[0].dtype
+    def __init__(self, programs: Mapping[Shapes, Step], dtype: torch.dtype, plain: StepModule, name: str) -> None:
+        self.programs, self.dtype, self.plain, self.name = programs, dtype, plain, name
         self.misses = 0
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if shapes_of(inputs) == self.shapes and inputs[0].dtype == self.dtype:
+        program = self.programs.get(shapes_of(inputs))
+        if program is not None and inputs[0].dtype == self.dtype:
             # A program of AOTInductor trusts that strides are those it was built for, and does not look.
-            return self.program(*(tensor.contiguous() for tensor in inputs))
+            return program(*(tensor.contiguous() for tensor in inputs))
         self.misses += 1
         if self.misses == 1:
+            built_for = " or ".join("x".join(map(str, shapes[0])) for shapes in self.programs)
             logger.warning(
                 "the %s program was built for latents %s; %s runs without it",
                 self.name,
-                "x".join(map(str, self.shapes[0])),
+                built_for,
                 "x".join(map(str, inputs[0].shape)),
             )
         return cast(Tensor, self.plain(*inputs))
 
 
-def example_of(pipe: ImageAnimationPipeline) -> Example:
-    """Return inputs of the step module as a default request gives them."""
-    module = prepared_denoiser(pipe).module
-    latents, timestep, cond = first_pass(pipe)
+def example_of(pipe: ImageAnimationPipeline, **given: Any) -> Example:
+    """Return inputs of the step module as a default request gives them; of two networks they are alike.
+
+    Args:
+        given: arguments of the pipeline, where the request is not to be a default one.
+    """
+    latents, timestep, cond = first_pass(pipe, **given)
     with torch.no_grad():
-        inputs = (latents, as_input(timestep, latents), *module.prepare(cond))
+        prepared = [one.module.prepare(cond) for one in prepared_denoisers(pipe)]
+    inputs = (latents, as_input(timestep, latents), *prepared[0])
     return Example(tuple(tensor.contiguous() for tensor in inputs))
 
 
-def prepared_denoiser(pipe: ImageAnimationPipeline) -> PreparedDenoiser:
-    """Return the pipeline's denoiser, which must be the one of `prepare_once`."""
-    if not isinstance(pipe.denoiser, PreparedDenoiser):
-        raise NotApplicable(f"runtime: the denoiser is a {type(pipe.denoiser).__name__}; apply prepare_once first")
-    return pipe.denoiser
+def install(
+    pipe: ImageAnimationPipeline,
+    programs: Mapping[Shapes, Callable[[StepModule], Step]],
+    dtype: torch.dtype,
+    name: str,
+    detail: str,
+) -> Change:
+    """Let programs run the steps whose shapes they were built for.
+
+    Args:
+        programs: by the shapes of their inputs, what gives the program of a network's step module.
+    """
+    runs = [
+        ShapedProgram({shapes: make(one.module) for shapes, make in programs.items()}, dtype, one.module, name)
+        for one in prepared_denoisers(pipe)
+    ]
+    return put(pipe, runs, name, detail)
 
 
-def install(pipe: ImageAnimationPipeline, program: Step, example: Example, name: str, detail: str) -> Change:
-    """Let a program run the steps whose shapes it was built for."""
-    denoiser = prepared_denoiser(pipe)
-    before = denoiser.run
-    denoiser.run = ShapedProgram(program, denoiser.module, example, name)
+def put(pipe: ImageAnimationPipeline, runs: Sequence[Step], name: str, detail: str) -> Change:
+    """Let what is given run the steps, one for each network."""
+    denoisers = prepared_denoisers(pipe)
+    before = [one.run for one in denoisers]
 
-    def undo() -> None:
-        denoiser.run = before
+    def set_to(steps: Sequence[Step]) -> None:
+        for one, step in zip(denoisers, steps, strict=True):
+            one.run = step
 
-    return Change(name, detail, undo)
+    set_to(runs)
+    return Change(name, detail, lambda: set_to(before))
 
 
 @torch.no_grad()
-def trace(pipe: ImageAnimationPipeline, example: Example) -> Step:
-    """Return the step module traced with the example's inputs and frozen, its weights now constants."""
-    module = prepared_denoiser(pipe).module
+def trace(module: StepModule, example: Example) -> Step:
+    """Return a step module traced with the example's inputs and frozen, its weights now constants."""
     with warnings.catch_warnings():
         # The tracer warns of every size that it takes for a constant, which is what is wanted here, and
         # of its own deprecation.
@@ -124,23 +145,25 @@ def trace(pipe: ImageAnimationPipeline, example: Example) -> Step:
             traced = torch.jit.trace(module, example.inputs, check_trace=False)
             return cast(Step, torch.jit.freeze(traced))
         except (RuntimeError, TypeError, ValueError) as error:
-            raise NotApplicable(f"torchscript: unet: cannot be traced: {first_line(error)}") from error
+            raise NotApplicable(f"torchscript: the network cannot be traced: {first_line(error)}") from error
 
 
-def run_traced(pipe: ImageAnimationPipeline) -> Change:
+def run_traced(pipe: ImageAnimationPipeline, example: Example | None = None) -> Change:
     """Let TorchScript run the steps of a default request."""
-    example = example_of(pipe)
-    return install(pipe, trace(pipe, example), example, "torchscript", "traced and frozen")
+    found = example or example_of(pipe)
+    programs = {found.shapes: lambda module: trace(module, found)}
+    return install(pipe, programs, found.dtype, "torchscript", "traced and frozen")
 
 
 def compile_blocks(pipe: ImageAnimationPipeline, **options: Any) -> Change:
-    """Compile the repeated blocks of the network with `torch.compile`: those of one kind and shape share a program.
+    """Compile the repeated blocks of all networks with `torch.compile`: those of one kind and shape share a program.
 
-    Transformers name their blocks themselves (diffusers' `_repeated_blocks`). Compilation happens at the first call.
+    Transformers name their blocks themselves (`_repeated_blocks`, which diffusers' `compile_repeated_blocks` reads).
+    Compilation happens at the first call.
     """
-    prepared_denoiser(pipe)
-    named = getattr(pipe.network, "_repeated_blocks", None) or ()
-    blocks = [m for m in pipe.network.modules() if isinstance(m, REPEATED) or type(m).__name__ in named]
+    if runs_program(pipe):
+        raise NotApplicable("compile: a traced or compiled program runs the network already")
+    blocks = [block for network in pipe.networks for block in repeated_blocks(network)]
     if not blocks:
         raise NotApplicable(f"compile: {type(pipe.network).__name__} has no repeated blocks")
     # All blocks of a kind are one function to the compiler, which gives up on a function after eight
@@ -148,6 +171,14 @@ def compile_blocks(pipe: ImageAnimationPipeline, **options: Any) -> Change:
     undo = _compile(blocks, recompile_limit=max(8, len(blocks)), **options)
 
     return Change("compile", f"{len(blocks)} repeated blocks compiled", undo)
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the blocks that a network is made of many times over."""
+    named = getattr(network, "_repeated_blocks", None) or ()
+    if not named and isinstance(layers := getattr(network, "transformer_blocks", None), nn.ModuleList):
+        return list(layers)  # such as CogVideoX's, which diffusers does not name
+    return [m for m in network.modules() if isinstance(m, REPEATED) or type(m).__name__ in named]
 
 
 def find_compiler() -> None:
@@ -166,13 +197,13 @@ def find_compiler() -> None:
 
 def compile_whole(pipe: ImageAnimationPipeline, example: Example, **options: Any) -> Change:
     """Compile the whole step module: slower to build, and free to fuse across blocks."""
-    module = prepared_denoiser(pipe).module
-    return install(pipe, torch.compile(module, dynamic=False, **options), example, "compile", "whole U-Net compiled")
+    programs = {example.shapes: lambda module: cast(Step, torch.compile(module, dynamic=False, **options))}
+    return install(pipe, programs, example.dtype, "compile", "whole network compiled")
 
 
 def compile_network(pipe: ImageAnimationPipeline, **options: Any) -> Change:
     """Compile the network as diffusers has it."""
-    undo = _compile([pipe.network], **options)
+    undo = _compile(list(pipe.networks), **options)
     return Change("compile network", f"{type(pipe.network).__name__} compiled", undo)
 
 

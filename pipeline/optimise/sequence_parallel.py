@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.distributed as dist
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
@@ -35,7 +34,7 @@ from ..model.families import Cond
 from ..model.sampling import Predict
 from .base import Change, NotApplicable
 from .prepared import PreparedDenoiser, StepModule, as_input, prepare_once
-from .ranks import Ranks, shares
+from .ranks import Ranks, ranks_for, shares
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -208,7 +207,7 @@ class SequenceParallelDenoiser:
             ranks.check_equal({"latents": latents, "timestep": time}, latents.device)
             with split.over(frames):
                 predicted = module(ranks.take_frames(latents, frames), time, *prepared)
-            return ranks.join_frames(predicted, frames)
+            return ranks.join(predicted, frames, 2)
 
         return predict
 
@@ -221,17 +220,9 @@ def split_frames(pipe: ImageAnimationPipeline) -> Change:
     Raises:
         RanksDiffer: the ranks' U-Nets are not the same.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        raise NotApplicable(
-            "sequence parallel: torch.distributed is not initialised; start the processes with torchrun, "
-            "and see pipeline.commands.distributed"
-        )
-    ranks, device, backend = Ranks(), pipe.network.device, dist.get_backend()
-    if {"nccl": "cuda", "gloo": "cpu"}.get(backend, device.type) != device.type:
-        raise NotApplicable(f"sequence parallel: the U-Net is on {device}, which {backend} does not serve")
     if isinstance(pipe.denoiser, SequenceParallelDenoiser):
         raise NotApplicable("sequence parallel: it is in place already")
-    ranks.check_equal({f"weights of {type(pipe.network).__name__}": _norms(pipe.network)}, device)
+    ranks = ranks_for(pipe, "sequence parallel")
     layers = temporal_layers(pipe.network)
     if not layers:
         raise NotApplicable(f"sequence parallel: unet: {type(pipe.network).__name__} has no known temporal layer")
@@ -251,8 +242,3 @@ def split_frames(pipe: ImageAnimationPipeline) -> Change:
 
     detail = f"frames are spread over {ranks.size} processes, with an exchange around {len(layers)} temporal layers"
     return Change("sequence parallel", detail, undo)
-
-
-def _norms(unet: nn.Module) -> Tensor:
-    """Return the norm of each parameter, `(parameters,)`: enough to tell checkpoints apart."""
-    return torch.stack([torch.linalg.vector_norm(p.detach(), dtype=torch.float32) for p in unet.parameters()])

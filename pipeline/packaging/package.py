@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
@@ -72,6 +73,7 @@ def package(
     metrics: Mapping[str, object],
     runtime: Runtime | Literal["auto"] = "eager",
     precision: str = "float32",
+    optimisations: Sequence[str] = (),
 ) -> Packaged:
     """Save a loaded checkpoint into the store, load it from there, and compare the two.
 
@@ -80,20 +82,25 @@ def package(
     Args:
         metrics: of `pipeline evaluate`; they go into `animator.json` and the card.
         runtime: what a server runs the U-Net on. "torchscript" and "compile" make their program when
-            the server starts; "aot" makes it now, for this kind of machine and the default shape of a
+            the server starts; "aot" makes it now, for this kind of machine, the default length and each size of a
             clip, so that a server runs compiled code without compiling. "auto" is the faster of eager and
             torchscript, on all threads or on one, here.
         precision: of U-Net and encoders, as PyTorch names it. Figures in `metrics` of another precision are left out.
+        optimisations: further changes that the server makes, by name (`pipeline.optimise.named`). What does not fit the
+            server's machine is left out there, and said.
 
     Raises:
         ModelError: the store cannot be written, or the model animates differently once it is loaded from
             there; the store has a new version only after that was looked at.
         NotApplicable: the U-Net cannot be compiled ahead of time here.
+        ValueError: there is no change of such a name, or it does not go with the runtime.
     """
+    from ..optimise.named import check_runtime
     from ..optimise.packaged import ways_to_run
     from ..optimise.precision import dtype_of, in_precision
     from ..serve.store import precision_of, save_to_store
 
+    check_runtime(optimisations, runtime)
     before = animate_probe(source)  # a model that computes NaN is refused here, before anything is written
     cast = Animator(in_precision(source.pipe, dtype_of(precision)), source.info, source.name)
     if cast.pipe is source.pipe and runtime in {"auto", "aot"}:
@@ -103,19 +110,25 @@ def package(
         ways = ways_to_run(cast.pipe)
         runtime, threads = ways[0].runtime, ways[0].threads
     kept = _figures_of(metrics, precision)
-    info = source.info.changed(metrics=kept, runtime=runtime, precision=precision_of(cast.pipe), threads=threads)
+    info = source.info.changed(
+        metrics=kept,
+        runtime=runtime,
+        optimisations=tuple(optimisations),
+        precision=precision_of(cast.pipe),
+        threads=threads,
+    )
     # Figures of another precision are not this model's.
     card = model_card(info, metrics if kept else {}, embedded=source.name == name_of(EMBEDDED_TEACHER))
     loaded: list[tuple[Animator, int]] = []
 
     def verify(folder: Path, tag: str) -> None:
         stored = Animator.load(folder, name=tag, device=str(source.pipe.device))
-        loaded.append((stored, _check_same(cast, stored, before)))
+        loaded.append((stored, _check_same(cast, stored, before, rounds=bool(optimisations))))
 
     with TemporaryDirectory() as scratch:
         programs = Path(scratch) / "programs" if runtime == "aot" else None
         if programs is not None:
-            _compile(cast.pipe, programs)
+            _compile(cast.pipe, info, programs)
         try:
             model = save_to_store(cast.pipe, info, card, programs, verify)
         except (OSError, SafetensorError) as error:
@@ -132,19 +145,20 @@ def _figures_of(metrics: Mapping[str, object], precision: str) -> dict[str, floa
     return {key: value for key in KEPT_FIGURES if isinstance(value := metrics.get(key), (int, float, str))}
 
 
-def _check_same(cast: Animator, stored: Animator, before: Clip) -> int:
+def _check_same(cast: Animator, stored: Animator, before: Clip, *, rounds: bool) -> int:
     """Return the largest difference between the source and the stored model, both in its precision, in steps of 255.
 
     Args:
         cast: the source in the stored model's precision.
         before: what the source makes of the probe as it came.
+        rounds: whether the stored model has changes that round; then the precision's limit is theirs.
 
     Raises:
         ModelError: they animate differently, or the precision shows.
     """
     clip = animate_probe(stored)
     difference = _most(animate_probe(cast), clip)
-    if difference > _MOST_DIFFERENCE:
+    if difference > _MOST_DIFFERENCE and not rounds:
         raise ModelError(
             f"{stored.name}: animates differently from {cast.name} (by up to {difference} of 255); not kept"
         )
@@ -153,14 +167,15 @@ def _check_same(cast: Animator, stored: Animator, before: Clip) -> int:
     if psnr < _LEAST_PSNR_DB:
         raise ModelError(
             f"{stored.name}: in {stored.info.dtype} it is {psnr:.1f} dB from {cast.name} as it came, under the "
-            f"limit of {_LEAST_PSNR_DB:g} dB; not kept. Package it in float32"
+            f"limit of {_LEAST_PSNR_DB:g} dB; not kept. Package it in float32{' and without optimisations' * rounds}"
         )
     return difference
 
 
-def _compile(pipe: ImageAnimationPipeline, folder: Path) -> None:
+def _compile(pipe: ImageAnimationPipeline, info: ModelInfo, folder: Path) -> None:
     from ..optimise import packages
     from ..optimise.base import NotApplicable
+    from ..optimise.named import named
     from ..optimise.packaged import tune
     from ..optimise.runtimes import example_of
 
@@ -168,7 +183,9 @@ def _compile(pipe: ImageAnimationPipeline, folder: Path) -> None:
     try:
         if not applied.has("prepare"):
             raise NotApplicable(f"aot: {applied.skipped[0]}")
-        packages.build(pipe, example_of(pipe), folder)
+        for name in info.optimisations:
+            applied.fits(partial(named(name).apply, pipe))
+        packages.build(pipe, [example_of(pipe, height=high, width=wide) for high, wide in info.sizes], folder)
     finally:
         applied.undo()
 

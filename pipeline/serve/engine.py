@@ -76,6 +76,8 @@ class Animator:
         Raises:
             ModelError: missing, damaged, changed since it was packaged, or of an unknown family.
         """
+        from ..optimise.named import saves_memory
+        from ..optimise.packaged import save_memory
         from ..optimise.precision import dtype_of, dtypes_of
         from .store import verify
 
@@ -85,30 +87,32 @@ class Animator:
             # In its own precision from the start: a detour over float32 would need twice the memory.
             own = {name: dtype_of(kind) for name, kind in info.precision.items()}
             dtypes = {**dtypes_of(folder, info.dtype), **own}
+            slim = saves_memory(info.optimisations)
         except ValueError as error:
             raise ModelError(f"{folder}: {error}") from error
-        pipe = load_pipeline(folder, device or default_device(), dtype=dtypes)
+        target = device or default_device()
+        pipe = load_pipeline(folder, "cpu" if slim else target, dtype=dtypes)
+        skipped = save_memory(pipe, info.optimisations, target) if slim else []
         pipe.text_encoding.placement = text_encoder
         if text_encoder == "offload" and info.takes_prompt:
             pipe.text_encoder.to("cpu")
         pipe.set_progress_bar_config(disable=True)
         animator = cls(pipe, info, name or folder.name)
-        animator._speed_up(folder)
+        animator._speed_up(folder, skipped)
         return animator
 
-    def _speed_up(self, folder: Path) -> None:
+    def _speed_up(self, folder: Path, skipped: list[str]) -> None:
         from ..optimise.packaged import speed_up
 
         try:
-            faster = speed_up(self.pipe, self.info.runtime, folder / PROGRAMS_FOLDER)
+            faster = speed_up(self.pipe, self.info.runtime, folder / PROGRAMS_FOLDER, self.info.optimisations)
         except ValueError as error:
             raise ModelError(f"{folder}: {error}") from error
-        if faster.program is not None:
-            program = faster.program
-            self.runtime, self._misses = self.info.runtime, lambda: program.misses
-        if faster.skipped:
-            without = "it" if len(faster.skipped) == 1 else "them"
-            self.fallback = f"{'; '.join(faster.skipped)}; the network runs without {without}, slower"
+        if faster.programs:
+            self.runtime, self._misses = self.info.runtime, lambda: sum(one.misses for one in faster.programs)
+        if reasons := [*skipped, *faster.skipped]:
+            without = "it" if len(reasons) == 1 else "them"
+            self.fallback = f"{'; '.join(reasons)}; the network runs without {without}, slower"
 
     def check(self, request: AnimationRequest, *, last_image: bool = False) -> None:
         """Refuse what the model cannot do, before any work, by an `InputError` with the field and the limit."""

@@ -51,6 +51,7 @@ class ModelInfo(BaseModel):
         guidance_scale, image_guidance_scale: scales that clips are sampled with; None where there is no such branch.
         guidance_distilled: whether guidance is part of the weights (then one pass a step).
         runtime: eager, torchscript, compile or aot.
+        optimisations: further changes that the server makes, by name (`pipeline.optimise.named`).
         precision: of the weights, by component; "default" is that of all others.
         frames, least_frames, most_frames: of a clip: as the model was made for, and what is allowed.
         frame_step: k where a clip has k * n + 1 frames.
@@ -83,6 +84,7 @@ class ModelInfo(BaseModel):
     image_guidance_scale: float | None
     guidance_distilled: bool
     runtime: str
+    optimisations: tuple[str, ...] = ()
     precision: dict[str, str]
     frames: int = Field(ge=1)
     least_frames: int = Field(ge=1)

@@ -249,7 +249,7 @@ def test_an_exported_or_traced_step_keeps_the_choice_and_works_on_the_models_wei
         assert float((exported.module()(*example.inputs) - plain).abs().max()) < 1e-5
         attended = {str(node.target) for node in exported.graph.nodes if "scaled_dot" in str(node.target)}
         assert attended == {"aten._scaled_dot_product_flash_attention_for_cpu.default"}
-        assert float((trace(one_level_i2vgen, example)(*example.inputs) - plain).abs().max()) < 1e-5
+        assert float((trace(one_level_i2vgen.denoiser.module, example)(*example.inputs) - plain).abs().max()) < 1e-5
     finally:
         change.undo()
         prepared.undo()

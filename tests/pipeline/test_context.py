@@ -224,7 +224,7 @@ def test_a_layer_that_works_in_another_way_is_named_and_nothing_is_changed(spoil
 
 
 def test_a_model_without_cross_attention_is_refused_by_name():
-    with pytest.raises(NotApplicable, match=r"^context: Linear has no cross-attention$"):
+    with pytest.raises(NotApplicable, match=r"^context: Linear has no cross-attention of single frames$"):
         fold_context(nn.Linear(2, 2))
 
 

@@ -15,19 +15,26 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import ImageAnimationPipeline
+from pipeline.bench.measure import held_bytes
+from pipeline.commands.cli import main
+from pipeline.model.example import seeded_request
 from pipeline.optimise import packages
 from pipeline.optimise.attention import attend, attention_shapes, choose_attention, time_backends
+from pipeline.optimise.base import NotApplicable
 from pipeline.optimise.layout import channels_last
+from pipeline.optimise.named import NAMED, attention_backend, attention_backends, fastest_backend
 from pipeline.optimise.packaged import tune
+from pipeline.optimise.precision import difference as precision_difference
 from pipeline.optimise.precision import set_precision
 from pipeline.optimise.prepared import prepare_once
-from pipeline.optimise.runtimes import example_of
+from pipeline.optimise.runtimes import compile_blocks, example_of
 from pipeline.packaging.package import package
 from pipeline.serve.engine import Animator
 from pipeline.serve.request import AnimationRequest
 from pipeline.serve.sources import open_checkpoint
 
 from ..conftest import test_device
+from .small_checkpoints import SMALL
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
@@ -184,10 +191,99 @@ def test_a_program_compiled_for_the_gpu_steps_aside_for_other_shapes(one_level_i
     prepare_once(mine)
     requests: list[dict[str, Any]] = [{}, {"num_frames": 2}]
     plain = [animate(mine, **request) for request in requests]
-    program = packages.build(mine, example_of(mine), tmp_path)
+    (program,) = packages.build(mine, [example_of(mine)], tmp_path).programs
     assert program.device == packages.device_key(DEVICE)
     change = packages.load(mine, tmp_path)
     for request, expected in zip(requests, plain, strict=True):
         assert difference(animate(mine, **request), expected) < 1e-3
     assert mine.denoiser.run.misses == 2  # the steps of the shorter clip
     change.undo()
+
+
+# ------------------------------------------------------------------ transformers
+
+
+@pytest.fixture(scope="module", params=["wan-2.2-a14b", "wan-2.2-ti2v", "ltx"])
+def transformer(request, tmp_path_factory) -> tuple[Path, ImageAnimationPipeline]:
+    """A small checkpoint in bfloat16 on the device, and its folder."""
+    folder = tmp_path_factory.mktemp("gpu") / request.param
+    SMALL[request.param]().save_pretrained(folder)
+    pipe = ImageAnimationPipeline.from_pretrained(folder)
+    pipe.register_to_config(num_frames=9, height=64, width=64, num_inference_steps=2)
+    pipe.save_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    set_precision(pipe, torch.bfloat16)
+    return folder, pipe.to(DEVICE)
+
+
+def seeded(pipe: ImageAnimationPipeline) -> Tensor:
+    return torch.from_numpy(seeded_request(pipe))
+
+
+def decibels(one: Tensor, other: Tensor) -> float:
+    return precision_difference(one, other, 1.0)[1]
+
+
+@pytest.mark.parametrize("name", [*NAMED, "compile blocks"])
+def test_a_change_of_a_transformer_leaves_its_clip_and_is_undone(transformer, name):
+    _, pipe = transformer
+    plain, held = seeded(pipe), held_bytes(pipe)
+    try:
+        change = compile_blocks(pipe) if name == "compile blocks" else NAMED[name].apply(pipe)
+    except NotApplicable as error:
+        pytest.skip(str(error))  # such as no torchao, or frames no larger than a tile
+    changed, after = seeded(pipe), held_bytes(pipe)
+    change.undo()
+    assert decibels(changed, plain) > 30
+    if name in {"float8-storage", "float8", "float8-weights"}:
+        assert after < held
+    if name == "offload":
+        assert after == 0
+    assert held_bytes(pipe) == held
+    assert decibels(seeded(pipe), plain) > 60
+
+
+def test_back_ends_of_a_transformer_that_run_here_agree(transformer):
+    _, pipe = transformer
+    plain, ran = seeded(pipe), []
+    for backend in attention_backends():
+        try:
+            change = attention_backend(pipe, backend)
+        except NotApplicable:
+            continue
+        assert decibels(seeded(pipe), plain) > 30, backend
+        change.undo()
+        ran.append(backend)
+    assert {"native", "_native_math"} <= set(ran)
+    assert fastest_backend(pipe) in ran
+    if ON_GPU:
+        assert "_native_flash" in ran
+
+
+def test_a_transformer_is_served_with_its_weights_off_the_gpu(transformer):
+    folder, _ = transformer
+    packaged = package(open_checkpoint(folder, str(DEVICE)), {}, "eager", "bfloat16", ["offload"])
+    animator = Animator.load(packaged.path, device=str(DEVICE))
+    assert (animator.fallback is None) == ON_GPU
+    if ON_GPU:
+        assert held_bytes(animator.pipe) == 0
+    assert psnr(clip_of(animator), clip_of(packaged.animator)) > 40
+
+
+@pytest.mark.slow
+def test_a_transformer_compiled_ahead_of_time_answers_for_each_of_its_sizes(transformer):
+    folder, _ = transformer
+    packaged = package(open_checkpoint(folder, str(DEVICE)), {}, "aot", "bfloat16")
+    animator = Animator.load(packaged.path, device=str(DEVICE))
+    assert (animator.runtime, animator.fallback) == ("aot", None)
+    for height, width in packaged.info.sizes:
+        picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+        assert animator.animate(picture, AnimationRequest("a red ball", seed=1)).runtime == "aot"
+
+
+@pytest.mark.slow
+def test_the_ladder_of_a_transformer_is_measured_whole(transformer, capsys):
+    folder, _ = transformer
+    for part in ("request", "pass", "decode"):
+        assert main(["bench", "--model", str(folder), "--part", part, "--repeats", "1"]) == 0
+        assert "WRONG OUTPUT" not in capsys.readouterr().out

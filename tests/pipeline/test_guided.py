@@ -28,7 +28,7 @@ from pipeline.model.families import guidance_embedding
 from pipeline.model.families.guided import GUIDANCE_WIDTH, GuidedI2VGenXLUNet, guided_unet
 from pipeline.model.guidance import ClipGuidance, Guidance
 from pipeline.optimise.prepared import prepare_once
-from pipeline.optimise.runtimes import example_of, install, trace
+from pipeline.optimise.runtimes import example_of, run_traced
 from pipeline.packaging.card import model_card
 from pipeline.serve.engine import Animator
 from pipeline.serve.manifest import ModelInfo
@@ -334,7 +334,7 @@ def test_prepared_traced_and_exported_steps_take_the_scale_as_an_input(request, 
     exported = torch.export.export(module, example.inputs, strict=False)
     assert not exported.constants
     assert difference(exported.module()(*example.inputs), module(*example.inputs)) < 1e-5
-    install(student, trace(student, example), example, "torchscript", "")
+    run_traced(student)
     for scale, clip in plain.items():
         assert difference(animate(student, guidance_scale=scale), clip) < 1e-5
     assert student.denoiser.run.misses == 0

@@ -254,7 +254,7 @@ def test_a_step_is_exported_traced_and_compiled_in_channels_last(one_level_i2vge
         assert exported.state_dict.keys() <= module.state_dict().keys()
         assert torch.ops.aten.conv3d.default not in {node.target for node in exported.graph.nodes}
         assert float((exported.module()(*example.inputs) - plain).abs().max()) < 1e-5
-        assert float((trace(one_level_i2vgen, example)(*example.inputs) - plain).abs().max()) < 1e-5
+        assert float((trace(one_level_i2vgen.denoiser.module, example)(*example.inputs) - plain).abs().max()) < 1e-5
         compiled = compile_blocks(one_level_i2vgen, backend="eager")
         assert float((module(*example.inputs) - plain).abs().max()) < 1e-5
         compiled.undo()
@@ -265,7 +265,7 @@ def test_a_step_is_exported_traced_and_compiled_in_channels_last(one_level_i2vge
 
 
 def test_a_model_without_convolution_at_its_entrance_is_refused_by_name():
-    with pytest.raises(NotApplicable, match=r"^layout: Linear has no conv_in of two dimensions$"):
+    with pytest.raises(NotApplicable, match=r"^layout: Linear is no U-Net of two-dimensional convolutions$"):
         channels_last(nn.Linear(2, 2))
 
 

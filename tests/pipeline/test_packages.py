@@ -21,7 +21,16 @@ from torch import Tensor
 from pipeline import ImageAnimationPipeline
 from pipeline.errors import ModelError
 from pipeline.optimise.base import NotApplicable
-from pipeline.optimise.packages import PROGRAMS_FILE, Program, Programs, build, device_key, load, weights_key
+from pipeline.optimise.packages import (
+    PROGRAMS_FILE,
+    Program,
+    Programs,
+    build,
+    device_key,
+    load,
+    weights_key,
+    weights_of,
+)
 from pipeline.optimise.prepared import prepare_once
 from pipeline.optimise.runtimes import example_of
 
@@ -80,7 +89,7 @@ class Folder:
 def folder(tmp_path, ready) -> Folder:
     path = tmp_path / "packages"
     path.mkdir()
-    return Folder(path, weights_key(ready.denoiser.module.state_dict()))
+    return Folder(path, weights_key(weights_of(ready.denoiser.module)))
 
 
 @pytest.fixture
@@ -189,7 +198,7 @@ def test_the_whole_path_of_a_package_elsewhere_is_refused_too(folder, refuses):
 
 def test_programs_of_other_components_are_not_taken_for_the_step(folder, refuses):
     folder.describe(component="decoder")
-    refuses(ModelError, "no program for the U-Net's step")
+    refuses(ModelError, "no program for the network's step")
 
 
 def test_without_a_step_module_there_is_nothing_to_run(i2vgen, folder):
@@ -253,7 +262,7 @@ torch.save(clip, out)
 def built(ready, tmp_path_factory) -> tuple[Path, Program]:
     """A real package. One to two minutes: the compiler writes a C++ file, and a C++ compiler reads it."""
     folder = tmp_path_factory.mktemp("built")
-    return folder, build(ready, example_of(ready), folder)
+    return folder, build(ready, [example_of(ready)], folder).programs[0]
 
 
 @pytest.mark.slow

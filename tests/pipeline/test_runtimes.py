@@ -19,7 +19,7 @@ from pipeline.machine import threads
 from pipeline.model.families.i2vgen_xl import I2VGenXLFamily
 from pipeline.optimise.base import Change, NotApplicable
 from pipeline.optimise.packaged import _LONG_S, ways_to_run
-from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once
+from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once, prepared_denoisers
 from pipeline.optimise.runtimes import (
     REPEATED,
     Example,
@@ -30,7 +30,7 @@ from pipeline.optimise.runtimes import (
     example_of,
     find_compiler,
     install,
-    prepared_denoiser,
+    run_traced,
     shapes_of,
     trace,
 )
@@ -103,7 +103,7 @@ def test_the_example_has_the_inputs_of_a_default_request_and_leaves_the_pipeline
 
     example = example_of(ready)
     assert ready.denoiser is denoiser
-    with undone(install(ready, watch, example, "watch", "for this test")):
+    with undone(install(ready, {example.shapes: lambda _: watch}, example.dtype, "watch", "for this test")):
         animate(ready)
         assert denoiser.run.misses == 0
     assert len(seen) == 2
@@ -113,7 +113,7 @@ def test_the_example_has_the_inputs_of_a_default_request_and_leaves_the_pipeline
 
 
 def test_without_a_step_module_nothing_can_run_it(pipe):
-    for attempt in (example_of, prepared_denoiser, compile_blocks):
+    for attempt in (example_of, prepared_denoisers, run_traced):
         with pytest.raises(
             NotApplicable, match=r"^runtime: the denoiser is a PlainDenoiser; apply prepare_once first$"
         ):
@@ -122,9 +122,8 @@ def test_without_a_step_module_nothing_can_run_it(pipe):
 
 def test_a_program_is_given_contiguous_inputs_of_its_shapes_and_type_and_no_others(caplog):
     asked, plain = [], []
-    program = ShapedProgram(
-        lambda *inputs: asked.append(inputs), lambda *inputs: plain.append(inputs), Example((torch.ones(2, 3),)), "aot"
-    )
+    programs = {((2, 3),): lambda *inputs: asked.append(inputs)}
+    program = ShapedProgram(programs, torch.float32, lambda *inputs: plain.append(inputs), "aot")
     with caplog.at_level(logging.WARNING):
         program(torch.ones(3, 2).T)
         program(torch.ones(2, 3, dtype=torch.bfloat16))
@@ -141,9 +140,7 @@ def test_a_program_is_given_contiguous_inputs_of_its_shapes_and_type_and_no_othe
 def test_a_traced_program_gives_the_same_and_steps_aside_for_other_shapes(ready, caplog):
     plain, other = animate(ready), animate(ready, "a blue square")
     longer = animate(ready, num_frames=FRAMES + 1)
-    example = example_of(ready)
-    change = install(ready, trace(ready, example), example, "torchscript", "traced")
-    with undone(change), caplog.at_level(logging.WARNING, logger="pipeline"):
+    with undone(run_traced(ready)), caplog.at_level(logging.WARNING, logger="pipeline"):
         for _ in range(2):  # TorchScript specialises a program after its first calls
             assert difference(animate(ready), plain) < 1e-5
         assert difference(animate(ready, "a blue square"), other) < 1e-5
@@ -165,9 +162,8 @@ def test_a_module_that_cannot_be_traced_is_refused_with_the_reason():
             raise ValueError("not today\nnor tomorrow")
 
     module = Unruly(FAMILY, nn.Linear(1, 1)).eval()
-    pipe = SimpleNamespace(denoiser=PreparedDenoiser(module))
-    with pytest.raises(NotApplicable, match=r"^torchscript: unet: cannot be traced: not today$"):
-        trace(pipe, Example((torch.ones(1), torch.ones(1))))
+    with pytest.raises(NotApplicable, match=r"^torchscript: the network cannot be traced: not today$"):
+        trace(module, Example((torch.ones(1), torch.ones(1))))
 
 
 # ------------------------------------------------------------------ torch.compile
@@ -201,7 +197,7 @@ def test_every_shape_of_a_block_is_compiled_and_once():
         nn.Sequential(*[ResnetBlock2D(in_channels=c, temb_channels=None, groups=2) for c in channels]) for _ in range(2)
     ]
     unet = nn.ModuleList(nets)
-    pipe = SimpleNamespace(network=unet, denoiser=PreparedDenoiser(StepModule(FAMILY, unet)))
+    pipe = SimpleNamespace(network=unet, networks=(unet,), denoiser=PreparedDenoiser(StepModule(FAMILY, unet)))
     backend = CountingBackend()
     with undone(compile_blocks(pipe, backend=backend)):
         for net in unet:
@@ -211,7 +207,8 @@ def test_every_shape_of_a_block_is_compiled_and_once():
 
 
 def test_a_unet_without_repeated_blocks_is_refused_by_name():
-    pipe = SimpleNamespace(network=nn.Linear(1, 1), denoiser=PreparedDenoiser(StepModule(FAMILY, nn.Linear(1, 1))))
+    network = nn.Linear(1, 1)
+    pipe = SimpleNamespace(network=network, networks=(network,), denoiser=None)
     with pytest.raises(NotApplicable, match=r"^compile: Linear has no repeated blocks$"):
         compile_blocks(pipe)
 
@@ -285,7 +282,7 @@ def test_the_fastest_way_to_run_is_found_by_measurement_and_leaves_the_pipeline_
     assert min(way.request_s for way in ways) > 0.95 * ways[0].request_s
 
     def refuse(*_: Any) -> None:
-        raise NotApplicable("torchscript: unet: cannot be traced: for a reason")
+        raise NotApplicable("torchscript: the network cannot be traced: for a reason")
 
     monkeypatch.setattr("pipeline.optimise.packaged.run_traced", refuse)
     with threads(1):
