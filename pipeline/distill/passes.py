@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -39,34 +39,49 @@ def conditions(
     Args:
         scales: `(batch,)`, that the student is told; a teacher that is a guided student is told them too.
     """
-    family, parts, config = teacher.family, teacher.parts, teacher.config
-    controls = {name: control.default for name, control in family.controls.items() if control.default is not None}
+    encoded, count = examples.encoded, len(examples.captions)
+    if encoded is None or encoded.pictures is None:
+        ends = last_pictures(examples) if teacher.family.last_image(teacher.parts) == "always" else None
+        picture = encode_pictures(teacher, examples.pictures, random, ends)
+    else:
+        torch.randint(2**62, (), generator=random)  # as encoding draws it, so that the noise is the same
+        picture = {name: tensor.to(teacher.parts.device) for name, tensor in encoded.pictures.items()}
+    texts = examples.captions if encoded is None else encoded.texts
+    negative = [teacher.family.negative_prompt] * count if encoded is None else encoded.negative
+    branches = dict.fromkeys([*guidance.branches, "full"])
+    made = teacher.conditions(texts, negative, picture, list(branches), teacher.default_clip_skip)
+    of_teacher, of_student = (stack([made[name] for name in names]) for names in (guidance.branches, ("full",)))
+    if scales is None:
+        return of_teacher, of_student
+    told = guidance_embedding(scales.to(teacher.parts.device), guidance_width(teacher.network) or GUIDANCE_WIDTH)
+    if "guidance" in of_teacher:
+        of_teacher = {**of_teacher, "guidance": told.to(teacher.parts.dtype)}
+    return of_teacher, {**of_student, "guidance": told}
+
+
+@torch.no_grad()
+def encode_pictures(
+    teacher: ImageAnimationPipeline,
+    pictures: Sequence[Image],
+    random: torch.Generator,
+    last_images: Sequence[Image] | None = None,
+) -> Cond:
+    """Return what the network is given of pictures, frame rate and controls, as a call by default gives it."""
+    family, config = teacher.family, teacher.config
     height, width = teacher.default_size
     request = Request(
-        examples.pictures,
+        pictures,
         config.num_frames,
         height,
         width,
         config.fps,
-        last_images=last_pictures(examples) if family.last_image(parts) == "always" else None,
+        last_images=last_images,
         generator=random,
-        controls=controls,
+        controls={name: one.default for name, one in family.controls.items() if one.default is not None},
     )
     # I2VGen-XL as published draws from its posterior with torch's global generator.
-    with seeded(int(torch.randint(2**62, (), generator=random)), teacher.device):
-        picture = family.encode_picture(parts, request)
-    empty = [family.negative_prompt] * len(examples.captions)
-    skip = teacher.default_clip_skip
-    of_teacher, of_student = (
-        stack(list(teacher.conditions(examples.captions, empty, picture, branches, skip).values()))
-        for branches in (guidance.branches, ("full",))
-    )
-    if scales is None:
-        return of_teacher, of_student
-    told = guidance_embedding(scales.to(teacher.device), guidance_width(teacher.network) or GUIDANCE_WIDTH)
-    if "guidance" in of_teacher:
-        of_teacher = {**of_teacher, "guidance": told.to(parts.dtype)}
-    return of_teacher, {**of_student, "guidance": told}
+    with seeded(int(torch.randint(2**62, (), generator=random)), teacher.parts.device):
+        return family.encode_picture(teacher.parts, request)
 
 
 def last_pictures(examples: Examples) -> list[Image]:

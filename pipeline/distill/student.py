@@ -170,7 +170,10 @@ def build_student(
         width=config.width,
     )
     student.set_progress_bar_config(disable=True)
-    student.to(teacher.device)
+    student.text_encoding = teacher.text_encoding  # the text encoder is the same one
+    student.to(teacher.parts.device)
+    if student.text_encoding.placement == "offload":
+        student.text_encoder.to("cpu")
     return student
 
 
@@ -201,7 +204,7 @@ class SampleGrid:
         clips = []
         for k, (picture, caption) in enumerate(zip(self.pictures, self.captions, strict=True)):
             # The training's own random numbers stay as they were, so that samples change nothing of it.
-            with seeded(self.seed + k, pipe.device):
+            with seeded(self.seed + k, pipe.parts.device):
                 noise = torch.Generator().manual_seed(self.seed + k)
                 frames = pipe(picture, caption, generator=noise, output_type="np").frames[0]
             clips.append((np.asarray(frames) * 255).round().astype(np.uint8))

@@ -15,8 +15,10 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
+from ..console import Counter, tell
 from ..machine import default_device
 from ..model.guidance import AnyGuidance, ClipGuidance, Guidance
+from ..model.prompts import TextEncoding
 from ..train.checkpoint import end_of
 from ..train.settings import learning_rate
 from .algorithm import (
@@ -30,6 +32,8 @@ from .algorithm import (
 )
 from .checkpoint import Averaged, CheckpointFolder, DistillationError, Interrupts, Progress, whole
 from .data import Examples, Source, read
+from .encoded import EncodedSource, encode_once
+from .folders import CaptionedSource
 from .memory import checkpoint_blocks, merge_lora
 from .passes import conditions, draw_scales, networks_of, student_pass, teacher_pass
 from .settings import DistillSettings
@@ -113,6 +117,8 @@ class Distiller:
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.progress, self.averaged)
         self.checkpoints = CheckpointFolder(self.accelerator, folder, self._run())
+        self._encoded: EncodedSource | None = None
+        self._text_encoding: TextEncoding | None = None  # the teacher's own, where another one is in its place
         self._losses: list[float] = []  # of the update that is being made
 
     @property
@@ -139,6 +145,7 @@ class Distiller:
             KeyboardInterrupt: after an interrupt or SIGTERM; the update is finished and saved before.
         """
         self.resume()
+        self._encode()
         ends = end_of(minutes)
         with Interrupts() as interrupts:
             for number, examples in self._batches():
@@ -243,15 +250,50 @@ class Distiller:
         return build_student(self.teacher, networks, self.grid, self.settings.guidance_range)
 
     def close(self) -> None:
-        """Let go of what accelerate holds on to."""
+        """Let go of what accelerate holds on to, and put the text encoder back where it was."""
         self.accelerator.free_memory()
+        if self._text_encoding is not None:
+            self.teacher.text_encoding = self._text_encoding
+            self.teacher.to(self.accelerator.device)
+
+    def _encode(self) -> None:
+        """Encode captions and pictures of a folder, where that is wanted and there is something left to learn."""
+        source, s, family = self.source, self.settings, self.teacher.family
+        if not (s.encode_once and family.takes_prompt and isinstance(source, CaptionedSource)):
+            return
+        if self.updates >= s.updates or self._encoded is not None:
+            return
+        config, own = self.teacher.config, self.checkpoints.run
+        self._encoded = encode_once(
+            self.teacher,
+            source,
+            self.checkpoints.folder / "encoded",
+            [own["teacher"], config.num_frames, config.fps, *self.teacher.default_size, family.negative_prompt],
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            together=self.accelerator.wait_for_everyone,
+            on_progress=Counter("encoded: file"),
+        )
+        texts, pictures = len(self._encoded.captions), 0 if source.has_clips else len(source.rows)
+        clips = (s.updates - self.updates) * s.accumulate * self.accelerator.num_processes * source.batch
+        each = 2 if len(self.guidance.branches) > 1 else 1
+        if self.accelerator.is_main_process:
+            tell(
+                f"{texts} texts and {pictures} pictures are encoded once: {texts + pictures} passes of the encoders, "
+                f"where {clips} clips would take {clips * (each + bool(pictures))}"
+            )
+        # It is needed again for samples, and when the student is saved; each prompt then waits for two moves.
+        if self.teacher.text_encoding.placement == "resident":
+            self._text_encoding = self.teacher.text_encoding
+            self.teacher.text_encoding = TextEncoding("offload", remembered=64)
+            self.teacher.text_encoder.to("cpu")
 
     def _batches(self) -> Iterator[tuple[int, Examples]]:
         """Batches that are left of the run, by number: these are dealt to the processes in turn."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         first, last = (n * self.settings.accumulate for n in (self.updates, self.settings.updates))
         numbers = [number * world + rank for number in range(first, last)]
-        return read(self.source, numbers, self.settings.workers)
+        return read(self._encoded or self.source, numbers, self.settings.workers)
 
     def _passes(
         self, examples: Examples, random: torch.Generator
