@@ -169,8 +169,11 @@ class CheckpointFolder:
             ) from error
         self.saved = updates
 
-    def load(self) -> bool:
+    def load(self, **options: Any) -> bool:
         """Go back to the checkpoint; whether there is one.
+
+        Args:
+            options: of `load_state_dict` of the network.
 
         Raises:
             DistillationError: it cannot be read, or was made with other settings.
@@ -183,7 +186,7 @@ class CheckpointFolder:
             return False
         try:
             self._check(json.loads((self.path / _SETTINGS).read_text(encoding="utf-8")))
-            self.accelerator.load_state(str(self.path))
+            self.accelerator.load_state(str(self.path), **options)
         except _NOT_READ as error:
             raise DistillationError(
                 f"{self.path}: cannot be read ({_reason(error)}); remove it to begin again"

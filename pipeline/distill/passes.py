@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Image, fromarray
@@ -103,9 +103,8 @@ class Networks(nn.Module):
         super().__init__()
         self._family, self._parts = pipe.family, pipe.parts
         self.networks = nn.ModuleDict(networks)
-        self._no_split_modules = [
-            name for network in networks.values() for name in getattr(network, "_no_split_modules", None) or ()
-        ]
+        # What FSDP spreads block by block, by class; accelerate looks for it here.
+        self._no_split_modules = sorted({name for network in networks.values() for name in block_classes(network)})
 
     def forward(self, z: Tensor, timesteps: Tensor, cond: Cond) -> Tensor:
         """Return predictions for z `(batch, channels, frames, height, width)` at timesteps `(batch,)`."""
@@ -121,32 +120,54 @@ class Networks(nn.Module):
         return predicted
 
 
+def block_classes(network: nn.Module) -> list[str]:
+    """Return the classes of a network's blocks, by name: a U-Net's levels, or a transformer's repeated blocks."""
+    parts: Any = network
+    if hasattr(network, "down_blocks"):
+        return [type(block).__name__ for block in (*parts.down_blocks, parts.mid_block, *parts.up_blocks)]
+    return list(getattr(network, "_repeated_blocks", None) or getattr(network, "_no_split_modules", None) or ())
+
+
 def networks_of(pipe: ImageAnimationPipeline) -> dict[str, nn.Module]:
     """Return the networks of a checkpoint by name; most have one."""
     found = {name: getattr(pipe, name, None) for name in pipe.family.networks}
     return {name: network for name, network in found.items() if network is not None}
 
 
-def teacher_pass(teacher: ImageAnimationPipeline, cond: Cond, guidance: AnyGuidance) -> Predict:
-    """Return the teacher with all its branches combined."""
-    networks, dtype = Networks(teacher, networks_of(teacher)), teacher.parts.dtype
+def teacher_pass(
+    teacher: ImageAnimationPipeline,
+    cond: Cond,
+    guidance: AnyGuidance,
+    networks: nn.Module | None = None,
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Predict:
+    """Return the teacher with all its branches combined.
+
+    Args:
+        networks: that it computes with, of the form of `Networks`; None: its own.
+        alone: inside, networks that it shares with a student are the teacher's.
+    """
+    networks, dtype = networks or Networks(teacher, networks_of(teacher)), teacher.parts.dtype
 
     def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
         assert rows is None
         stacked, times = torch.cat([z] * guidance.passes), timesteps.repeat(guidance.passes)
-        combined = guidance.combine(networks(stacked.to(dtype), times, cond).float())
+        with alone():
+            combined = guidance.combine(networks(stacked.to(dtype), times, cond).float())
         return _still_where_held(teacher, combined, {name: tensor[: len(z)] for name, tensor in cond.items()})
 
     return predict
 
 
-def student_pass(teacher: ImageAnimationPipeline, student: nn.Module, cond: Cond) -> Predict:
-    """Return a student, of the form of `Networks`, in float32 as it is trained."""
-    cond = cast_cond(cond, torch.float32)
+def student_pass(
+    teacher: ImageAnimationPipeline, student: nn.Module, cond: Cond, dtype: torch.dtype = torch.float32
+) -> Predict:
+    """Return a student, of the form of `Networks`, in the precision that it is trained in."""
+    cond = cast_cond(cond, dtype)
 
     def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
         seen = cond if rows is None else {name: tensor[rows] for name, tensor in cond.items()}
-        return _still_where_held(teacher, student(z, timesteps, seen), seen)
+        return _still_where_held(teacher, student(z.to(dtype), timesteps, seen).float(), seen)
 
     return predict
 

@@ -93,9 +93,14 @@ def check_guidance_range(teacher: ImageAnimationPipeline, limits: tuple[float, f
         )
 
 
+def shares_base(settings: DistillSettings) -> bool:
+    """Return whether the student is the teacher's own network with additions (`SharedBase`), and no copy of it."""
+    return bool(settings.lora_rank) and settings.guidance_range is None and not settings.start
+
+
 def student_network(teacher: ImageAnimationPipeline, settings: DistillSettings) -> Networks:
-    """Return what a student begins as: the teacher's networks in float32, with LoRA and an input of guidance where
-    they are wanted.
+    """Return what a student begins as where it shares nothing: the teacher's networks in float32, with LoRA and an
+    input of guidance where they are wanted.
 
     Raises:
         ValueError: `start` is no student of this teacher's shape, or the network can be told no guidance scale.
