@@ -27,6 +27,7 @@ checkpoint = ""  # the teacher, folder or hub id; empty: the one of this run's 0
 run_folder = "runs/notebook"  # results go to its folder 03_distill
 student_steps = 8  # of one pass each
 teacher_steps = 0  # of the teacher while it teaches; 0: its own, or the next lower multiple of the student's
+trained = ""  # a student that `pipeline distill` trained elsewhere: a folder that is judged here; empty: train one
 start = ""  # a student that training goes on from; "shipped": the shipped one, where the teacher is; empty: the teacher
 updates = 170  # of the student's weights
 batch = 4  # clips an update
@@ -60,6 +61,7 @@ from PIL import Image
 
 from pipeline.bench.plots import plot_losses, plot_students
 from pipeline.console import Counter, news
+from pipeline.distill.checkpoint import read_losses
 from pipeline.distill.data import GeneratedSource
 from pipeline.distill.folders import open_folder
 from pipeline.distill.student import SampleGrid
@@ -85,6 +87,9 @@ checkpoint = checkpoint or stage.read("01_teacher", "source") or ""
 teacher = open_checkpoint(checkpoint)
 if problem := solver_problem(teacher.pipe.scheduler):
     raise StageSkipped(f"no student is trained of the {teacher.info.family} family so far ({problem})")
+judged_here = open_checkpoint(trained) if trained else None
+if judged_here is not None:
+    student_steps = judged_here.info.steps
 if gates == "default" and teacher.name != name_of(EMBEDDED_TEACHER):
     gates = ""
     print("gates: the project's limits are of its own teacher; `-p gates FILE` sets some for this one")
@@ -142,9 +147,17 @@ def save(made: Animator, folder: Path) -> None:
     save_changed(pipe, folder, teacher.pipe.name_or_path, (*pipe.family.networks, "scheduler"))
 
 
-student, losses = train(f"{student_steps} x 1", base)
-curve = plot_losses({f"{student_steps} x 1": losses})
-stage.picture("losses", "Loss", "Mean squared error of v, a point an update; the line is a running mean.", curve)
+if judged_here is None:
+    student, losses = train(f"{student_steps} x 1", base)
+else:
+    info = describe(judged_here.pipe, teacher.name, {})
+    student, losses = (
+        Animator(judged_here.pipe, info, f"student, {student_steps} x 1"),
+        read_losses(Path(trained).parent),
+    )
+curve = plot_losses({f"{student_steps} x 1": losses}) if losses else None
+if curve is not None:
+    stage.picture("losses", "Loss", "Mean squared error of v, a point an update; the line is a running mean.", curve)
 curve
 
 # %%
@@ -279,10 +292,10 @@ show_rows([Row(name=g.name, value=round(g.value, 3), note=f"limit {g.limit}: {g.
 # %%
 if gates:
     require(comparison, load_gates(gates))
+here = f"trained from the teacher in this run, {updates} updates of {batch} clips"
 summary = (
     f"{student.info.passes} passes instead of {teacher.info.passes}, "
-    f"{request_s['teacher'] / request_s['student']:.1f}x faster; "
-    f"trained from the teacher in this run, {updates} updates of {batch} clips."
+    f"{request_s['teacher'] / request_s['student']:.1f}x faster; {f'trained in {trained}' if trained else here}."
 )
 done = stage.finish(
     summary,

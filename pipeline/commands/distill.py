@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -33,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        type=lambda text: Path(text) if text else None,  # manifests give it empty
         metavar="FOLDER",
-        help="pictures or videos with captions (default: generated clips, for small teachers)",
+        help="pictures or videos with captions (default, and where it is empty: generated clips, for small teachers)",
     )
     parser.add_argument("--batch", type=positive, default=8, metavar="N", help="clips a batch (default: 8)")
     parser.add_argument("--minutes", type=float, metavar="M", help="stop after this time; a later call goes on")
@@ -100,6 +99,8 @@ def distill_model(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(distiller: Distiller, options: argparse.Namespace, about: dict[str, Any]) -> ImageAnimationPipeline:
+    from ..distill.checkpoint import write_losses
+
     main, out, counter = distiller.accelerator.is_main_process, options.out, Counter("update")
 
     def on_update(done: int, total: int, loss: float) -> None:
@@ -113,7 +114,7 @@ def _train(distiller: Distiller, options: argparse.Namespace, about: dict[str, A
             student = distiller.train(on_update, options.minutes, _grid(distiller, out))
         finally:
             if main and distiller.losses:
-                write_beside(out / "losses.csv", lambda path: _write_losses(path, distiller.losses))
+                write_losses(out, distiller.losses)
         if main:
             write_beside(out / "student", student.save_pretrained)
         distiller.accelerator.wait_for_everyone()
@@ -149,11 +150,6 @@ def _source(options: argparse.Namespace, teacher: ImageAnimationPipeline, settin
     from ..distill.data import GeneratedSource
 
     return GeneratedSource(height, frames, options.batch, settings.seed)
-
-
-def _write_losses(path: Path, losses: list[float]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("update", "loss"), *enumerate(losses, start=1)])
 
 
 def lines(result: dict[str, Any]) -> list[str]:

@@ -18,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", help=_TEACHER)
     _add_runs(parser)
     parser.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
+    text = "name of the run's folder; the same command again goes on there (default: the time and the preset)"
+    parser.add_argument("--name", default="", help=text)
+    which = parser.add_mutually_exclusive_group()
+    text = "run this stage alone, such as 03_distill; those before it have to be done"
+    which.add_argument("--only", default="", metavar="STAGE", help=text)
+    which.add_argument("--until", default="", metavar="STAGE", help="run the stages up to this one")
     add_parameters(parser, "a parameter of the notebooks; may be repeated")
 
 
@@ -39,17 +45,20 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
 
 def run_preset(options: argparse.Namespace) -> dict[str, Any]:
     """Run the notebooks of a new run, or what is left of an old one."""
-    from ..runs.run import find_run, go_on, start
+    from ..runs.run import Stages, find_run, go_on, start
 
+    stages = Stages(options.only, options.until)
     if options.resume:
-        if options.preset or options.teacher or options.parameters:
+        if options.preset or options.teacher or options.name or options.parameters:
             options.usage_error(
-                "--resume goes on with what the run was started with; leave out --preset, --teacher, -p"
+                "--resume goes on with what the run was started with; leave out --preset, --teacher, --name, -p"
             )
         folder = find_run(options.resume, options.runs)
     else:
-        folder = start(options.preset or "tiny", options.teacher or "", options.runs, dict(options.parameters))
-    run = go_on(folder)
+        given = dict(options.parameters)
+        preset, teacher = options.preset or "tiny", options.teacher or ""
+        folder = start(preset, teacher, options.runs, given, options.name, stages)
+    run = go_on(folder, stages)
     return {"run": str(run.folder), "report": str(run.report), "model": run.model, "metrics": run.metrics}
 
 

@@ -2,6 +2,7 @@
 
 - `algorithm`: the mathematics, apart from any model and any loop.
 - `data`: pictures, captions and clips to train on.
+- `encoded`: captions and pictures of a folder, encoded once.
 - `student`: what a student consists of.
 - `passes`: how teacher and student are conditioned on a batch, and called.
 - `settings`: how it is trained.

@@ -75,6 +75,7 @@ class Grid:
         starts: `(m + 1,)`, steps of the teacher at which those of the student begin, and n.
         prediction_type: of teacher and student.
         noise_correction: whether the student's first step is corrected.
+        in_step: whether the teacher is called as often for each batch as for the one that needs most calls.
     """
 
     timesteps: Tensor
@@ -83,6 +84,7 @@ class Grid:
     starts: Tensor
     prediction_type: PredictionType
     noise_correction: bool = False
+    in_step: bool = False
 
     @classmethod
     def of(
@@ -195,7 +197,7 @@ def landing_target(z: Tensor, landed: Tensor, start: tuple[Tensor, Tensor], end:
 
 def teacher_landing(grid: Grid, teacher: Predict, z: Tensor, begin: Tensor, end: Tensor) -> Tensor:
     """Return where the teacher lands when it goes from its steps `begin`, `(n,)`, to its steps `end`, `(n,)`."""
-    for k in range(int((end - begin).max())):
+    for k in range(int(grid.starts.diff().max() if grid.in_step else (end - begin).max())):
         # Where a clip has arrived, what is computed of it is left out.
         at = torch.minimum(begin + k, end - 1)
         levels = grid.levels(at, z)

@@ -21,11 +21,26 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import StillmotionError, first_line
+from ..writing import write_beside
 
 _SETTINGS = "settings.json"
+_LOSSES = "losses.csv"
 # What torch, safetensors and the system raise of a full disk; the first two have no kind of their own for it.
 _NOT_WRITTEN = (OSError, RuntimeError, SafetensorError)
 _NOT_READ = (*_NOT_WRITTEN, ValueError, KeyError, EOFError, pickle.UnpicklingError)
+
+
+def write_losses(folder: Path, losses: list[float]) -> None:
+    """Write the loss of each update to `losses.csv` in a folder."""
+    rows = [("update", "loss"), *enumerate(losses, start=1)]
+    write_beside(folder / _LOSSES, lambda path: path.write_text("".join(f"{k},{loss}\n" for k, loss in rows)))
+
+
+def read_losses(folder: Path) -> list[float]:
+    """Return what `write_losses` wrote; nothing where there is no such file."""
+    path = folder / _LOSSES
+    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    return [float(line.split(",")[1]) for line in lines]
 
 
 class DistillationError(StillmotionError):
@@ -145,6 +160,7 @@ class CheckpointFolder:
         self.accelerator.wait_for_everyone()
         try:
             self._together(write)
+            self._on_all(partial / _SETTINGS)
             self._together(replace)
         except DistillationError as error:
             clear()
@@ -153,8 +169,11 @@ class CheckpointFolder:
             ) from error
         self.saved = updates
 
-    def load(self) -> bool:
+    def load(self, **options: Any) -> bool:
         """Go back to the checkpoint; whether there is one.
+
+        Args:
+            options: of `load_state_dict` of the network.
 
         Raises:
             DistillationError: it cannot be read, or was made with other settings.
@@ -163,11 +182,11 @@ class CheckpointFolder:
         if self.accelerator.is_main_process and old.exists() and not self.path.exists():
             old.rename(self.path)  # killed between two renames
         self.accelerator.wait_for_everyone()
-        if not self.path.exists():
+        if not self._on_all(self.path):
             return False
         try:
             self._check(json.loads((self.path / _SETTINGS).read_text(encoding="utf-8")))
-            self.accelerator.load_state(str(self.path))
+            self.accelerator.load_state(str(self.path), **options)
         except _NOT_READ as error:
             raise DistillationError(
                 f"{self.path}: cannot be read ({_reason(error)}); remove it to begin again"
@@ -191,12 +210,25 @@ class CheckpointFolder:
             action()
         except _NOT_WRITTEN as error:
             failed = error
-        mine = torch.tensor(float(failed is not None), device=self.accelerator.device)
-        if float(self.accelerator.reduce(mine, reduction="sum")):
+        if self._count(failed is not None):
             if failed is None:
                 raise DistillationError("on another process")
             doubt = "" if isinstance(failed, OSError) else "is the disk full? "
             raise DistillationError(doubt + _reason(failed)) from failed
+
+    def _on_all(self, path: Path) -> bool:
+        """Return whether there is such a path, which all processes have to agree on."""
+        processes, seeing = self.accelerator.num_processes, self._count(path.exists())
+        if seeing not in (0, processes):
+            raise DistillationError(
+                f"{path}: {seeing} of {processes} processes see it; machines that train together need a shared folder"
+            )
+        return bool(seeing)
+
+    def _count(self, flag: bool) -> int:  # its one argument
+        """Return on how many processes a flag is set. All have to ask."""
+        mine = torch.tensor(float(flag), device=self.accelerator.device)
+        return int(self.accelerator.reduce(mine, reduction="sum"))
 
 
 def _reason(error: Exception) -> str:

@@ -7,7 +7,7 @@ off goes on exactly where it stopped, and each process of a group takes numbers 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,17 +20,34 @@ from ..errors import StillmotionError
 
 
 @dataclass
+class Encoded:
+    """What the encoders made of examples, one after the other along dimension 0.
+
+    Attributes:
+        texts, negative: of the captions, and of the negative prompt.
+        pictures: None where the pictures are still to be encoded.
+    """
+
+    texts: Mapping[str, Tensor]
+    negative: Mapping[str, Tensor]
+    pictures: Mapping[str, Tensor] | None
+
+
+@dataclass
 class Examples:
     """RGB pictures of any size, each with a caption.
 
     Attributes:
+        pictures: none where they are encoded.
         clips: `(batch, 3, frames, height, width)` in [0, 1], that begin with the pictures; None where
             there are pictures alone.
+        encoded: what was encoded before training; None: all is encoded when it is used.
     """
 
     pictures: list[Image]
     captions: list[str]
     clips: Tensor | None = None
+    encoded: Encoded | None = None
 
 
 class Source(Protocol):

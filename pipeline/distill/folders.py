@@ -121,7 +121,7 @@ class CaptionedSource(Dataset[Examples]):
                 pictures.append(clip[0])
                 clips.append(_to_clip(clip))
             else:
-                pictures.append(self._picture(row))
+                pictures.append(self.picture(row))
         return Examples(pictures, captions, torch.stack(clips) if clips else None)
 
     def row(self, number: int) -> int:
@@ -145,7 +145,12 @@ class CaptionedSource(Dataset[Examples]):
                 except (InputError, OSError) as error:
                     raise unreadable(str(path), error) from error
 
-    def _picture(self, row: int) -> Image:
+    def picture(self, row: int) -> Image:
+        """Return the picture of a row, cut to the height and width.
+
+        Raises:
+            DataError: it is damaged.
+        """
         path, _ = self.rows[row]
         try:
             picture = images.decode(path, _LIMITS)

@@ -1,12 +1,14 @@
-"""Training large U-Nets in little memory: activations computed again, and LoRA."""
+"""Training large networks in little memory: activations computed again, and LoRA on the teacher's own weights."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from ..optimise.base import Change, NotApplicable
@@ -55,7 +57,8 @@ def checkpoint_blocks(network: nn.Module) -> Change:
 def add_lora(network: nn.Module, rank: int, whole: Collection[str] = ()) -> nn.Module:
     """Train low-rank additions to the attention layers instead of all weights (Hu et al. 2021).
 
-    The U-Net is changed in place; everything but the additions, which begin as zero, is frozen.
+    The network is changed in place; everything but the additions is frozen. They begin as zero, and are float32
+    whatever the network is in.
 
     Args:
         whole: parameters that are trained as they are, by name.
@@ -66,7 +69,88 @@ def add_lora(network: nn.Module, rank: int, whole: Collection[str] = ()) -> nn.M
     injected: nn.Module = peft.inject_adapter_in_model(config, network)
     for name, parameter in injected.named_parameters():
         parameter.requires_grad_("lora_" in name or name in whole)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
     return injected
+
+
+class SharedBase:
+    """LoRA on a network that is the teacher's too: with its additions it is the student, without them the teacher.
+
+    So a student of 14 billion weights trains in the memory of one copy. Outside `attached` the network is as it was
+    before, and the teacher can be sampled, saved and distilled again.
+
+    Args:
+        networks: by name of the component; each is given additions, which are not attached yet.
+        rank: of the additions.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], rank: int) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self.networks = dict(networks)
+        if any(isinstance(module, BaseTunerLayer) for one in networks.values() for module in one.modules()):
+            raise ValueError("lora_rank: the teacher bears additions already; merge them, or close what trains them")
+        self._places: list[tuple[nn.Module, str, Any]] = []
+        for network in self.networks.values():
+            add_lora(network, rank)
+            for parent in network.modules():
+                for name, child in parent.named_children():
+                    if isinstance(child, BaseTunerLayer):
+                        self._places.append((parent, name, child))
+            del network.peft_config
+        self._attached = True
+        self._set(attached=False)
+
+    @contextmanager
+    def attached(self, *, on: bool = True) -> Iterator[None]:
+        """Be the student inside, or the teacher where `on` is false; afterwards as before."""
+        before = self._attached
+        self._set(attached=on)
+        try:
+            yield
+        finally:
+            self._set(attached=before)
+
+    def _set(self, *, attached: bool) -> None:
+        if attached == self._attached:
+            return
+        for parent, name, layer in self._places:
+            setattr(parent, name, layer if attached else layer.get_base_layer())
+        self._attached = attached
+
+    def merged(self, additions: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+        """Return copies of the networks on the processor, with the additions in their weights.
+
+        Args:
+            additions: whole tensors by name, as `Networks` names them: `networks.transformer....lora_A.default.weight`.
+                FSDP may have spread the network: all processes have to ask.
+        """
+        from accelerate import init_empty_weights
+
+        found = {}
+        for component, network in self.networks.items():
+            kind: Any = network
+            with init_empty_weights(include_buffers=False):
+                plain: nn.Module = type(kind).from_config(kind.config)
+            state = {name: _on_cpu(tensor) for name, tensor in network.state_dict().items()}
+            paths = {module: path for path, module in network.named_modules()}
+            for parent, name, layer in self._places:
+                if parent not in paths:
+                    continue  # of the other network
+                path = f"{paths[parent]}.{name}" if paths[parent] else name
+                down, up = (additions[f"networks.{component}.{path}.lora_{x}.default.weight"].cpu() for x in "AB")
+                weight = state[f"{path}.weight"]
+                state[f"{path}.weight"] = (weight.float() + layer.scaling["default"] * up @ down).to(weight.dtype)
+            plain.load_state_dict(state, assign=True)
+            found[component] = plain.requires_grad_(requires_grad=False).eval()
+        return found
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """Return a copy on the processor; whole, where FSDP has spread the tensor."""
+    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.detach().to("cpu", copy=True)
 
 
 def merge_lora(network: nn.Module) -> nn.Module:

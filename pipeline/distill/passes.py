@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Image, fromarray
@@ -39,34 +39,49 @@ def conditions(
     Args:
         scales: `(batch,)`, that the student is told; a teacher that is a guided student is told them too.
     """
-    family, parts, config = teacher.family, teacher.parts, teacher.config
-    controls = {name: control.default for name, control in family.controls.items() if control.default is not None}
+    encoded, count = examples.encoded, len(examples.captions)
+    if encoded is None or encoded.pictures is None:
+        ends = last_pictures(examples) if teacher.family.last_image(teacher.parts) == "always" else None
+        picture = encode_pictures(teacher, examples.pictures, random, ends)
+    else:
+        torch.randint(2**62, (), generator=random)  # as encoding draws it, so that the noise is the same
+        picture = {name: tensor.to(teacher.parts.device) for name, tensor in encoded.pictures.items()}
+    texts = examples.captions if encoded is None else encoded.texts
+    negative = [teacher.family.negative_prompt] * count if encoded is None else encoded.negative
+    branches = dict.fromkeys([*guidance.branches, "full"])
+    made = teacher.conditions(texts, negative, picture, list(branches), teacher.default_clip_skip)
+    of_teacher, of_student = (stack([made[name] for name in names]) for names in (guidance.branches, ("full",)))
+    if scales is None:
+        return of_teacher, of_student
+    told = guidance_embedding(scales.to(teacher.parts.device), guidance_width(teacher.network) or GUIDANCE_WIDTH)
+    if "guidance" in of_teacher:
+        of_teacher = {**of_teacher, "guidance": told.to(teacher.parts.dtype)}
+    return of_teacher, {**of_student, "guidance": told}
+
+
+@torch.no_grad()
+def encode_pictures(
+    teacher: ImageAnimationPipeline,
+    pictures: Sequence[Image],
+    random: torch.Generator,
+    last_images: Sequence[Image] | None = None,
+) -> Cond:
+    """Return what the network is given of pictures, frame rate and controls, as a call by default gives it."""
+    family, config = teacher.family, teacher.config
     height, width = teacher.default_size
     request = Request(
-        examples.pictures,
+        pictures,
         config.num_frames,
         height,
         width,
         config.fps,
-        last_images=last_pictures(examples) if family.last_image(parts) == "always" else None,
+        last_images=last_images,
         generator=random,
-        controls=controls,
+        controls={name: one.default for name, one in family.controls.items() if one.default is not None},
     )
     # I2VGen-XL as published draws from its posterior with torch's global generator.
-    with seeded(int(torch.randint(2**62, (), generator=random)), teacher.device):
-        picture = family.encode_picture(parts, request)
-    empty = [family.negative_prompt] * len(examples.captions)
-    skip = teacher.default_clip_skip
-    of_teacher, of_student = (
-        stack(list(teacher.conditions(examples.captions, empty, picture, branches, skip).values()))
-        for branches in (guidance.branches, ("full",))
-    )
-    if scales is None:
-        return of_teacher, of_student
-    told = guidance_embedding(scales.to(teacher.device), guidance_width(teacher.network) or GUIDANCE_WIDTH)
-    if "guidance" in of_teacher:
-        of_teacher = {**of_teacher, "guidance": told.to(parts.dtype)}
-    return of_teacher, {**of_student, "guidance": told}
+    with seeded(int(torch.randint(2**62, (), generator=random)), teacher.parts.device):
+        return family.encode_picture(teacher.parts, request)
 
 
 def last_pictures(examples: Examples) -> list[Image]:
@@ -88,9 +103,8 @@ class Networks(nn.Module):
         super().__init__()
         self._family, self._parts = pipe.family, pipe.parts
         self.networks = nn.ModuleDict(networks)
-        self._no_split_modules = [
-            name for network in networks.values() for name in getattr(network, "_no_split_modules", None) or ()
-        ]
+        # What FSDP spreads block by block, by class; accelerate looks for it here.
+        self._no_split_modules = sorted({name for network in networks.values() for name in block_classes(network)})
 
     def forward(self, z: Tensor, timesteps: Tensor, cond: Cond) -> Tensor:
         """Return predictions for z `(batch, channels, frames, height, width)` at timesteps `(batch,)`."""
@@ -106,32 +120,54 @@ class Networks(nn.Module):
         return predicted
 
 
+def block_classes(network: nn.Module) -> list[str]:
+    """Return the classes of a network's blocks, by name: a U-Net's levels, or a transformer's repeated blocks."""
+    parts: Any = network
+    if hasattr(network, "down_blocks"):
+        return [type(block).__name__ for block in (*parts.down_blocks, parts.mid_block, *parts.up_blocks)]
+    return list(getattr(network, "_repeated_blocks", None) or getattr(network, "_no_split_modules", None) or ())
+
+
 def networks_of(pipe: ImageAnimationPipeline) -> dict[str, nn.Module]:
     """Return the networks of a checkpoint by name; most have one."""
     found = {name: getattr(pipe, name, None) for name in pipe.family.networks}
     return {name: network for name, network in found.items() if network is not None}
 
 
-def teacher_pass(teacher: ImageAnimationPipeline, cond: Cond, guidance: AnyGuidance) -> Predict:
-    """Return the teacher with all its branches combined."""
-    networks, dtype = Networks(teacher, networks_of(teacher)), teacher.parts.dtype
+def teacher_pass(
+    teacher: ImageAnimationPipeline,
+    cond: Cond,
+    guidance: AnyGuidance,
+    networks: nn.Module | None = None,
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Predict:
+    """Return the teacher with all its branches combined.
+
+    Args:
+        networks: that it computes with, of the form of `Networks`; None: its own.
+        alone: inside, networks that it shares with a student are the teacher's.
+    """
+    networks, dtype = networks or Networks(teacher, networks_of(teacher)), teacher.parts.dtype
 
     def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
         assert rows is None
         stacked, times = torch.cat([z] * guidance.passes), timesteps.repeat(guidance.passes)
-        combined = guidance.combine(networks(stacked.to(dtype), times, cond).float())
+        with alone():
+            combined = guidance.combine(networks(stacked.to(dtype), times, cond).float())
         return _still_where_held(teacher, combined, {name: tensor[: len(z)] for name, tensor in cond.items()})
 
     return predict
 
 
-def student_pass(teacher: ImageAnimationPipeline, student: nn.Module, cond: Cond) -> Predict:
-    """Return a student, of the form of `Networks`, in float32 as it is trained."""
-    cond = cast_cond(cond, torch.float32)
+def student_pass(
+    teacher: ImageAnimationPipeline, student: nn.Module, cond: Cond, dtype: torch.dtype = torch.float32
+) -> Predict:
+    """Return a student, of the form of `Networks`, in the precision that it is trained in."""
+    cond = cast_cond(cond, dtype)
 
     def predict(z: Tensor, timesteps: Tensor, rows: Tensor | None) -> Tensor:
         seen = cond if rows is None else {name: tensor[rows] for name, tensor in cond.items()}
-        return _still_where_held(teacher, student(z, timesteps, seen), seen)
+        return _still_where_held(teacher, student(z.to(dtype), timesteps, seen).float(), seen)
 
     return predict
 

@@ -31,6 +31,8 @@ class DistillSettings:
         mixed_precision: "no", "bf16" or "fp16", of the student's passes; the teacher keeps its own.
         lora_rank: train additions of this rank to the attention layers, merged at the end; 0: all weights.
         gradient_checkpointing: compute activations again instead of keeping them.
+        encode_once: encode captions and pictures of a folder before the first update, and keep what comes of it in
+            files; the text encoder then leaves the GPU. Generated clips are new each time and are not kept.
         workers: processes that read examples; 0: the one that trains does.
         checkpoint_every: updates between checkpoints.
         sample_every: updates between grids of sample clips; 0: none are drawn.
@@ -57,6 +59,7 @@ class DistillSettings:
     mixed_precision: str = "no"
     lora_rank: int = 0
     gradient_checkpointing: bool = False
+    encode_once: bool = True
     workers: int = 0
     checkpoint_every: int = 50
     sample_every: int = 0

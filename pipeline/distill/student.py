@@ -93,9 +93,14 @@ def check_guidance_range(teacher: ImageAnimationPipeline, limits: tuple[float, f
         )
 
 
+def shares_base(settings: DistillSettings) -> bool:
+    """Return whether the student is the teacher's own network with additions (`SharedBase`), and no copy of it."""
+    return bool(settings.lora_rank) and settings.guidance_range is None and not settings.start
+
+
 def student_network(teacher: ImageAnimationPipeline, settings: DistillSettings) -> Networks:
-    """Return what a student begins as: the teacher's networks in float32, with LoRA and an input of guidance where
-    they are wanted.
+    """Return what a student begins as where it shares nothing: the teacher's networks in float32, with LoRA and an
+    input of guidance where they are wanted.
 
     Raises:
         ValueError: `start` is no student of this teacher's shape, or the network can be told no guidance scale.
@@ -170,7 +175,10 @@ def build_student(
         width=config.width,
     )
     student.set_progress_bar_config(disable=True)
-    student.to(teacher.device)
+    student.text_encoding = teacher.text_encoding  # the text encoder is the same one
+    student.to(teacher.parts.device)
+    if student.text_encoding.placement == "offload":
+        student.text_encoder.to("cpu")
     return student
 
 
@@ -201,7 +209,7 @@ class SampleGrid:
         clips = []
         for k, (picture, caption) in enumerate(zip(self.pictures, self.captions, strict=True)):
             # The training's own random numbers stay as they were, so that samples change nothing of it.
-            with seeded(self.seed + k, pipe.device):
+            with seeded(self.seed + k, pipe.parts.device):
                 noise = torch.Generator().manual_seed(self.seed + k)
                 frames = pipe(picture, caption, generator=noise, output_type="np").frames[0]
             clips.append((np.asarray(frames) * 255).round().astype(np.uint8))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
+from ..console import Counter, tell
 from ..machine import default_device
 from ..model.guidance import AnyGuidance, ClipGuidance, Guidance
+from ..model.prompts import TextEncoding
 from ..train.checkpoint import end_of
 from ..train.settings import learning_rate
 from .algorithm import (
@@ -30,10 +33,12 @@ from .algorithm import (
 )
 from .checkpoint import Averaged, CheckpointFolder, DistillationError, Interrupts, Progress, whole
 from .data import Examples, Source, read
-from .memory import checkpoint_blocks, merge_lora
-from .passes import conditions, draw_scales, networks_of, student_pass, teacher_pass
+from .encoded import EncodedSource, encode_once
+from .folders import CaptionedSource
+from .memory import SharedBase, checkpoint_blocks, merge_lora
+from .passes import Networks, conditions, draw_scales, networks_of, seeded, student_pass, teacher_pass
 from .settings import DistillSettings
-from .student import build_student, check_guidance_range, student_network, teacher_digest, teacher_grid
+from .student import build_student, check_guidance_range, shares_base, student_network, teacher_digest, teacher_grid
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -87,17 +92,46 @@ class Distiller:
         self._sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if self._sharded and not self.accelerator.is_fsdp2:
             raise ValueError("fsdp_version: 1 joins weights that are trained with weights that are not; use 2")
+        if self._sharded and len(networks_of(teacher)) > 1:
+            raise ValueError(
+                "distributed_type: FSDP gathers weights of all processes together, and of two networks each may need "
+                "another; use MULTI_GPU with lora_rank, which trains in the memory of the teacher's own weights"
+            )
         self.teacher: ImageAnimationPipeline = teacher.to(self.accelerator.device)
         self.guidance = Guidance(teacher.config.guidance_scale, teacher.config.image_guidance_scale)
-        self.grid: Grid = grid.to(self.accelerator.device)
+        # Processes that gather the teacher's weights together call it as often as each other.
+        together = self._sharded and shares_base(settings)
+        if together and settings.sample_every:
+            raise ValueError(
+                "sample_every: FSDP spreads a teacher that shares its weights, and one process samples; use 0"
+            )
+        self.grid: Grid = replace(grid.to(self.accelerator.device), in_step=together)
         # Dropout would be noise, on a target that has none.
         for component in teacher.components.values():
             if isinstance(component, nn.Module):
                 component.eval()
-        network = student_network(teacher, settings)
-        if settings.gradient_checkpointing:
-            for one in network.networks.values():
-                checkpoint_blocks(one)
+        self._digest = teacher_digest(teacher)[:16]  # before FSDP may spread it
+        self._shared: SharedBase | None = None
+        if shares_base(settings):
+            with seeded(settings.seed, self.accelerator.device):
+                self._shared = SharedBase(networks_of(teacher), settings.lora_rank)
+            self.accelerator.register_save_state_pre_hook(_additions_alone)
+            network = Networks(teacher, self._shared.networks)
+        else:
+            network = student_network(teacher, settings)
+        parts = network.networks.values() if settings.gradient_checkpointing else ()
+        self._changes = [checkpoint_blocks(one) for one in parts]
+        with self._with_additions():
+            self._prepare(network)
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.progress, self.averaged)
+        self.checkpoints = CheckpointFolder(self.accelerator, folder, self._run())
+        self._encoded: EncodedSource | None = None
+        self._text_encoding: TextEncoding | None = None  # the teacher's own, where another one is in its place
+        self._losses: list[float] = []  # of the update that is being made
+
+    def _prepare(self, network: nn.Module) -> None:
+        settings = self.settings
         optimizer = torch.optim.AdamW(
             [p for p in network.parameters() if p.requires_grad],
             lr=settings.learning_rate,
@@ -110,10 +144,10 @@ class Distiller:
         named = [(n, p) for n, p in self.accelerator.unwrap_model(self.student).named_parameters() if p.requires_grad]
         self._names, self.trained = [name for name, _ in named], [parameter for _, parameter in named]
         self.averaged = Averaged(self.trained, settings.ema_decay)
-        self.progress = Progress()
-        self.accelerator.register_for_checkpointing(self.progress, self.averaged)
-        self.checkpoints = CheckpointFolder(self.accelerator, folder, self._run())
-        self._losses: list[float] = []  # of the update that is being made
+
+    def _with_additions(self, *, on: bool = True) -> AbstractContextManager[None]:
+        """Inside, networks that teacher and student share are the student's, or the teacher's where `on` is false."""
+        return nullcontext() if self._shared is None else self._shared.attached(on=on)
 
     @property
     def updates(self) -> int:
@@ -139,6 +173,7 @@ class Distiller:
             KeyboardInterrupt: after an interrupt or SIGTERM; the update is finished and saved before.
         """
         self.resume()
+        self._encode()
         ends = end_of(minutes)
         with Interrupts() as interrupts:
             for number, examples in self._batches():
@@ -165,7 +200,7 @@ class Distiller:
             DistillationError: loss or gradient are not finite; the weights are left as they were.
         """
         accelerator, s = self.accelerator, self.settings
-        with accelerator.accumulate(self.student):
+        with self._with_additions(), accelerator.accumulate(self.student):
             loss = self.loss(examples, number)
             mean = accelerator.reduce(loss.detach(), reduction="mean")
             self._losses.append(self._finite(mean, "loss"))
@@ -197,16 +232,18 @@ class Distiller:
         first = int(torch.randint(s.student_steps, (), generator=random))
         order = torch.randperm(count, generator=random)
         steps = ((first + order) % s.student_steps).to(device)
+        z: Tensor | None = None
         if s.trajectory is Trajectory.FORWARD:
             assert examples.clips is not None
             with torch.no_grad():
                 clean = self.teacher.family.encode_clip(self.teacher.parts, examples.clips * 2 - 1).float()
             z = hold(forward_states(self.grid, clean, noise, steps))
-        else:
-            z = self._backward_states(student, noise, steps)
-        if s.shifted_reconstruction:
-            return shifted_reconstruction_loss(self.grid, student, teacher, z, steps, fresh, s.shift)
-        return distillation_loss(self.grid, student, teacher, z, steps)
+        with self._with_additions():
+            if z is None:
+                z = self._backward_states(student, noise, steps)
+            if s.shifted_reconstruction:
+                return shifted_reconstruction_loss(self.grid, student, teacher, z, steps, fresh, s.shift)
+            return distillation_loss(self.grid, student, teacher, z, steps)
 
     def save(self) -> None:
         """Write a checkpoint; the last one stays until the new one is whole.
@@ -214,7 +251,8 @@ class Distiller:
         Raises:
             DistillationError: it cannot be written.
         """
-        self.checkpoints.save(self.updates)
+        with self._with_additions():
+            self.checkpoints.save(self.updates)
 
     def resume(self) -> bool:
         """Go back to the last whole checkpoint, where there is one.
@@ -222,36 +260,79 @@ class Distiller:
         Raises:
             DistillationError: it cannot be read, or was made with other settings.
         """
-        found = self.checkpoints.load()
+        with self._with_additions():
+            # A network that is the teacher's too is not in the checkpoint, but for its additions.
+            found = self.checkpoints.load(**({} if self._shared is None or self._sharded else {"strict": False}))
+            self.student.zero_grad()  # what is left of an update that was broken off
         self.checkpoints.saved = self.updates if found else 0
-        # What is left of an update that was broken off.
-        self.student.zero_grad()
         self._losses.clear()
         self.accelerator.step = 0
         return found
 
     def finished(self) -> ImageAnimationPipeline:
         """Return the student with the averaged weights. All processes have to ask."""
-        network = student_network(self.teacher, self.settings)
-        parameters = dict(network.named_parameters())
-        with torch.no_grad():
-            for name, averaged in zip(self._names, self.averaged.whole(), strict=True):
-                parameters[name].copy_(averaged)
-        networks = dict(network.requires_grad_(requires_grad=False).eval().networks.items())
-        if self.settings.lora_rank:
-            networks = {name: merge_lora(one) for name, one in networks.items()}
+        averaged = dict(zip(self._names, self.averaged.whole(), strict=True))
+        if self._shared is not None:
+            networks = self._shared.merged(averaged)
+        else:
+            network = student_network(self.teacher, self.settings)
+            parameters = dict(network.named_parameters())
+            with torch.no_grad():
+                for name, value in averaged.items():
+                    parameters[name].copy_(value)
+            networks = dict(network.requires_grad_(requires_grad=False).eval().networks.items())
+            if self.settings.lora_rank:
+                networks = {name: merge_lora(one) for name, one in networks.items()}
         return build_student(self.teacher, networks, self.grid, self.settings.guidance_range)
 
     def close(self) -> None:
-        """Let go of what accelerate holds on to."""
+        """Let go of what accelerate holds on to, and leave the teacher as it was."""
         self.accelerator.free_memory()
+        for change in self._changes:
+            change.undo()
+        self._changes.clear()
+        if self._text_encoding is not None:
+            self.teacher.text_encoding = self._text_encoding
+            self.teacher.to(self.accelerator.device)
+
+    def _encode(self) -> None:
+        """Encode captions and pictures of a folder, where that is wanted and there is something left to learn."""
+        source, s, family = self.source, self.settings, self.teacher.family
+        if not (s.encode_once and family.takes_prompt and isinstance(source, CaptionedSource)):
+            return
+        if self.updates >= s.updates or self._encoded is not None:
+            return
+        config, own = self.teacher.config, self.checkpoints.run
+        self._encoded = encode_once(
+            self.teacher,
+            source,
+            self.checkpoints.folder / "encoded",
+            [own["teacher"], config.num_frames, config.fps, *self.teacher.default_size, family.negative_prompt],
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            together=self.accelerator.wait_for_everyone,
+            on_progress=Counter("encoded: file"),
+        )
+        texts, pictures = len(self._encoded.captions), 0 if source.has_clips else len(source.rows)
+        clips = (s.updates - self.updates) * s.accumulate * self.accelerator.num_processes * source.batch
+        each = 2 if len(self.guidance.branches) > 1 else 1
+        if self.accelerator.is_main_process:
+            tell(
+                f"{texts} texts and {pictures} pictures are encoded once: {texts + pictures} passes of the encoders, "
+                f"where {clips} clips would take {clips * (each + bool(pictures))}"
+            )
+        # It is needed again for samples, and when the student is saved; each prompt then waits for two moves.
+        if self.teacher.text_encoding.placement == "resident":
+            self._text_encoding = self.teacher.text_encoding
+            self.teacher.text_encoding = TextEncoding("offload", remembered=64)
+            self.teacher.text_encoder.to("cpu")
 
     def _batches(self) -> Iterator[tuple[int, Examples]]:
         """Batches that are left of the run, by number: these are dealt to the processes in turn."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         first, last = (n * self.settings.accumulate for n in (self.updates, self.settings.updates))
         numbers = [number * world + rank for number in range(first, last)]
-        return read(self.source, numbers, self.settings.workers)
+        return read(self._encoded or self.source, numbers, self.settings.workers)
 
     def _passes(
         self, examples: Examples, random: torch.Generator
@@ -266,9 +347,16 @@ class Distiller:
         family, parts, grid = self.teacher.family, self.teacher.parts, self.grid
         of_teacher = family.with_grid(parts, of_teacher, grid.timesteps)
         of_student = family.with_grid(parts, of_student, grid.timesteps[grid.starts[:-1]])
+        shared, own = self._shared is not None, self.teacher.parts.dtype
         return (
-            teacher_pass(self.teacher, of_teacher, by_clip),
-            student_pass(self.teacher, self.student, of_student),
+            teacher_pass(
+                self.teacher,
+                of_teacher,
+                by_clip,
+                self.student if shared and self._sharded else None,  # whose call gathers weights that are spread
+                lambda: self._with_additions(on=False),
+            ),
+            student_pass(self.teacher, self.student, of_student, own if shared else torch.float32),
             lambda z: self.teacher.family.hold(z, of_student),
         )
 
@@ -310,11 +398,18 @@ class Distiller:
             "processes": self.accelerator.num_processes,
             "batch": getattr(self.source, "batch", None),
             "data": getattr(self.source, "name", type(self.source).__name__),
-            "teacher": f"{type(self.teacher.network).__name__} {teacher_digest(self.teacher)[:16]}",
+            "teacher": f"{type(self.teacher.network).__name__} {self._digest}",
             "teacher_steps": self.grid.teacher_steps,
             "guidance_scale": self.guidance.text,
             "image_guidance_scale": self.guidance.image,
         }
+
+
+def _additions_alone(_models: list[nn.Module], weights: list[dict[str, Tensor]], _folder: str) -> None:
+    """Leave out of a checkpoint what is the teacher's."""
+    for state in weights:
+        for name in [name for name in state if "lora_" not in name]:
+            del state[name]
 
 
 def _accelerator(settings: DistillSettings, networks: int) -> Accelerator:
@@ -324,6 +419,7 @@ def _accelerator(settings: DistillSettings, networks: int) -> Accelerator:
         # Without this it starts no group of processes where there is no GPU.
         cpu=default_device() == "cpu",
         mixed_precision=settings.mixed_precision,
-        # A batch may have no clip at the noise levels of one of two networks.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=networks > 1)],
+        # A batch may have no clip at the noise levels of one of two networks. Buffers are constants, such as Wan's
+        # rotary embedding, and sending them at each call would need as many calls of each process.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=networks > 1, broadcast_buffers=False)],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -89,8 +89,8 @@ class ImageAnimationPipeline(FamilyPipeline):
 
     def conditions(
         self,
-        full: Sequence[str] | Tensor,
-        negative: Sequence[str] | Tensor,
+        full: Sequence[str] | Tensor | Cond,
+        negative: Sequence[str] | Tensor | Cond,
         picture: Cond,
         branches: Sequence[str],
         clip_skip: int | None,
@@ -99,16 +99,19 @@ class ImageAnimationPipeline(FamilyPipeline):
         """Return what the network is given in each guidance branch, by the branch's name.
 
         Args:
-            full, negative: texts, or what the text encoder makes of them, `(batch, tokens, width)`.
+            full, negative: texts, what the text encoder makes of them, `(batch, tokens, width)`, or all that
+                `Family.encode_text` returned.
             picture: `Family.encode_picture`'s.
             told_scale: of the caption, where the network is told it; None is the student's own.
         """
         family, parts = self.family, self.parts
 
-        def encoded(texts: Sequence[str] | Tensor, skip: int | None) -> Cond:
+        def encoded(texts: Sequence[str] | Tensor | Cond, skip: int | None) -> Cond:
             if not family.takes_prompt:
                 return {}
-            if isinstance(texts, Tensor):
+            if isinstance(texts, Mapping):
+                text = texts
+            elif isinstance(texts, Tensor):
                 text = family.text_of(texts)
             else:
                 compute = partial(family.encode_text, parts, texts, skip)
@@ -134,7 +137,7 @@ class ImageAnimationPipeline(FamilyPipeline):
         if self.config.guidance_range is None or width is None:
             return conds
         scale = self.config.distilled_guidance_scale if told_scale is None else told_scale
-        scales = torch.full((len(full),), scale, device=parts.device)
+        scales = torch.full((len(text["text"]),), scale, device=parts.device)
         told = guidance_embedding(scales, width).to(parts.dtype)
         return {name: {**cond, "guidance": told} for name, cond in conds.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -20,12 +21,43 @@ from ..writing import held, write_atomically
 from .notebooks import NotebookError, check_parameters, execute, parameters_of, to_page, typed
 from .results import StageResult, read_result
 from .settings import Parameter, Preset, UsageError, load_preset
-from .state import RunState, StageState, artefacts_of, reads_of, stage_digest
+from .state import STATE_FILE, RunState, StageState, artefacts_of, reads_of, stage_digest
 
 LATEST = "latest"
 
 # The runner gives these itself, to every notebook that has them.
 _OWN_PARAMETERS = ("run_folder", "teacher")
+
+
+_ENDED = ("done", "skipped")
+_NAME = re.compile(r"(?!latest$)[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Which stages of a preset are run.
+
+    Attributes:
+        only: name of the one; empty: from the first on.
+        until: name of the last; empty: to the end.
+    """
+
+    only: str = ""
+    until: str = ""
+
+    def of(self, preset: Preset) -> range:
+        """Return their places in a preset.
+
+        Raises:
+            UsageError: it has no stage of that name; the text lists those that it has.
+        """
+        names = [stage.notebook for stage in preset.stages]
+        for option, name in (("--only", self.only), ("--until", self.until)):
+            if name and name not in names:
+                raise UsageError(f"{option}: there is no stage {name!r}; the preset has {', '.join(names)}")
+        if self.only:
+            return range(names.index(self.only), names.index(self.only) + 1)
+        return range(names.index(self.until) + 1 if self.until else len(names))
 
 
 class RunError(StillmotionError):
@@ -52,6 +84,8 @@ def start(
     teacher: str = "",
     runs: Path = Path("runs"),
     parameters: Mapping[str, Parameter] | None = None,
+    name: str = "",
+    stages: Stages | None = None,
 ) -> Path:
     """Make the folder of a new run, after checking all that can be checked before any work.
 
@@ -59,30 +93,23 @@ def start(
         teacher: folder or hub id; empty takes the shipped one.
         parameters: given to each notebook that has them; they win over the preset's. Text is read by the type
             of the notebook's own value.
+        name: of the run's folder; empty: the time and the preset. A run of that name which was started with the same
+            preset, teacher and parameters is gone on with, so that each step of a workflow can be the same command.
+        stages: which of them will be run, for checks.
 
     Raises:
-        UsageError: an unknown preset or parameter.
-        StillmotionError: a teacher that is not there, or a folder that cannot be made.
+        UsageError: an unknown preset, stage or parameter, or a run of that name that was started in another way.
+        StillmotionError: a teacher that is not there, a stage without those before it, or a folder that cannot be made.
     """
     settings = load_preset(preset)
+    stages = stages or Stages()
+    chosen = stages.of(settings)
     given = typed(parameters or {}, [parameters_of(settings.notebook(stage)) for stage in settings.stages])
     _refuse_unknown(settings, given)
     check_source(teacher)
     # Made absolute, since kernels have their own idea of "here"; a hub id stays as it is.
     teacher = str(Path(teacher).resolve()) if teacher and Path(teacher).is_dir() else teacher
     now = datetime.now().astimezone()
-    name = f"{now:%Y%m%d-%H%M%S}-{Path(preset).stem}"
-    folder = runs.resolve() / name
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        for attempt in range(2, 100):
-            try:
-                folder.mkdir()
-                break
-            except FileExistsError:
-                folder = runs.resolve() / f"{name}-{attempt}"
-    except OSError as error:
-        raise StillmotionError(f"{runs}: cannot hold a run ({error.strerror or error})") from error
     state = RunState(
         # A file of one's own is found again from anywhere.
         preset=str(Path(preset).resolve()) if Path(preset).suffix else preset,
@@ -92,32 +119,83 @@ def start(
         created=now.isoformat(timespec="seconds"),
         stages=[StageState(name=stage.notebook) for stage in settings.stages],
     )
+    if name and not _NAME.fullmatch(name):
+        raise UsageError(f"--name: {name!r} is no name of a folder: letters, digits, dots, dashes and underscores")
+    if name and (runs / name / STATE_FILE).is_file():
+        _refuse_other(runs / name, state)
+        return (runs / name).resolve()
+    if chosen.start:
+        first, wanted = settings.stages[0].notebook, settings.stages[chosen.start].notebook
+        raise StillmotionError(
+            f"{wanted}: a new run has nothing for it to go on from; run {first} first (--until {wanted} runs all that "
+            f"it needs), or name a run that has it: --resume RUN --only {wanted}"
+        )
+    folder = _new_folder(runs, name, f"{now:%Y%m%d-%H%M%S}-{Path(preset).stem}")
     state.save(folder)
     _point_latest(folder)
     return folder
 
 
-def go_on(folder: Path) -> Run:
+def _new_folder(runs: Path, name: str, otherwise: str) -> Path:
+    """Make `runs/name`, or `runs/otherwise` with a number where that is taken."""
+    folder = runs.resolve() / (name or otherwise)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        for attempt in range(2, 100):
+            try:
+                folder.mkdir(exist_ok=bool(name))
+                break
+            except FileExistsError:
+                folder = runs.resolve() / f"{otherwise}-{attempt}"
+    except OSError as error:
+        raise StillmotionError(f"{runs}: cannot hold a run ({error.strerror or error})") from error
+    return folder
+
+
+def _refuse_other(folder: Path, wanted: RunState) -> None:
+    """Refuse to go on with a run that was started in another way."""
+    before = RunState.read(folder)
+    for name in ("preset", "teacher", "parameters"):
+        was, now = getattr(before, name), getattr(wanted, name)
+        if was != now:
+            raise UsageError(f"--name: {folder.name} was started with {name} {was!r}, and not {now!r}")
+
+
+def go_on(folder: Path, stages: Stages | None = None) -> Run:
     """Run what is not done yet, or whose inputs have changed, and write the report.
+
+    Args:
+        stages: which of them; None: all.
 
     Raises:
         RunError: a stage failed; what is done stays, and the report tells so far.
-        StillmotionError: another process is at work on this run.
+        UsageError: there is no stage of that name.
+        StillmotionError: another process is at work on this run, or a stage needs one that is not done.
         KeyboardInterrupt: the run was interrupted and can be resumed; the text says how.
     """
     with held(folder, "run"):
-        return _go_on(folder)
+        return _go_on(folder, stages or Stages())
 
 
-def _go_on(folder: Path) -> Run:
+def _go_on(folder: Path, stages: Stages) -> Run:
     state = RunState.read(folder)
     settings = load_preset(state.preset)
     _refuse_unknown(settings, state.parameters)
     kept = {stage.name: stage for stage in state.stages}
     state.stages = [kept.get(stage.notebook, StageState(name=stage.notebook)) for stage in settings.stages]
+    chosen = stages.of(settings)
+    for k in range(chosen.start):
+        asked, _ = _asked(state, k, settings)
+        if not _is_done(folder, state, k, asked):
+            own, wanted = state.stages[k], settings.stages[chosen.start].notebook
+            why = "its inputs or files have changed" if own.status in _ENDED else f"it is {own.status}"
+            raise StillmotionError(
+                f"{wanted}: needs {own.name}, and {why}; run it first: "
+                f"python -m pipeline run --resume {folder} --only {own.name}"
+            )
     tell(f"run {folder}")
     failed: NotebookError | None = None
-    for k in range(len(settings.stages)):
+    for k in chosen:
         failed = _stage(folder, state, k, settings)
         if failed is not None:
             break
@@ -148,20 +226,15 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookE
     """Run one stage unless it is done; the failure, if it failed."""
     own, stage = state.stages[k], settings.stages[k]
     label = f"[{k + 1}/{len(settings.stages)}] {stage.notebook}"
-    notebook = settings.notebook(stage)
-    known = parameters_of(notebook)
-    given = {**stage.parameters, **{name: value for name, value in state.parameters.items() if name in known}}
-    digest, before = stage_digest(notebook, given, state.teacher), state.stages[:k]
-    same = own.digest == digest and own.reads == reads_of(folder, own.reads, before)
-    if own.status == "skipped" and same:
-        tell(f"{label}  skipped before: {own.error}")
-        return None
-    if own.status == "done" and same and _intact(folder, own):
-        tell(f"{label}  done before ({own.seconds:.0f} s), kept")
+    notebook, before = settings.notebook(stage), state.stages[:k]
+    digest, given = _asked(state, k, settings)
+    if _is_done(folder, state, k, digest):
+        how = f"skipped before: {own.error}" if own.status == "skipped" else f"done before ({own.seconds:.0f} s), kept"
+        tell(f"{label}  {how}")
         return None
     tell(f"{label}  {_introduction(state, k, settings)}")
     runner: dict[str, Parameter] = {"run_folder": str(folder), "teacher": state.teacher}
-    began = time.monotonic()
+    known, began = parameters_of(notebook), time.monotonic()
     own.status, own.digest, own.reads, own.artefacts, own.error = "running", digest, {}, {}, ""
     state.save(folder)
     output = folder / f"{stage.notebook}.ipynb"
@@ -195,6 +268,23 @@ def _stage(folder: Path, state: RunState, k: int, settings: Preset) -> NotebookE
         reason = f": {own.error}" if own.status == "skipped" else f" after {own.seconds:.0f} s"
         tell(f"{label}  {own.status}{reason}")
     return None
+
+
+def _asked(state: RunState, k: int, settings: Preset) -> tuple[str, dict[str, Parameter]]:
+    """Return the digest of what a stage is asked to do, and the parameters that it is given."""
+    stage = settings.stages[k]
+    notebook = settings.notebook(stage)
+    known = parameters_of(notebook)
+    given = {**stage.parameters, **{name: value for name, value in state.parameters.items() if name in known}}
+    return stage_digest(notebook, given, state.teacher), given
+
+
+def _is_done(folder: Path, state: RunState, k: int, digest: str) -> bool:
+    """Return whether a stage has done, or found nothing to do of, what it is asked to do now."""
+    own = state.stages[k]
+    if own.status not in _ENDED or own.digest != digest or own.reads != reads_of(folder, own.reads, state.stages[:k]):
+        return False
+    return own.status == "skipped" or _intact(folder, own)
 
 
 def _intact(folder: Path, stage: StageState) -> bool:

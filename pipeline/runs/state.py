@@ -77,14 +77,20 @@ class RunState(BaseModel):
 
 
 def stage_digest(notebook: Path, parameters: Mapping[str, Parameter], teacher: str) -> str:
-    """Return the digest of what a stage is asked to do."""
+    """Return the digest of what a stage is asked to do, with the content of models that a parameter names."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     content = {
         "source": [["".join(cell["source"]), cell["cell_type"]] for cell in cells],
-        "parameters": dict(parameters),
+        "parameters": {name: _model_digest(value) for name, value in parameters.items()},
         "teacher": folder_digest(Path(teacher)) if teacher and Path(teacher).is_dir() else teacher,
     }
     return _digest(content)
+
+
+def _model_digest(value: Parameter) -> Parameter:
+    """Return the digest of a model's folder, and any other value as it is."""
+    is_model = isinstance(value, str) and (Path(value) / "model_index.json").is_file()
+    return folder_digest(Path(str(value))) if is_model else value
 
 
 def reads_of(run: Path, keys: Iterable[str], before: Sequence[StageState]) -> dict[str, str]:

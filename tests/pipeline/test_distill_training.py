@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from diffusers import I2VGenXLUNet
 from pipeline import ImageAnimationPipeline
 from pipeline.commands.cli import main
 from pipeline.distill.data import Examples, GeneratedSource
+from pipeline.distill.passes import Networks, networks_of
 from pipeline.distill.trainer import DistillationError, Distiller, DistillSettings
 from pipeline.errors import StillmotionError
 
@@ -113,11 +115,14 @@ def command(teacher: Path, out: Path, *more: str) -> list[str]:
 def work(kind: str, rank: int, port: int, folder: Path, pipe: ImageAnimationPipeline) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=str(port))
     settings, accelerator = replace(SETTINGS, updates=3), None
-    if kind == "fsdp":
+    if kind.startswith("fsdp"):
         settings, accelerator = replace(settings, student_steps=4), _sharding()
-    distiller = Distiller(pipe, Source(batch=1), settings, folder / kind, accelerator)
+    if "wan" in kind:
+        settings = replace(settings, student_steps=3, lora_rank=2 if kind.endswith("lora") else 0)
+    source = Source(batch=1) if pipe.family.name == "i2vgen-xl" else GeneratedSource(32, 9, 1, seed=1)
+    distiller = Distiller(pipe, source, settings, folder / kind, accelerator)
     student = distiller.train()
-    torch.save(student.unet.state_dict(), folder / f"{kind}-{rank}.pt")
+    torch.save(student.network.state_dict(), folder / f"{kind}-{rank}.pt")
     report: dict[str, Any] = {"losses": distiller.losses, "resumed": distiller.resume(), "updates": distiller.updates}
     if kind == "ddp":
         damaged = Source(damaged=(3,), batch=1)  # number 3 is of process 1
@@ -138,7 +143,6 @@ def _sharding() -> Accelerator:
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=config["fsdp_version"],
         auto_wrap_policy=config["fsdp_auto_wrap_policy"],
-        transformer_cls_names_to_wrap=config["fsdp_transformer_layer_cls_to_wrap"].split(","),
         state_dict_type=config["fsdp_state_dict_type"],
         cpu_ram_efficient_loading=config["fsdp_cpu_ram_efficient_loading"],
     )
@@ -251,12 +255,40 @@ def test_weights_spread_by_fsdp_learn_what_whole_ones_learn(i2vgen_parts, tmp_pa
         assert farthest(found, student) < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp-wan", "fsdp-wan-lora", "ddp-wan", "ddp-wan-lora"])
+def test_two_processes_with_a_dit_learn_what_one_learns_also_on_weights_that_teacher_and_student_share(kind, tmp_path):
+    from .test_distill_flows import teacher_of  # this file is a program too, which has no package
+
+    teacher = teacher_of("wan-2.2-ti2v", tmp_path / "made")
+    settings = replace(SETTINGS, student_steps=3, updates=3, accumulate=2, lora_rank=2 if kind.endswith("lora") else 0)
+    source = GeneratedSource(32, 9, 1, seed=1)
+    student = Distiller(teacher, source, settings, tmp_path / "one").train().transformer.state_dict()
+    folder = processes(kind, tmp_path, teacher_of("wan-2.2-ti2v", tmp_path / "again"))
+    assert [report["updates"] for report in reports(kind, folder)] == [3, 3]
+    assert [report["resumed"] for report in reports(kind, folder)] == [True, True]
+    for found in students(kind, folder):
+        assert farthest(found, student) < 1e-4
+
+
+def test_two_networks_are_not_spread(tmp_path):
+    from .test_distill_flows import teacher_of
+
+    teacher = teacher_of("wan-2.2-a14b", tmp_path)
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
+    with pytest.raises(ValueError, match=r"distributed_type: FSDP gathers .* use MULTI_GPU with lora_rank"):
+        Distiller(teacher, GeneratedSource(32, 9, 1), SETTINGS, tmp_path, accelerator)
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_accelerate_reads_the_configurations_that_are_shipped(name, i2vgen):
     config = load_config_from_file(str(ROOT / f"docs/accelerate/{name}.yaml"))
     assert config.distributed_type == {"ddp": DistributedType.MULTI_GPU, "fsdp": DistributedType.FSDP}[name]
-    for block in config.fsdp_config.get("fsdp_transformer_layer_cls_to_wrap", "UpBlock3D").split(","):
-        assert get_module_class_from_name(i2vgen.unet, block) is not None
+    assert "fsdp_transformer_layer_cls_to_wrap" not in config.fsdp_config
+    networks = Networks(i2vgen, networks_of(i2vgen))
+    assert {"CrossAttnDownBlock3D", "UNetMidBlock3DCrossAttn", "UpBlock3D"} < set(networks._no_split_modules)
+    for block in networks._no_split_modules:
+        assert get_module_class_from_name(networks, block) is not None
 
 
 @pytest.mark.slow

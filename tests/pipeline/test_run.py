@@ -132,6 +132,63 @@ def test_resume_keeps_what_is_done_and_repeats_what_changed(run, preset, tmp_pat
         assert executions(tmp_path) == times
 
 
+def test_a_stage_is_run_alone_and_each_step_of_a_workflow_is_one_command(run, tmp_path, capsys):
+    named = ("--name", "nightly-7", "-p", "number", "5")
+    assert run(*named, "--only", "first") == 0
+    folder = tmp_path / "runs" / "nightly-7"
+    assert not (folder / "second").exists()
+    assert [stage.status for stage in RunState.read(folder).stages] == ["done", "waiting"]
+    assert run(*named, "--only", "second") == 0
+    assert json.loads((folder / "second" / "result.json").read_text())["metrics"] == {"product": 20}
+    assert executions(tmp_path) == 1
+    assert "first  done before" not in capsys.readouterr().err  # a stage that is not asked for is not told of
+    assert run("--resume", "nightly-7") == 0
+    assert executions(tmp_path) == 1
+
+
+def test_until_a_stage_the_rest_is_left_for_later(run, tmp_path):
+    assert run("--until", "first") == 0
+    folder = (tmp_path / "runs" / "latest").resolve()
+    assert [stage.status for stage in RunState.read(folder).stages] == ["done", "waiting"]
+    assert run("--resume", "latest", "--until", "second") == 0
+    assert [stage.status for stage in RunState.read(folder).stages] == ["done", "done"]
+
+
+def test_a_stage_without_those_before_it_says_which_to_run(run, tmp_path, capsys):
+    assert run("--only", "second") == 1
+    said = capsys.readouterr().err
+    assert "error: second: a new run has nothing for it to go on from; run first first (--until second" in said
+    assert not (tmp_path / "runs").exists()
+
+    assert run("--until", "first") == 0
+    folder = (tmp_path / "runs" / "latest").resolve()
+    (folder / "first" / "result.json").unlink()
+    assert run("--resume", "latest", "--only", "second") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == (
+        "error: second: needs first, and its inputs or files have changed; run it first: "
+        f"python -m pipeline run --resume {folder} --only first"
+    )
+    assert executions(tmp_path) == 1
+
+
+@pytest.mark.parametrize("option", ["--only", "--until"])
+def test_a_stage_that_there_is_not_is_wrong_use(run, tmp_path, capsys, option):
+    assert run(option, "third") == 2
+    assert f"error: {option}: there is no stage 'third'; the preset has first, second" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_name_is_of_one_run_alone(run, tmp_path, capsys):
+    assert run("--name", "one", "--until", "first") == 0
+    assert run("--name", "one", "-p", "number", "5") == 2
+    said = capsys.readouterr().err
+    assert "error: --name: one was started with parameters {}, and not {'number': 5}" in said
+    for name in ("../one", "latest", ".one"):
+        assert run("--name", name) == 2
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()) == ["latest", "one"]
+
+
 def test_a_failed_stage_is_two_lines_and_a_resume_goes_on_from_there(run, tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "break").touch()
