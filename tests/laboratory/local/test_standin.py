@@ -19,9 +19,9 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from laboratory.local.gpu import GIF, StandIn
-from laboratory.local.http11 import Listener
 from laboratory.local.ledger import Ledger, computations, read
 from laboratory.local.service_times import ServiceTimes
+from laboratory.local.standin import Listener
 
 ROOT = Path(__file__).resolve().parents[3]
 FORM = {"files": {"image": ("a.gif", GIF)}, "data": {"prompt": "a red circle"}}
