@@ -9,16 +9,17 @@ import json
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from routing.errors import InputError
 from routing.jobs import Jobs
 
-from .faults import Faults, Metrics, Order
+from .faults import Faults
 from .faults import parse as parse_faults
 from .ledger import Ledger
-from .series import CONTENT_TYPE, Series, absurd
+from .series import CONTENT_TYPE, Series
 from .service_times import ServiceTimes
 
 NAME = "stand-in"
@@ -59,7 +60,6 @@ class StandIn:
     _busy_since: float | None = None
     _busy_s: float = 0.0
     _ends_at: float = 0.0
-    _frozen: str = ""
 
     @property
     def busy(self) -> bool:
@@ -85,7 +85,7 @@ class StandIn:
             case "/livez" | "/healthz":
                 return _text(200, "")
             case "/metrics":
-                return await self._metrics()
+                return _whole(200, self._page().encode(), {"Content-Type": CONTENT_TYPE})
             case "/":
                 return _text(200, f"{NAME} {self.gpu}: takes time as a GPU server does, and computes nothing\n")
             case "/docs.json":
@@ -93,11 +93,9 @@ class StandIn:
                 return _json(200, {"info": {"title": f"stillmotion ({NAME})"}, "paths": paths})
         return _error(404, "not_found", "there is nothing here")
 
-    def obey(self, order: Order) -> None:
+    def obey(self, faults: Faults) -> None:
         """Let something go wrong, or be well again."""
-        if order.faults.metrics is Metrics.FROZEN and self.faults.metrics is not Metrics.FROZEN:
-            self._frozen = self._page()
-        self.faults, self.down_s = order.faults, order.down_s
+        self.faults, self.down_s = faults, faults.down_s
 
     def describe(self) -> dict[str, object]:
         """How it is."""
@@ -109,7 +107,7 @@ class StandIn:
             "busy": self.busy,
             "ready": self.ready,
             "requests": dict(self.series.requests),
-            "faults": asdict(self.faults),
+            "faults": self.faults.model_dump(exclude={"down_s"}),
         }
 
     async def _job(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -225,19 +223,6 @@ class StandIn:
             info={"region": self.region, "model": NAME, **one},
         )
 
-    async def _metrics(self) -> web.Response:
-        text = self._page()
-        match self.faults.metrics:
-            case Metrics.MISSING:
-                return _text(500, "")
-            case Metrics.LATE:
-                await asyncio.sleep(30)
-            case Metrics.FROZEN:
-                text = self._frozen
-            case Metrics.ABSURD:
-                text = absurd(text)
-        return _whole(200, text.encode(), {"Content-Type": CONTENT_TYPE})
-
     async def _admin(self, request: web.BaseRequest) -> web.Response:
         # For whoever is on this machine and speaks to it directly. What proxies pass on has this header.
         if not (request.remote or "").startswith("127.") or "x-forwarded-for" in request.headers:
@@ -245,7 +230,7 @@ class StandIn:
         if request.path == "/standin/faults" and request.method == "POST":
             try:
                 self.obey(parse_faults(await request.read(), self.faults))
-            except (ValueError, web.HTTPRequestEntityTooLarge) as error:
+            except (InputError, web.HTTPRequestEntityTooLarge) as error:
                 return _error(400, "faults", str(error))
         elif request.path != "/standin":
             return _error(404, "not_found", "there are /standin and /standin/faults")

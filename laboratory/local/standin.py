@@ -3,7 +3,7 @@
 They have the HTTP face of the real server as far as traffic sees it, and take as long for a job as a distribution says
 (`service_times`). They name themselves stand-ins in all that they say. For tests their faults can be set:
 
-    curl -d '{"metrics": "frozen"}' http://127.0.0.1:21004/standin/faults
+    curl -d '{"slowness": 2}' http://127.0.0.1:21004/standin/faults
 """
 
 from __future__ import annotations

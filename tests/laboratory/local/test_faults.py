@@ -122,30 +122,6 @@ def test_a_table_that_another_hand_has_spoilt_is_mended_while_the_loop_runs(loca
 
 
 @pytest.mark.slow
-def test_metrics_of_gpu_servers_are_not_asked_and_may_say_anything(local_fleet, summarised):
-    """a is above its capacity, so that the table matters."""
-
-    async def scenario(fleet):
-        servers = [url for region in "abc" for url in fleet.servers(region)]
-        async with fleet.under({"a": 1.2, "b": 0.4, "c": 0.4}, 45.0) as outcomes:
-            await asyncio.sleep(19)
-            assert fleet.table().shares["a"]["a"] < 0.9
-            for metrics, some in (("absurd", servers), ("missing", servers[::2])):
-                await fleet.faults(some, metrics=metrics)
-                await asyncio.sleep(6)
-                during = fleet.status()
-                assert during["problems"] == []
-                assert [region["gpus_missing"] for region in during["regions"].values()] == [0, 0, 0]
-                assert all(row[source] > 0.3 for source, row in during["shares"].items())
-        found = summarised(one for one in outcomes if one.at_s > 20)
-        assert found.failed_share <= 0.01
-        fleet.check_conserved()
-
-    with local_fleet(stale_after_s=5.0) as fleet:
-        asyncio.run(scenario(fleet))
-
-
-@pytest.mark.slow
 def test_a_region_that_flaps_loses_nothing_and_is_trusted_slowly(local_fleet):
     async def scenario(fleet):
         async with fleet.under(0.45, 30.0) as outcomes:
