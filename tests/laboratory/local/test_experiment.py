@@ -46,7 +46,7 @@ def test_results_are_written_as_a_table_a_plot_and_json_that_says_how_to_make_th
 @pytest.mark.slow
 def test_a_burst_of_twice_the_gpus_waits_and_loses_nothing_with_a_line_and_without():
     line, none = measure(CASES, SHORT, 1)
-    assert all(cell.summary.requests > 30 for cell in line.cells[: len(LOADS)])
+    assert all(cell.summary.requests > 15 for cell in line.cells[: len(LOADS)])
     at_once = len(LOADS)  # 24 at once on 12 GPUs
     assert line.cells[at_once].summary.failed_share == 0
     assert none.cells[at_once].summary.failed_share == 0
