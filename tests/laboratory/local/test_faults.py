@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from laboratory.local.launch import Options
 from laboratory.local.layout import CONTROL, PROXIES
 from laboratory.local.pages import dispatcher_now
+from routing.console import tell
 from routing.dispatcher.files import dispatcher_folder
 from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, edge_folder
 
@@ -23,6 +25,12 @@ def healthy(fleet, region, count):
     """Whether the dispatcher of a region sees so many GPU servers."""
     seen = dispatcher_now(fleet.pages, region, fleet.started.about.regions[region].dispatcher_admin)
     return seen is not None and seen.ready == count
+
+
+def longest_in_line_s(fleet, region):
+    """What the dispatcher of a region says of its line, since it started."""
+    text = fleet.pages.get(fleet.started.about.regions[region].dispatcher_admin + "/metrics?scope=backend").text
+    return float(re.search(r'^haproxy_backend_max_queue_time_seconds{proxy="gpus"} (\S+)$', text, re.MULTILINE)[1])
 
 
 @contextlib.contextmanager
@@ -148,6 +156,11 @@ def test_when_all_regions_are_hot_each_serves_its_own_and_all_recover(local_flee
         assert found.home_share >= 0.8
         shares = fleet.table().shares
         assert all(shares[name][name] > 0.8 for name in shares)
+        # The bound is an expected wait: jobs that are older, since other lines refused them, come before it.
+        bound_s = fleet.fleet.queue.bounds_s(0.5)[0]
+        longest = [longest_in_line_s(fleet, name) for name in "abc"]
+        tell(f"115 %: {longest} s at most in line, {found}")
+        assert all(0 < one <= 3 * bound_s for one in longest)
         await asyncio.sleep(5)
         after = summarised(await fleet.poisson(0.5, 8.0, seed=2))
         assert after.failures == 0
