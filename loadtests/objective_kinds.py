@@ -8,7 +8,6 @@ from routing.errors import InputError
 from routing.schema import did_you_mean, validated
 
 from .objectives import (
-    Admission,
     AtHome,
     Attempts,
     Failed,
@@ -27,7 +26,6 @@ KINDS: Mapping[str, type[Objective]] = {
     "at_home": AtHome,
     "attempts": Attempts,
     "wait": Wait,
-    "admission": Admission,
     "leaves": Leaves,
     "follows_plan": FollowsPlan,
     "ring_order": RingOrder,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from routing.errors import InputError
-from routing.schema import Count, Items, Number, Positive, RegionName, Share, Strict
+from routing.schema import Count, Number, Positive, RegionName, Share, Strict
 
 from .findings import Finding, Run, Verdict, about, judge_share, nobody, worst
 from .roles import ALL, regions
@@ -166,41 +166,6 @@ class Wait(Objective):
         waits = self.cell(run, good=True).wait
         longer = waits.above(self.at_most_jobs * run.fleet.service_time_s)
         return judge_share(self.kind, self.text(), longer, waits.total, at_most=1 - self.quantile, sigma=self.sigma)
-
-
-class Admission(Objective):
-    """Jobs that come together are taken by as many GPUs as there are, and no more: a server that takes more lets them
-    wait where no other GPU can have them. Counts the first attempts that the home of a herd takes.
-
-    Attributes:
-        at_s: when the herds come, in seconds of the scenario.
-        within_s: so long after that their requests are due, in seconds of the scenario.
-        at_most_per_gpu: requests.
-    """
-
-    at_s: Annotated[tuple[Number, ...], Items, Field(min_length=1)]
-    within_s: Positive = 1.0
-    at_most_per_gpu: Positive = 1.4
-
-    def text(self) -> str:
-        return f"of a herd{self.whose()} the GPUs at home take at most {self.at_most_per_gpu:g} each at once"
-
-    def judge(self, run: Run) -> Finding:
-        sources = self.sources(run)
-        if not sources:
-            return nobody(self.kind, self.text())
-        gpus = len(self.at_s) * sum(run.fleet.regions[name].gpus for name in sources)
-        due = taken = 0
-        for at_s in self.at_s:
-            window = run.window(at_s, at_s + self.within_s)
-            due += run.tally.select(*window, sources).count
-            taken += run.tally.select(*window, sources, lambda source, to: source == to).attempts[1]
-        if due < 2 * self.at_most_per_gpu * gpus:
-            why = f"{due} requests for {gpus} GPUs are no herd"
-            return Finding(self.kind, self.text(), "not judged", requests=due, why=why, needed=True)
-        verdict: Verdict = "failed" if taken > self.at_most_per_gpu * gpus else "passed"
-        why = f"{taken} of {due} for {gpus} GPUs"
-        return Finding(self.kind, self.text(), verdict, taken / gpus, self.at_most_per_gpu, requests=due, why=why)
 
 
 class Recovers(Objective):

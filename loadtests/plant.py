@@ -16,8 +16,6 @@ from laboratory.local.about import About
 from laboratory.local.components import read_state, read_wanted
 from laboratory.local.layout import FLEET, PROXIES
 from laboratory.local.processes import Process
-from routing.dispatcher.files import dispatcher_folder
-from routing.dispatcher.runtime import Runtime
 from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, edge_folder
 from routing.envoy.live import write_retries
 from routing.errors import InputError, RoutingError
@@ -27,7 +25,6 @@ from routing.schema import did_you_mean
 from routing.yaml_text import yaml_text
 
 from .deployment import ask
-from .faults import order_stand_in
 from .roles import resolve
 
 _LIMIT_S = 120.0
@@ -91,18 +88,6 @@ def threshold_off_by_one(folder: Path, about: About, fleet: Fleet, _region: str)
     return "each threshold unlocks one ring more"
 
 
-def admission_of_two(folder: Path, about: About, fleet: Fleet, _region: str) -> str:
-    """GPU servers take two jobs, of which one waits, and dispatchers send as many."""
-    for name, one in about.regions.items():
-        for url in one.gpu_servers.values():
-            order_stand_in(url, {"admission": 2})
-        if one.dispatcher:
-            runtime = Runtime.of(dispatcher_folder(folder / PROXIES, name))
-            for server in sorted(runtime.servers()):
-                runtime.do(f"set maxconn server gpus/{server} 2")
-    return f"GPU servers of {', '.join(fleet.names)} take two jobs at once"
-
-
 def edge_ignores_table(folder: Path, about: About, _fleet: Fleet, region: str) -> str:
     """The edge of one region goes on with the row that it has now, whatever is published."""
     at = edge_folder(folder / PROXIES, region)
@@ -121,7 +106,6 @@ def dead_control_loop(folder: Path, _about: About, _fleet: Fleet, _region: str) 
 FAULTS: Mapping[str, Callable[[Path, About, Fleet, str], str]] = {
     "no-backoff": no_backoff,
     "threshold-off-by-one": threshold_off_by_one,
-    "admission-of-two": admission_of_two,
     "edge-ignores-table": edge_ignores_table,
     "dead-control-loop": dead_control_loop,
 }

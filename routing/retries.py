@@ -33,11 +33,6 @@ class Waits:
         """Nobody waits longer in all."""
         return sum(self.longest_s)
 
-    @property
-    def total_mean_s(self) -> float:
-        """Mean of the whole wait: each draw is uniform from 0."""
-        return self.total_longest_s / 2
-
 
 def job_timeout_s(fleet: Fleet, policy: RetryPolicy | None = None) -> float:
     """Return the time that an edge gives a job: all backoff, the longest line, and one computation."""
@@ -63,13 +58,3 @@ def attempt_groups(fleet: Fleet, source: str, row: Mapping[str, float]) -> list[
         gpus = {name: fleet.regions[name].gpus for name in ring if name not in groups[0]}
         groups.append({name: count / sum(gpus.values()) for name, count in gpus.items() if count})
     return groups
-
-
-def expected_attempts(refused: float, attempts: int) -> float:
-    """Mean attempts of a job when each is refused with this probability: (1 - r^n) / (1 - r), at most n.
-
-    Args:
-        refused: share of attempts that find no free GPU, 0 to 1, as if each were drawn anew.
-        attempts: of the policy.
-    """
-    return sum(refused**k for k in range(attempts))

@@ -47,6 +47,9 @@ test_device.__test__ = False
 SHARED = ("serving", "loadtests", "routing/proxies", "laboratory/local")
 """Folders whose tests share what takes long to start."""
 
+COMPILED = ("laboratory/simulate", "laboratory/tune", "routing/odd", "routing/test_refusals.py")
+"""What runs the simulator, on one process: on a fresh machine each would compile it first, for half a minute."""
+
 FIRST = (
     "pipeline/test_notebooks.py",
     "serving/test_start_and_stop.py",
@@ -80,6 +83,8 @@ def pytest_xdist_make_scheduler(config, log):
     class Sharing(LoadFileScheduling):
         def _split_scope(self, nodeid):
             path = nodeid.partition("::")[0]
+            if path.startswith(tuple(f"tests/{name}" for name in COMPILED)):
+                return "simulator"
             return next((folder for folder in SHARED if path.startswith(f"tests/{folder}/")), path)
 
     return Sharing(config, log)

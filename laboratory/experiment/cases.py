@@ -10,7 +10,7 @@ from routing.fleet import Fleet
 from routing.schema import validated
 
 REGIONS = ("a", "b", "c")
-GPUS, SERVICE_S = 4, 0.5  # of a region; of a job
+GPUS, SERVICE_S = 4, 1.0  # of a region; of a job, so long that the machine is not what is measured
 TOTAL = GPUS * len(REGIONS)
 CAPACITY_RPS = TOTAL / SERVICE_S
 LOADS = (0.7, 0.9, 0.95, 1.1)
@@ -33,10 +33,10 @@ class Case:
 
 NO_QUEUE = {"max_wait_s": 0.001}
 """No place in line: a dispatcher refuses what it has no free GPU for, and edges try again."""
-MANY = {"attempts": 20, "base_interval_s": 0.1, "max_interval_s": 1.0}
+MANY = {"attempts": 20, "base_interval_s": 0.2, "max_interval_s": 2.0}
 """What a fleet without queues was tuned to."""
-FEW = {"attempts": 12, "base_interval_s": 0.05, "max_interval_s": 1.0}
-"""Of docs/examples/small-fleet.yaml."""
+FEW = {"attempts": 12, "base_interval_s": 0.1, "max_interval_s": 2.0}
+"""Of docs/examples/small-fleet.yaml, for jobs of twice the time."""
 
 CASES = (
     Case("one line a region", FEW),
@@ -46,6 +46,7 @@ CASES = (
 
 KEPT = {
     "name": "Envoy in the dispatcher's place, 19 retries (kept from before dispatchers)",
+    "service_s": 0.5,
     "cells": [
         {"load": 0.7, "failed_share": 0.0, "home_share": 0.981, "attempts": 1.91, "gpu_attempts": 1.0,
          "p50_s": 0.508, "p95_s": 1.365, "p99_s": 2.125},
@@ -56,7 +57,7 @@ KEPT = {
     ],
 }  # fmt: skip
 """Figures of the last experiment with that fleet, which can no longer be run: version 0.1.0, two cores, same arrivals
-process, 50 s a load."""
+process, jobs of half a second, 50 s a load."""
 
 
 def fleet_of(case: Case) -> Fleet:
@@ -70,7 +71,7 @@ def fleet_of(case: Case) -> Fleet:
             "rings_ms": [30, 60],
             "thresholds": [{"load": 0.75, "ring": 1}, {"load": 0.85, "ring": 2}],
             "target_load": 0.75,
-            "smoothing_s": 10,
+            "smoothing_s": 20 * SERVICE_S,
             "retry": dict(case.retry),
             "queue": dict(case.queue),
             "data_plane": {"limits": {"edge_threads": 1, "dispatcher_threads": 1}},

@@ -19,7 +19,7 @@ from ..local.client import Outcome, Summary, send
 from ..local.launch import Options, Started, running
 from .cases import BURSTS, CAPACITY_RPS, LOADS, REGIONS, Case, fleet_of
 
-_SETTLE_S = 1.0
+_SETTLE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Effort:
     fleets: int
 
 
-FULL = Effort(seconds=50.0, warm_s=15.0, bursts=4, fleets=1)
-QUICK = Effort(seconds=5.0, warm_s=3.0, bursts=1, fleets=3)
+FULL = Effort(seconds=100.0, warm_s=20.0, bursts=4, fleets=2)
+QUICK = Effort(seconds=5.0, warm_s=3.0, bursts=1, fleets=2)
 
 
 @dataclass(frozen=True)

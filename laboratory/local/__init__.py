@@ -4,7 +4,7 @@
   `about` is what was.
 - `supervisor`: keeps the programs running; `components` is what it reads and writes, `processes` how it starts and ends
   them, `ports` which ones they get.
-- `standin`: GPU servers that take time and compute nothing, as a program; `gpu` is one of them, `http11` its HTTP,
+- `standin`: GPU servers that take time and compute nothing, as a program; `gpu` is one of them,
   `series` its metrics, `service_times` how long they take, `faults` what tests let go wrong, `ledger` the proof that no
   job is computed twice.
 - `arrivals`, `client`: requests, and what became of them; `pages`: what proxies say of themselves.

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import random
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from aiohttp import web
+
+from routing.errors import InputError
 from routing.jobs import Jobs
 
-from .faults import Faults, Metrics, Order
+from .faults import Faults
 from .faults import parse as parse_faults
-from .http11 import Body, Reply, Request, TooLargeError
 from .ledger import Ledger
-from .series import CONTENT_TYPE, Series, absurd
+from .series import CONTENT_TYPE, Series
 from .service_times import ServiceTimes
 
 NAME = "stand-in"
+SERVER = f"stillmotion-{NAME}"
 STEPS = 8  # of a job; one whose client has gone stops at the next, as in the real server
 LARGEST_BODY = 16 * 2**20 + 20 * 1024  # bytes; as `serving/settings.py` takes by default
 UPLOAD_S = 20.0
@@ -56,7 +60,6 @@ class StandIn:
     _busy_since: float | None = None
     _busy_s: float = 0.0
     _ends_at: float = 0.0
-    _frozen: str = ""
 
     @property
     def busy(self) -> bool:
@@ -68,8 +71,8 @@ class StandIn:
         """Whether it takes jobs, now or when it is done with one."""
         return self.faults.ready and not self.draining
 
-    async def answer(self, request: Request) -> Reply:
-        """The reply to any request."""
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The response to any request; it is cancelled when the client goes away."""
         if request.path in self.jobs.paths and request.method == "POST":
             return await self._job(request)
         if request.path == "/standin" or request.path.startswith("/standin/"):
@@ -82,7 +85,7 @@ class StandIn:
             case "/livez" | "/healthz":
                 return _text(200, "")
             case "/metrics":
-                return await self._metrics()
+                return _whole(200, self._page().encode(), {"Content-Type": CONTENT_TYPE})
             case "/":
                 return _text(200, f"{NAME} {self.gpu}: takes time as a GPU server does, and computes nothing\n")
             case "/docs.json":
@@ -90,11 +93,9 @@ class StandIn:
                 return _json(200, {"info": {"title": f"stillmotion ({NAME})"}, "paths": paths})
         return _error(404, "not_found", "there is nothing here")
 
-    def obey(self, order: Order) -> None:
+    def obey(self, faults: Faults) -> None:
         """Let something go wrong, or be well again."""
-        if order.faults.metrics is Metrics.FROZEN and self.faults.metrics is not Metrics.FROZEN:
-            self._frozen = self._page()
-        self.faults, self.down_s = order.faults, order.down_s
+        self.faults, self.down_s = faults, faults.down_s
 
     def describe(self) -> dict[str, object]:
         """How it is."""
@@ -106,23 +107,23 @@ class StandIn:
             "busy": self.busy,
             "ready": self.ready,
             "requests": dict(self.series.requests),
-            "faults": asdict(self.faults),
+            "faults": self.faults.model_dump(exclude={"down_s"}),
         }
 
-    async def _job(self, request: Request) -> Reply:
-        reply, outcome = await self._admitted(request)
-        if outcome:
-            self.series.requests[outcome] += 1
-        return reply
+    async def _job(self, request: web.BaseRequest) -> web.StreamResponse:
+        response, outcome = await self._admitted(request)
+        self.series.requests[outcome] += 1
+        return response
 
-    async def _admitted(self, request: Request) -> tuple[Reply, str]:
-        """The reply, and the outcome that is counted; none for a stream, which counts itself at its end."""
+    async def _admitted(self, request: web.BaseRequest) -> tuple[web.StreamResponse, str]:
+        """The response, and the outcome that is counted."""
         if not self.ready:
-            reply = _error(503, "draining" if self.draining else "loading", f"the {NAME} takes no jobs now")
-            return Reply(reply.status, {**reply.headers, "Retry-After": "5"}, reply.body), "unavailable"
+            response = _error(503, "draining" if self.draining else "loading", f"the {NAME} takes no jobs now")
+            response.headers["Retry-After"] = "5"
+            return response, "unavailable"
         if self._taken >= self.faults.admission:
             left_s = max(1, round(self._ends_at - time.monotonic() + 0.5))
-            return Reply(429, {"Retry-After": str(left_s)}), "busy"
+            return _whole(429, b"", {"Retry-After": str(left_s)}), "busy"
         self._taken += 1
         try:
             await self._slot.acquire()  # at once, unless it was told to take more than one
@@ -130,38 +131,31 @@ class StandIn:
             self._taken -= 1
             raise
         self._busy_since = time.monotonic()
-        stays = False
         try:
             seconds = self.times.draw(self.generator) * self.faults.slowness
             self._ends_at = self._busy_since + seconds
-            if (
-                refusal := await _upload(
-                    request.headers.get("content-type", ""), request.body, any_form=self.jobs.paths != Jobs().paths
-                )
-            ) is not None:
+            if (refusal := await _upload(request, any_form=self.jobs.paths != Jobs().paths)) is not None:
                 return refusal, "slow_upload" if refusal.status == 408 else "bad_input"
             request_id = request.headers.get("x-request-id", "without-id")
             if request.path.endswith("/stream"):
-                stays = True
-                headers = {"Content-Type": "text/event-stream", **self._about()}
-                return Reply(200, headers, parts=self._events(seconds, request_id, request.gone)), ""
-            if not await self._compute(seconds, request_id, request.gone):
+                return await self._events(request, seconds, request_id)
+            if not await self._compute(seconds, request_id):
                 return _error(503, "disconnected", "the client has gone"), "disconnected"
         finally:
-            if not stays:
-                self._free()
+            self._free()
         about = {"Content-Disposition": 'inline; filename="animation.gif"', "X-Stillmotion-Seed": str(seed_of(request))}
         headers = {**about, **self._about(), "X-Stillmotion-Compute-Seconds": f"{seconds:.3f}"}
-        return Reply(200, {"Content-Type": "image/gif", **headers}, GIF), "ok"
+        return _whole(200, GIF, {"Content-Type": "image/gif", **headers}), "ok"
 
-    async def _compute(self, seconds: float, request_id: str, gone: asyncio.Future[None]) -> bool:
+    async def _compute(self, seconds: float, request_id: str) -> bool:
         """Take the time; whether somebody waited for the end of it."""
         self.ledger.note("began", request_id)
         began = time.monotonic()
-        await asyncio.wait({gone}, timeout=seconds)
-        if gone.done() and (left_s := began + seconds - time.monotonic()) > 0:
-            step_s = seconds / STEPS
-            await asyncio.sleep(left_s % step_s)
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            left_s = max(0.0, began + seconds - time.monotonic())
+            await asyncio.sleep(left_s % (seconds / STEPS))
             self.ledger.note("cancelled", request_id)
             self.series.cancelled["disconnected"] = self.series.cancelled.get("disconnected", 0) + 1
             return False
@@ -170,25 +164,28 @@ class StandIn:
         self.series.step_seconds.observe(seconds / STEPS, STEPS)
         return True
 
-    async def _events(self, seconds: float, request_id: str, gone: asyncio.Future[None]) -> AsyncGenerator[bytes, None]:
-        outcome = "disconnected"
+    async def _events(
+        self, request: web.BaseRequest, seconds: float, request_id: str
+    ) -> tuple[web.StreamResponse, str]:
+        headers = {"Server": SERVER, "Content-Type": "text/event-stream", **self._about()}
+        stream = web.StreamResponse(headers=headers)
         try:
-            yield _event("start", {"steps": STEPS, "model": NAME, "left_s": round(seconds, 2)})
+            await stream.prepare(request)
+            await stream.write(_event("start", {"steps": STEPS, "model": NAME, "left_s": round(seconds, 2)}))
             self.ledger.note("began", request_id)
             for step in range(1, STEPS + 1):
-                await asyncio.wait({gone}, timeout=seconds / STEPS)
-                if gone.done():
-                    self.ledger.note("cancelled", request_id)
-                    return
+                await asyncio.sleep(seconds / STEPS)
                 left_s = round(seconds * (1 - step / STEPS), 2)
-                yield _event("step", {"step": step, "steps": STEPS, "left_s": left_s})
-            self.ledger.note("ended", request_id)
-            outcome = "ok"
-            data = base64.b64encode(GIF).decode("ascii")
-            yield _event("result", {"format": "gif", "media_type": "image/gif", "data": data, "gpu": self.gpu})
-        finally:
-            self.series.requests[outcome] += 1
-            self._free()
+                await stream.write(_event("step", {"step": step, "steps": STEPS, "left_s": left_s}))
+        except (asyncio.CancelledError, ConnectionError):
+            self.ledger.note("cancelled", request_id)
+            return stream, "disconnected"
+        self.ledger.note("ended", request_id)
+        data = base64.b64encode(GIF).decode("ascii")
+        result = {"format": "gif", "media_type": "image/gif", "data": data, "gpu": self.gpu}
+        with contextlib.suppress(ConnectionError):
+            await stream.write(_event("result", result))
+        return stream, "ok"
 
     def _free(self) -> None:
         self._count()
@@ -226,46 +223,35 @@ class StandIn:
             info={"region": self.region, "model": NAME, **one},
         )
 
-    async def _metrics(self) -> Reply:
-        text = self._page()
-        match self.faults.metrics:
-            case Metrics.MISSING:
-                return _text(500, "")
-            case Metrics.LATE:
-                await asyncio.sleep(30)
-            case Metrics.FROZEN:
-                text = self._frozen
-            case Metrics.ABSURD:
-                text = absurd(text)
-        return Reply(200, {"Content-Type": CONTENT_TYPE}, text.encode())
-
-    async def _admin(self, request: Request) -> Reply:
+    async def _admin(self, request: web.BaseRequest) -> web.Response:
         # For whoever is on this machine and speaks to it directly. What proxies pass on has this header.
-        if not request.peer.startswith("127.") or "x-forwarded-for" in request.headers:
+        if not (request.remote or "").startswith("127.") or "x-forwarded-for" in request.headers:
             return _error(404, "not_found", "there is nothing here")
         if request.path == "/standin/faults" and request.method == "POST":
             try:
-                self.obey(parse_faults(await request.body.read(4096), self.faults))
-            except (ValueError, TooLargeError) as error:
+                self.obey(parse_faults(await request.read(), self.faults))
+            except (InputError, web.HTTPRequestEntityTooLarge) as error:
                 return _error(400, "faults", str(error))
         elif request.path != "/standin":
             return _error(404, "not_found", "there are /standin and /standin/faults")
         return _json(200, self.describe())
 
 
-def seed_of(request: Request) -> int:
+def seed_of(request: web.BaseRequest) -> int:
     """A seed for an answer: any will do, since nothing is drawn."""
     return sum(request.headers.get("x-request-id", "").encode()) % 2**31
 
 
-async def _upload(content_type: str, body: Body, *, any_form: bool) -> Reply | None:
+async def _upload(request: web.BaseRequest, *, any_form: bool) -> web.Response | None:
     """Read the upload and let it go; what is wrong with it, or None. Another service takes any form."""
-    if not (content_type.lower().startswith("multipart/form-data") or any_form):
+    if not (request.content_type == "multipart/form-data" or any_form):
         return _error(415, "not_multipart", "send multipart/form-data with the fields image and prompt")
+    if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     size = 0
     try:
         async with asyncio.timeout(UPLOAD_S):
-            async for part in body.parts():
+            async for part in request.content.iter_any():
                 size += len(part)
                 if size > LARGEST_BODY:
                     return _error(413, "too_large", f"over the limit of {LARGEST_BODY} bytes", close=True)
@@ -274,18 +260,24 @@ async def _upload(content_type: str, body: Body, *, any_form: bool) -> Reply | N
     return None
 
 
-def _error(status: int, code: str, message: str, *, close: bool = False) -> Reply:
-    body = json.dumps({"error": message, "code": code, "field": None}).encode()
-    return Reply(status, {"Content-Type": "application/json"}, body, close=close)
+def _whole(status: int, body: bytes, headers: Mapping[str, str]) -> web.Response:
+    return web.Response(status=status, body=body, headers={"Server": SERVER, **headers})
 
 
-def _json(status: int, content: object) -> Reply:
-    return Reply(status, {"Content-Type": "application/json"}, json.dumps(content).encode())
+def _error(status: int, code: str, message: str, *, close: bool = False) -> web.Response:
+    response = _json(status, {"error": message, "code": code, "field": None})
+    if close:
+        response.force_close()
+    return response
 
 
-def _text(status: int, text: str) -> Reply:
-    return Reply(status, {"Content-Type": "text/plain; charset=utf-8"}, text.encode())
+def _json(status: int, content: object) -> web.Response:
+    return _whole(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
 
-def _event(name: str, data: dict[str, object]) -> bytes:
+def _text(status: int, text: str) -> web.Response:
+    return _whole(status, text.encode(), {"Content-Type": "text/plain; charset=utf-8"})
+
+
+def _event(name: str, data: Mapping[str, object]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()

@@ -70,16 +70,6 @@ class Series:
         return "\n".join(lines) + "\n"
 
 
-def absurd(text: str) -> str:
-    """The page with values that cannot be: for tests of whoever reads it."""
-    values = iter(("-1", "NaN", "1e300", "+Inf", "7"))
-    lines = []
-    for line in text.splitlines():
-        name, _, _ = line.rpartition(" ")
-        lines.append(line if line.startswith("#") or not name else f"{name} {next(values, '1e300')}")
-    return "\n".join(lines) + "\n"
-
-
 def _head(name: str, kind: str, text: str) -> Iterator[str]:
     yield f"# HELP stillmotion_{name} {text}"
     yield f"# TYPE stillmotion_{name} {kind}"

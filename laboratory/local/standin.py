@@ -3,7 +3,7 @@
 They have the HTTP face of the real server as far as traffic sees it, and take as long for a job as a distribution says
 (`service_times`). They name themselves stand-ins in all that they say. For tests their faults can be set:
 
-    curl -d '{"metrics": "frozen"}' http://127.0.0.1:21004/standin/faults
+    curl -d '{"slowness": 2}' http://127.0.0.1:21004/standin/faults
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import asyncio
 import random
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+
+from aiohttp import web
 
 from routing.errors import RoutingError
 from routing.jobs import Jobs
 from routing.schema import validated
 
 from .gpu import NAME, StandIn
-from .http11 import Listener
 from .ledger import SUFFIX, Ledger
 from .service_times import ServiceTimes
 
@@ -81,6 +82,40 @@ async def serve(servers: Sequence[tuple[StandIn, str]]) -> None:
         task.cancel()
     for one in served:
         one.listener.cut()
+
+
+class Listener:
+    """A listening socket and its connections.
+
+    Args:
+        answer: gives the response to a request, and is cancelled when the client goes away.
+        address: IP address and port.
+    """
+
+    def __init__(self, answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], address: str) -> None:
+        # Connections that nobody uses are closed as uvicorn does, under which the real servers run.
+        self._server = web.Server(answer, handler_cancellation=True, access_log=None, keepalive_timeout=5.0)
+        host, _, port = address.rpartition(":")
+        self._host, self._port = host.strip("[]"), int(port)
+        self._socket: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address is taken.
+        """
+        loop = asyncio.get_running_loop()
+        self._socket = await loop.create_server(self._server, self._host, self._port, backlog=512)
+
+    def cut(self) -> None:
+        """Close the socket and all connections at once, as when the process were killed."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        for connection in self._server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
 class _Served:

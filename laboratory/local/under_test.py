@@ -84,7 +84,7 @@ def check(experiment: Experiment, wanted: Sequence[Arrival]) -> None:
         raise InputError("cannot be made to happen by this; leave it out", key="control.down")
     times = {"detection_s", "connect_timeout_s"}  # a real fleet has its own
     if scenario.proxies.model_dump(exclude=times) != Proxies().model_dump(exclude=times):
-        raise InputError("a real fleet has two tiers, one dispatcher a region, and Envoy's rotation", key="proxies")
+        raise InputError("a real fleet has one dispatcher a region, with the queue of its fleet file", key="proxies")
     if scenario.duration_s > MOST_S:
         raise InputError(f"{scenario.duration_s:g} s in real time are more than {MOST_S:g}", key="duration_s")
     if len(wanted) > MOST_RPS * scenario.duration_s:

@@ -12,7 +12,6 @@ from .demand import check_size, given_times, rates
 from .draws import key_of
 from .experiment import Experiment
 from .loop import MOST_HOSTS, MOST_SOURCES
-from .scenario import Proxies
 
 _RATE_ARRIVALS, _RATE_JOBS, _GIVEN_JOBS = 1, 2, 3  # streams of draws
 _BUCKETS_A_GPU = 2
@@ -27,13 +26,12 @@ def build(experiment: Experiment, seed: int) -> st.State:
     Raises:
         InputError: the fleet is too large for the simulator.
     """
-    fleet, proxies = experiment.fleet, experiment.scenario.proxies
+    fleet = experiment.fleet
     n = len(fleet.names)
     hosts, regions = _hosts_and_regions(experiment)
     if n > MOST_SOURCES or len(hosts) > MOST_HOSTS:
         raise InputError(f"more than {MOST_SOURCES} regions cannot be simulated", key="regions")
     check_size(experiment)
-    own_view = proxies.tiers == 1 and proxies.choice == "least_request"
     streams, times, rate = _streams(experiment, seed)
     gpus = sum(region.gpus for region in fleet.regions.values())
     places = max(_FEWEST_PLACES, 2 * gpus)
@@ -41,11 +39,9 @@ def build(experiment: Experiment, seed: int) -> st.State:
     st.chain(nodes["next"], 0, -1)
     st.chain(jobs["next"], 0, -1)
     one_way = np.array([[fleet.latency(one, other) / 2000 for other in fleet.names] for one in fleet.names])
-    seen_by = n if own_view else 0
-    idle = np.tile(np.arange(len(hosts), dtype=np.int32), (seen_by, 1)) if own_view else np.zeros((0, 1), np.int32)
     times_of_service = experiment.times
     return st.State(
-        scalars=_scalars(experiment, own_view=own_view),
+        scalars=_scalars(experiment),
         hosts=hosts,
         regions=regions,
         streams=streams,
@@ -65,10 +61,6 @@ def build(experiment: Experiment, seed: int) -> st.State:
         times=times,
         rates=rate,
         atoms=np.zeros(1) if times_of_service.atoms is None else times_of_service.atoms,
-        idle=idle,
-        idle_at=idle.copy(),
-        idle_count=np.tile(regions["hosts"].astype(np.int32), (seen_by, 1)) if own_view else np.zeros((0, 1), np.int32),
-        open=np.zeros_like(idle),
     )
 
 
@@ -76,13 +68,7 @@ def _buckets(gpus: int) -> int:
     return 1 << max(8, min(22, (_BUCKETS_A_GPU * gpus - 1).bit_length()))
 
 
-def _places(proxies: Proxies) -> int:
-    if proxies.queue is not None:
-        return proxies.queue
-    return 0 if proxies.tiers == 1 else -1
-
-
-def _scalars(experiment: Experiment, *, own_view: bool) -> st.Records:
+def _scalars(experiment: Experiment) -> st.Records:
     proxies, retry = experiment.scenario.proxies, experiment.fleet.retry
     gpus = sum(region.gpus for region in experiment.fleet.regions.values())
     queue, mean_s = experiment.fleet.queue, experiment.times.mean_s
@@ -90,15 +76,12 @@ def _scalars(experiment: Experiment, *, own_view: bool) -> st.Records:
     for name, value in {
         "buckets_per_s": _buckets(gpus) / (_CALENDAR_TIMES * experiment.times.mean_s),
         "bucket": 0,
-        "one_tier": proxies.tiers == 1,
-        "own_view": own_view,
-        "rotation": proxies.rotation,
         "attempts": retry.attempts,
         "base_s": retry.base_interval_s,
         "most_s": retry.max_interval_s,
         "delay_s": retry.delay.max_s,
         "connect_s": proxies.connect_timeout_s,
-        "queue": _places(proxies),
+        "queue": -1 if proxies.queue is None else proxies.queue,
         "places_per_gpu": queue.bounds_s(mean_s)[0] / mean_s,
         "spill_places_per_gpu": queue.spill_bounds_s(mean_s)[0] / mean_s,
         "exponential": experiment.times.atoms is None,
@@ -115,7 +98,7 @@ def _hosts_and_regions(experiment: Experiment) -> tuple[st.Records, st.Records]:
     regions = np.zeros(len(fleet.names), st.region_type)
     for i, region in enumerate(fleet.regions.values()):
         # Disjoint sets of GPU servers, as even as can be; a region without GPUs has a host that refuses.
-        parts = max(1, region.gpus if proxies.tiers == 1 else min(proxies.dispatchers, region.gpus))
+        parts = max(1, min(proxies.dispatchers, region.gpus))
         regions[i]["first_host"], regions[i]["hosts"] = len(gpus_of), parts
         gpus_of += [region.gpus // parts + (k < region.gpus % parts) for k in range(parts)]
         home += [i] * parts

@@ -1,4 +1,4 @@
-"""How an edge chooses where an attempt goes: a region by the table, then a dispatcher or a GPU server of it.
+"""How an edge chooses where an attempt goes: a region by the table, then a dispatcher of it.
 
 As Envoy does: regions in weighted rotation (earliest deadline first, whose shares are exact in any window). The first
 attempts of a job go by the table, the others to the regions that it keeps for them (`routing.retries.attempt_groups`;
@@ -14,7 +14,7 @@ from .draws import bits, uniform
 from .state import State
 
 NOBODY = -1
-_CHOICES = 4096  # draws for choices start here among those of a job; two an attempt
+_CHOICES = 4096  # draws for choices start here among those of a job
 
 
 @compiled
@@ -33,12 +33,7 @@ def choose(s: State, source: int, key: np.uint64, attempt: int) -> int:
     if groups == 0:
         return NOBODY
     group = (attempt - 1) % groups
-    draw = _CHOICES + 2 * attempt
-    if s.scalars[0].rotation == 1:
-        region = _next_region(s, group, source)
-    else:
-        region = _drawn_region(s, group, source, bits(key, draw))
-    return _host(s, source, region, bits(key, draw + 1))
+    return _host(s, _next_region(s, group, source), bits(key, _CHOICES + 2 * attempt + 1))
 
 
 @compiled
@@ -67,54 +62,7 @@ def _next_region(s: State, group: int, source: int) -> int:
 
 
 @compiled
-def _drawn_region(s: State, group: int, source: int, b: np.uint64) -> int:
-    row = s.rows[group, source]
-    left = uniform(b)
-    last = s.row_lengths[group, source] - 1
-    for i in range(last):
-        left -= row[i].share
-        if left < 0:
-            return row[i].region
-    return row[last].region
-
-
-@compiled
-def _host(s: State, source: int, region: int, b: np.uint64) -> int:
-    """One of the region's dispatchers, or of its GPU servers; with `own_view` one that the edge has sent nothing."""
+def _host(s: State, region: int, b: np.uint64) -> int:
+    """One of the region's dispatchers."""
     here = s.regions[region]
-    if here.hosts <= 1:
-        return here.first_host
-    if s.scalars[0].own_view == 1:
-        free = s.idle_count[source, region]
-        if free > 0:
-            return s.idle[source, here.first_host + int(uniform(b) * free)]
-    return here.first_host + int(uniform(b) * here.hosts)
-
-
-@compiled
-def opened(s: State, source: int, host: int) -> None:
-    """The edge has sent a request to the host."""
-    s.open[source, host] += 1
-    if s.open[source, host] == 1:
-        region = s.hosts[host].region
-        s.idle_count[source, region] -= 1
-        last = s.regions[region].first_host + s.idle_count[source, region]
-        _swap(s, source, s.idle_at[source, host], last)
-
-
-@compiled
-def closed(s: State, source: int, host: int) -> None:
-    """The edge has its answer."""
-    s.open[source, host] -= 1
-    if s.open[source, host] == 0:
-        region = s.hosts[host].region
-        place = s.regions[region].first_host + s.idle_count[source, region]
-        _swap(s, source, s.idle_at[source, host], place)
-        s.idle_count[source, region] += 1
-
-
-@compiled
-def _swap(s: State, source: int, one: int, other: int) -> None:
-    a, b = s.idle[source, one], s.idle[source, other]
-    s.idle[source, one], s.idle[source, other] = b, a
-    s.idle_at[source, b], s.idle_at[source, a] = one, other
+    return here.first_host if here.hosts <= 1 else here.first_host + int(uniform(b) * here.hosts)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .calendar import add, first_time, take
-from .choosing import NOBODY, choose, closed, opened
+from .choosing import NOBODY, choose
 from .compiled import borrowed, cached, compiled, compiled_apart, digest
 from .draws import bits, exponential, uniform
 from .state import BINS, SMALLEST_EXPONENT, SUBDIVISIONS, VANISHED, State
@@ -26,10 +26,10 @@ DONE, MORE_EVENTS, MORE_JOBS = 0, 1, 2
 """Why the loop has returned: the time is reached, or an array is full."""
 
 # Kinds of events, in the order in which they happen at one moment: a GPU is free before someone asks for it.
-_END, _CLOSE, _ARRIVE, _SEND = 0, 1, 2, 3
-_KIND, _EPOCH, _SOURCE = 58, 42, 28  # where they begin in a payload; below: a host, or a job
-_LOW_16, _LOW_14, _LOW_28 = 2**16 - 1, 2**14 - 1, 2**28 - 1
-MOST_SOURCES, MOST_HOSTS = _LOW_14 + 1, _LOW_28 + 1
+_END, _ARRIVE, _SEND = 0, 1, 2
+_KIND, _EPOCH = 58, 42  # where they begin in a payload; below: a host, or a job
+_LOW_16, _LOW_28 = 2**16 - 1, 2**28 - 1
+MOST_SOURCES, MOST_HOSTS = 2**14, _LOW_28 + 1
 _NO_JOB, _NEW = -1, -2  # none; one that has no place yet
 Jobs = tuple[int, int, float, np.uint64, int, int, int]
 """Stage, source, moment of arrival, key, attempts, place of the job or one of the two above, host."""
@@ -105,10 +105,6 @@ def _borrowed(s: State) -> State:
         borrowed(s.times),
         borrowed(s.rates),
         borrowed(s.atoms),
-        borrowed(s.idle),
-        borrowed(s.idle_at),
-        borrowed(s.idle_count),
-        borrowed(s.open),
     )
 
 
@@ -127,11 +123,7 @@ def _of_event(s: State) -> Jobs:
     """The next event, and the job that it is of."""
     time, payload = s.scalars[0].now, take(s)
     stage = payload >> _KIND
-    if stage == _CLOSE:
-        closed(s, (payload >> _SOURCE) & _LOW_14, payload & _LOW_28)
-        job = _NO_JOB
-    else:
-        job = _ended(s, time, payload) if stage == _END else payload & _LOW_28
+    job = _ended(s, time, payload) if stage == _END else payload & _LOW_28
     one = s.jobs[max(job, 0)]
     return stage, one.source, one.arrived, one.key, one.attempt, job, one.host
 
@@ -196,8 +188,6 @@ def _is_on_its_way(
         return False
     to = s.hosts[host].region
     s.tried_flow[source, to] += 1
-    if s.scalars[0].own_view == 1:
-        opened(s, source, host)
     way = s.one_way_s[source, to]
     if way <= 0:
         return False
@@ -275,13 +265,7 @@ def _heard(s: State, time: float, source: int, host: int) -> float:
     to = s.hosts[host].region
     way = s.one_way_s[source, to]
     # What has vanished does not answer; the edge gives up `connect_s` after it has sent.
-    heard = time + (max(way, scalars.connect_s - way) if s.regions[to].state == VANISHED else way)
-    if scalars.own_view == 1:
-        if heard > time:
-            add(s, heard, (_CLOSE << _KIND) | (source << _SOURCE) | host)
-        else:
-            closed(s, source, host)
-    return heard
+    return time + (max(way, scalars.connect_s - way) if s.regions[to].state == VANISHED else way)
 
 
 @compiled
@@ -304,20 +288,13 @@ def _begin(s: State, time: float, source: int, arrived: float, key: np.uint64, a
     s.waits[source, _bin(wait)] += 1
     s.latencies[source, _bin(wait + service)] += 1
     epoch = s.hosts[host].epoch & _LOW_16
-    add(s, time + service, (epoch << _EPOCH) | (source << _SOURCE) | host)
+    add(s, time + service, (epoch << _EPOCH) | host)
 
 
 @compiled
 def _ended(s: State, time: float, payload: int) -> int:
     """A computation ends: the job that takes its GPU, or `_NO_JOB`, and the GPU is free."""
-    host, source = payload & _LOW_28, (payload >> _SOURCE) & _LOW_14
-    at = s.hosts[host]
-    if s.scalars[0].own_view == 1:
-        way = s.one_way_s[source, at.region]
-        if way > 0:
-            add(s, time + way, (_CLOSE << _KIND) | (source << _SOURCE) | host)
-        else:
-            closed(s, source, host)
+    at = s.hosts[payload & _LOW_28]
     if (payload >> _EPOCH) & _LOW_16 != at.epoch & _LOW_16:
         return _NO_JOB
     there = s.regions[at.region]

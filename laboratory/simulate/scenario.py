@@ -46,21 +46,14 @@ class Proxies(Strict):
     """The data plane.
 
     Attributes:
-        tiers: 2: an edge picks a region, the region's dispatcher a free GPU. 1: the edge picks a GPU server and does
-            not know whether it is busy.
-        choice: of a GPU server with one tier: at random, or one that this edge has sent nothing (`least_request`).
         dispatchers: of each region, with its GPU servers dealt out among them.
         queue: jobs that may wait at a dispatcher; 0: it refuses at once; None: as the fleet's `queue` has it.
-        rotation: regions in weighted rotation, as Envoy picks them; false: each drawn by itself.
         connect_timeout_s: after which a region that does not answer counts as refused.
         detection_s: from the death of a region until edges send no more there, and from its return.
     """
 
-    tiers: Annotated[Count, Field(ge=1, le=2)] = 2
-    choice: Literal["random", "least_request"] = "random"
     dispatchers: Annotated[Count, Field(ge=1, le=1000)] = 1
     queue: Count | None = None
-    rotation: bool = True
     connect_timeout_s: Positive = 2.0
     detection_s: Number = 3.0
 

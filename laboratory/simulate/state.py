@@ -31,9 +31,6 @@ scalars_type = np.dtype(
         ("free_job", "i8"),
         ("jobs", "i8"),  # places of jobs in use
         ("events", "i8"),
-        ("one_tier", "i8"),
-        ("own_view", "i8"),  # one tier: edges take a GPU server that they have sent nothing
-        ("rotation", "i8"),  # regions in weighted rotation, as Envoy has it; 0: drawn
         ("attempts", "i8"),
         ("base_s", "f8"),
         ("most_s", "f8"),
@@ -46,7 +43,7 @@ scalars_type = np.dtype(
         ("service_s", "f8"),  # mean
     ]
 )
-# A dispatcher with its GPU servers, or with one tier a GPU server.
+# A dispatcher with its GPU servers.
 host_type = np.dtype(
     [
         ("region", "i4"),
@@ -122,8 +119,8 @@ class State(NamedTuple):
         jobs: places for jobs that are under way but not computed.
         nodes, heads: the calendar: events in linked lists, by bucket.
         near: heap of the events that come next.
-        rows: (GROUPS, n, n), where attempts go, by source: by the table, then group by group. In rotation, each is
-            a heap by `due`; drawn, in the order of shares.
+        rows: (GROUPS, n, n), where attempts go, by source: by the table, then group by group. Each is a
+            heap by `due`.
         row_lengths: (GROUPS, n)
         one_way_s: (n, n)
         tried_flow, served_flow: (n, n), attempts and accepted jobs from source to destination.
@@ -132,8 +129,6 @@ class State(NamedTuple):
         times: of traces, and starts of rates, in s.
         rates: per second, beside `times`.
         atoms: service times in s, equally likely.
-        idle, idle_at, idle_count, open: with `own_view`, by edge: hosts without a request of its own, where each is
-            among them, how many there are by region, and requests under way by host.
     """
 
     scalars: Records
@@ -156,10 +151,6 @@ class State(NamedTuple):
     times: NDArray[np.float64]
     rates: NDArray[np.float64]
     atoms: NDArray[np.float64]
-    idle: NDArray[np.int32]
-    idle_at: NDArray[np.int32]
-    idle_count: NDArray[np.int32]
-    open: NDArray[np.int32]
 
 
 def with_more_events(state: State) -> State:

@@ -36,7 +36,6 @@ class Rows:
         its first picks).
         """
         self._written += 1
-        rotation = state.scalars["rotation"][0] == 1
         for source, i in self._index.items():
             groups = self._alive(source)
             state.row_lengths[:, i] = 0
@@ -47,8 +46,7 @@ class Rows:
                     key = key_of(self._seed, _TURNS, self._written, i, self._index[to])
                     part = share / total
                     places.append((int(key >> 11) * 2.0**-53 / part, self._index[to], part))
-                # In rotation they are a heap by the time they are due; drawn ones are looked through by share.
-                places.sort(key=lambda place: place[:2] if rotation else (-place[2], place[1]))
+                places.sort()  # a heap by the time they are due
                 state.row_lengths[group, i] = len(places)
                 for k, (due, to_index, part) in enumerate(places):
                     state.rows[group, i, k] = (to_index, part, due)

@@ -58,7 +58,7 @@ def confirmed(experiments: Sequence[Experiment], tuned: Tuned) -> dict[str, Any]
     return {"real": found, "goal_met": tuned.holds and all(one["met"] for one in found.values())}
 
 
-def simulated(experiment: Experiment, fleet: Fleet, seed: int, busy_s: float) -> Figures:
+def simulated(experiment: Experiment, fleet: Fleet, seed: int, busy_s: float, seeds: int = CONFIRM_SEEDS) -> Figures:
     """The same arrivals through the simulator: the mean over its other draws.
 
     Args:
@@ -66,6 +66,7 @@ def simulated(experiment: Experiment, fleet: Fleet, seed: int, busy_s: float) ->
         fleet: with its policy.
         seed: of the arrivals.
         busy_s: how long a job keeps a server busy, as measured: a little longer than the job itself.
+        seeds: of its other draws.
     """
     longer = busy_s / experiment.times.mean_s if busy_s > 0 else 1.0
     atoms = experiment.times.atoms
@@ -76,5 +77,5 @@ def simulated(experiment: Experiment, fleet: Fleet, seed: int, busy_s: float) ->
         trace=tuple(arrivals(experiment, seed)),
         times=times,
     )
-    runs = [SimulatedFleet().measure(same, fleet, one) for one in range(CONFIRM_SEEDS)]
+    runs = [SimulatedFleet().measure(same, fleet, one) for one in range(seeds)]
     return Figures(**{one.name: fmean(getattr(run, one.name) for run in runs) for one in fields(Figures)})

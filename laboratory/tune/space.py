@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -167,11 +167,6 @@ def fragment(fleet: Fleet) -> str:
         "retry": fleet.retry.model_dump(),
     }
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
-
-
-def as_row(policy: Policy) -> dict[str, float]:
-    """For reports."""
-    return asdict(policy)
 
 
 def _short(value: float) -> float:

@@ -3,5 +3,4 @@
 - `loops`: asking the control loops, and choosing one to go by.
 - `agent`: what it writes, what it reports, and what it leaves as it is.
 - `service`: the agent as a program.
-- `drain`: taking an edge out before it stops.
 """

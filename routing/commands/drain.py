@@ -31,17 +31,12 @@ def _seconds(text: str) -> float:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Drain it; how many requests were left."""
+    from ..dispatcher.runtime import Runtime
+    from ..draining import EdgeAdmin, drain
     from ..errors import RoutingError
 
-    if options.socket is not None:
-        from ..dispatcher import runtime
-
-        left = runtime.drain(options.socket, options.leave, options.limit)
-    else:
-        from ..agent.drain import drain
-
-        left = drain(options.admin, options.leave, options.limit)
-    if left:
+    proxy = EdgeAdmin(options.admin) if options.socket is None else Runtime(options.socket)
+    if left := drain(proxy, options.leave, options.limit):
         raise RoutingError(f"{left} requests are still in flight after {options.leave + options.limit:g} s")
     return {"proxy": str(options.socket or options.admin), "in_flight": left}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError, RoutingError
@@ -64,6 +64,10 @@ class Runtime:
         if answer and (not expected or expected not in answer):
             raise RoutingError(f"{self.path}: HAProxy refuses `{command}`: {answer}")
 
+    def take_out(self) -> None:
+        """Make the dispatcher's `/readyz` 503: it is about to stop (`routing.draining`)."""
+        self.do("set server switch/ready state maint")
+
     def in_flight(self) -> int:
         """Return how many requests the dispatcher has, in the line and at servers."""
         rows = [line.split(",") for line in self.ask("show stat").splitlines() if line]
@@ -118,36 +122,6 @@ def set_servers(folder: Path, servers: Sequence[str], *, drain_s: float = 0.0) -
 def drain_server(folder: Path, server: str) -> None:
     """Send a GPU server no further job; the one that it has ends."""
     Runtime.of(folder).do(f"set server {_GPUS}/{server_name(server)} state drain")
-
-
-def drain(
-    path: Path,
-    leave_s: float,
-    limit_s: float,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-) -> int:
-    """Make a dispatcher's `/readyz` 503, give edges time to leave, and wait for the requests in flight.
-
-    Args:
-        path: of the runtime socket.
-        leave_s: time for edges to see it. They may send requests until then, and these are served.
-        limit_s: time for requests in flight, from then on.
-        sleep, clock: of this machine.
-
-    Returns:
-        Requests that were still in flight at the end: 0, or the limit has passed.
-
-    Raises:
-        RoutingError: the dispatcher does not answer.
-    """
-    runtime = Runtime(path)
-    runtime.do("set server switch/ready state maint")
-    sleep(leave_s)
-    end = clock() + limit_s
-    while (left := runtime.in_flight()) and clock() < end:
-        sleep(_EVERY_S)
-    return left
 
 
 def _deleted(runtime: Runtime, name: str) -> bool:

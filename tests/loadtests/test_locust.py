@@ -154,9 +154,8 @@ def _until(check, seconds=120.0):
 
 
 CAUGHT_BY = {
-    "no-backoff": "steady",
+    "no-backoff": "herd",
     "threshold-off-by-one": "thresholds",
-    "admission-of-two": "herd",
     "edge-ignores-table": "hot-spot",
     "dead-control-loop": "hot-spot",
 }

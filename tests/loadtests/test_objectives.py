@@ -126,21 +126,6 @@ def test_a_cascade_is_seen_where_there_should_be_no_trouble(recorded, small_flee
     assert "at home" in finding(pushed, **spared).why
 
 
-def test_a_herd_is_taken_one_job_a_gpu(recorded, small_fleet):
-    def herd(at_once):
-        run = recorded(small_fleet)
-        for at_s in (20.0, 40.0):
-            run.add(at_once, "us-east", "us-east", at_s=at_s).add(
-                12 - at_once, "us-east", "us-east", at_s=at_s, attempts=4
-            )
-        return run
-
-    admission = {"kind": "admission", "regions": "us-east", "at_s": [20.0, 40.0]}
-    assert finding(herd(4), **admission).verdict == "passed"
-    assert finding(herd(8), **admission).verdict == "failed"
-    assert finding(recorded(small_fleet).add(4, "us-east", "us-east", at_s=20.0), **admission).needed
-
-
 def test_a_control_loop_that_is_silent_or_does_nothing_is_seen(recorded, observed, small_fleet):
     def tables(seen):
         run = recorded(small_fleet, observed=seen).add(100, "us-east", "us-east")
@@ -155,7 +140,7 @@ def test_a_control_loop_that_is_silent_or_does_nothing_is_seen(recorded, observe
 
 def test_each_kind_says_what_it_expects(recorded, small_fleet):
     needed = {"failed": {"at_most": 0.1}, "refused": {"at_most": 0.1}, "at_home": {"at_least": 0.5}}
-    needed |= {"attempts": {"at_most": 3}, "wait": {"at_most_jobs": 2}, "admission": {"at_s": [1.0]}}
+    needed |= {"attempts": {"at_most": 3}, "wait": {"at_most_jobs": 2}}
     needed |= {"recovers": {"after_s": 10, "within_s": 5}}
     run = recorded(small_fleet).add(100, "us-east", "us-east")
     texts = {finding(run, kind, **needed.get(kind, {})).text for kind in KINDS}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.fleet import RetryPolicy
-from routing.retries import Waits, attempt_groups, expected_attempts
+from routing.retries import Waits, attempt_groups
 
 
 def test_waits_of_the_default_policy():
@@ -13,7 +13,6 @@ def test_waits_of_the_default_policy():
     waits = Waits.of(RetryPolicy())
     assert waits.longest_s == (0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0)
     assert waits.total_longest_s == 22.75
-    assert waits.total_mean_s == 11.375
 
 
 def test_one_attempt_waits_for_nothing():
@@ -27,17 +26,6 @@ def test_waits_grow_and_never_pass_the_limit(attempts, base, factor):
     assert len(waits.longest_s) == attempts - 1
     assert list(waits.longest_s) == sorted(waits.longest_s)
     assert all(wait <= base * factor for wait in waits.longest_s)
-
-
-@given(st.floats(0, 1), st.integers(1, 100))
-def test_attempts_are_between_one_and_the_policys(refused, attempts):
-    assert 1 <= expected_attempts(refused, attempts) <= attempts + 1e-9
-
-
-def test_expected_attempts_by_hand():
-    assert expected_attempts(0.0, 9) == 1
-    assert expected_attempts(1.0, 9) == 9
-    assert expected_attempts(0.5, 3) == pytest.approx(1.75)  # 1 + 1/2 + 1/4
 
 
 def test_retries_leave_for_the_rings_in_proportion_to_gpus_and_never_against_the_law(example_fleet):

@@ -39,14 +39,14 @@ def test_results_are_written_as_a_table_a_plot_and_json_that_says_how_to_make_th
     assert lines == table(result) == paths[1].read_text().splitlines()
     assert len({line.count("|") for line in lines[2:]}) == 1
     assert lines[4].startswith("| one line a region | 0.50 / 0.50 / 0.50, 2.0 %; ")
-    assert lines[-2].startswith("| Envoy in the dispatcher's place")
-    assert "M/D/12" in lines[-1]
+    assert lines[-3].startswith("| Envoy in the dispatcher's place")
+    assert lines[-1].startswith("| *one line of all 12 GPUs* | 1.00 / ")
 
 
 @pytest.mark.slow
 def test_a_burst_of_twice_the_gpus_waits_and_loses_nothing_with_a_line_and_without():
     line, none = measure(CASES, SHORT, 1)
-    assert all(cell.summary.requests > 30 for cell in line.cells[: len(LOADS)])
+    assert all(cell.summary.requests > 15 for cell in line.cells[: len(LOADS)])
     at_once = len(LOADS)  # 24 at once on 12 GPUs
     assert line.cells[at_once].summary.failed_share == 0
     assert none.cells[at_once].summary.failed_share == 0

@@ -25,16 +25,16 @@ from .conftest import REGIONS
 QUIET = Options(prometheus="no", ledgers=True, control=False, alone=False)
 
 
-@pytest.mark.parametrize(("seconds", "home_share"), [(8.0, 0.93), pytest.param(30.0, 0.97, marks=pytest.mark.slow)])
-def test_at_seventy_percent_nothing_fails_and_users_are_served_at_home(local_fleet, summarised, seconds, home_share):
+@pytest.mark.slow
+def test_at_seventy_percent_nothing_fails_and_users_are_served_at_home(local_fleet, summarised):
     async def scenario(fleet):
-        outcomes = await fleet.poisson(0.7, seconds)
+        outcomes = await fleet.poisson(0.7, 30.0)
         found, ideal_s = summarised(outcomes), home_lines_p95_s(outcomes)
         show("70 %", found, f", {ideal_s:.2f} s in one line at home")
-        assert found.requests > 12 * seconds
+        assert found.requests > 400
         async with fleet.judged(found):
             assert found.failures == 0
-            assert found.home_share >= home_share
+            assert found.home_share >= 0.97
             assert found.p95_s <= 1.3 * ideal_s + 0.03
         fleet.check_conserved()
 
@@ -98,7 +98,7 @@ async def ten_tables(fleet):
         shares = {source: {to: 1 - 2 * away if to == source else away for to in REGIONS} for source in REGIONS}
         table = RoutingTable(version=version, generated_at=datetime.now(UTC), shares=shares)
         changed += len(write_table(fleet.folder / PROXIES, fleet.fleet, table)) == len(REGIONS)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.3)
     return changed
 
 

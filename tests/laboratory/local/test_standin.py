@@ -19,9 +19,9 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from laboratory.local.gpu import GIF, StandIn
-from laboratory.local.http11 import Listener
 from laboratory.local.ledger import Ledger, computations, read
 from laboratory.local.service_times import ServiceTimes
+from laboratory.local.standin import Listener
 
 ROOT = Path(__file__).resolve().parents[3]
 FORM = {"files": {"image": ("a.gif", GIF)}, "data": {"prompt": "a red circle"}}
@@ -233,22 +233,14 @@ def test_faults_are_set_and_taken_back(running):
             async def order(**what):
                 assert (await client.post("/standin/faults", json=what)).status_code == 200
 
-            await order(metrics="frozen")
-            before = (await client.get("/metrics")).text
-            await client.post("/animate", **FORM)
-            assert (await client.get("/metrics")).text == before
-            await order(metrics="absurd")
-            assert re.search(r" (-1|NaN)$", (await client.get("/metrics")).text, re.MULTILINE)
-            await order(metrics="missing")
-            assert (await client.get("/metrics")).status_code == 500
-            await order(metrics="sound", ready=False)
+            await order(ready=False)
             assert (await client.get("/readyz")).status_code == 503
             assert (await client.post("/animate", **FORM)).status_code == 503
             await order(ready=True)
             assert (await client.post("/animate", **FORM)).status_code == 200
             assert (await client.get("/standin")).json()["kind"] == "stand-in"
             wrong_values = (b'{"slowness": 0}', b'{"slowness": true}', b'{"admission": 0}', b'{"admission": 1.5}')
-            wrong_keys = (b"", b"[]", b'{"metrics": "odd"}', b'{"ready": 1}', b'{"down_s": -1}', b'{"more": 1}')
+            wrong_keys = (b"", b"[]", b'{"ready": 1}', b'{"down_s": -1}', b'{"more": 1}')
             for wrong in (*wrong_keys, *wrong_values):
                 assert (await client.post("/standin/faults", content=wrong)).status_code == 400
 

@@ -36,7 +36,7 @@ def load(fleet_file, tmp_path):
         ({"arrivals": {"load": "high"}}, "arrivals.load: should be a number, and is 'high'"),
         ({"arrivals": {"changes": [{"at_s": 9, "until_s": 3, "factor": 2}]}}, "arrivals.changes.0.until_s: 3 is not"),
         ({"arrivals": {"bursts": [{"at_s": 9, "region": "x", "jobs": 2}]}}, "arrivals.bursts.0.region: x is none"),
-        ({"proxies": {"tiers": 3}}, "proxies.tiers: should be less than or equal to 2"),
+        ({"proxies": {"dispatchers": 0}}, "proxies.dispatchers: should be greater than or equal to 1"),
         ({"service_time": {"kind": "gamma"}}, "service_time.kind: should be 'fixed', 'exponential', 'lognormal' or"),
         ({"service_time": {"kind": "measured"}}, "service_time.bench: is missing"),
         ({"failures": [{"at_s": 1, "region": "us-east", "gpus": 121}]}, "failures.0.gpus: 121 is more than us-east"),

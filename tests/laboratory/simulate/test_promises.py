@@ -45,11 +45,8 @@ def experiments(draw, make):
             "bursts": [{"at_s": 10.0, "region": names[-1], "jobs": draw(st.integers(1, 40))}],
         },
         proxies={
-            "tiers": draw(st.sampled_from([1, 2])),
-            "choice": draw(st.sampled_from(["random", "least_request"])),
             "dispatchers": draw(st.integers(1, 3)),
             "queue": draw(st.sampled_from([0, 0, 3])),
-            "rotation": draw(st.booleans()),
         },
         failures=failures,
     )

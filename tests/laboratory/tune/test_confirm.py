@@ -40,7 +40,7 @@ def tune(examples, tmp_path, capsys):
     [
         ({"failures": [{"at_s": 5.0, "region": "us-east"}]}, "failures: cannot be made to happen"),
         ({"duration_s": 3600.0}, "duration_s: 3600 s in real time"),
-        ({"proxies": {"tiers": 1}}, "proxies: a real fleet has two tiers"),
+        ({"proxies": {"dispatchers": 2}}, "proxies: a real fleet has one dispatcher"),
         ({"arrivals": {"rps": {"us-east": 500.0}}}, "arrivals: 5"),
         ({"control": {"down": [{"at_s": 1.0}]}}, "control.down: cannot be made to happen"),
     ],

@@ -168,6 +168,7 @@ def test_a_loop_follows_demand_survives_a_kill_and_ends_in_good_order(fleet, sta
     assert "Traceback" not in program.log.read_text() + again.log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_faults_of_metrics_neither_move_the_table_nor_end_the_loop(fleet, start, tmp_path, eventually):
     fleet.demand["a"] = 7.5

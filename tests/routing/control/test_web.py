@@ -192,7 +192,7 @@ def test_a_loop_without_a_token_takes_no_orders_and_takes_reports(make_fleet, tm
 
 
 def test_agents_that_each_hold_a_connection_keep_nobody_out(world, free_port):
-    count = 250  # a hundred were too many once, and /livez failed with them
+    count = 130  # a hundred were too many once, and /livez failed with them
 
     async def go():
         async with serving(world.pages.app(), listening(f"127.0.0.1:{free_port}")):
