@@ -1,23 +1,39 @@
 """Jobs in a database: SQLite for one process, PostgreSQL for several.
 
 Each method is one transaction: a process that is killed leaves the state before it or the state after it. Methods
-block; the service calls them in threads. Times are seconds since 1970, given by the caller.
+block; the service calls them in threads. Times are seconds since 1970, given by the caller (`clock`).
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, create_engine, delete, event, func, insert, select, text, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    and_,
+    case,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, SQLAlchemyError
 
 from .errors import ApiError, SettingsError, StorageError
-from .records import SCHEMA_VERSION, Delivery, Job, State, about, deliveries, jobs, metadata, new_id
+from .records import SCHEMA_VERSION, Delivery, Job, State, about, deliveries, jobs, metadata, new_id, submissions
 from .settings import Key
 
 _SUBMITTING, _CREATING = 7301, 7302  # numbers of PostgreSQL's advisory locks
@@ -35,7 +51,7 @@ class Store:
     def __init__(self, url: str, share_of: Callable[[str], float] = lambda _: 1.0) -> None:
         try:
             parsed = make_url(url)
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
             raise SettingsError("database: not an address such as postgresql://user@host/name") from error
         self._share_of = share_of
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
@@ -65,12 +81,24 @@ class Store:
             metadata.create_all(connection)
             version = connection.scalar(select(about.c.version))
             if version is None:
-                connection.execute(insert(about).values(version=SCHEMA_VERSION))
+                connection.execute(insert(about).values(version=SCHEMA_VERSION, name=new_id("database")))
             elif version != SCHEMA_VERSION:
                 raise SettingsError(f"database: its tables are of version {version}, this release has {SCHEMA_VERSION}")
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def name(self) -> str:
+        """Return what tells this database from every other one."""
+        with self._reading() as connection:
+            return str(connection.scalar(select(about.c.name)))
+
+    def now(self) -> float:
+        """Return the time: on PostgreSQL the server's, which all replicas share."""
+        if self.is_sqlite:
+            return time.time()
+        with self._reading() as connection:
+            return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0.0)
 
     # ------------------------------------------------------------------ clients
 
@@ -89,7 +117,8 @@ class Store:
             ApiError: the queue or a quota is full (429), or the idempotency key was used for another request (422).
         """
         with self._writing(_SUBMITTING) as connection:
-            if (known := self._known(connection, job)) is not None:
+            known = job.idempotency and self._known(connection, job.owner, job.idempotency, job.digest)
+            if known:
                 return known, False
             mine = jobs.c.owner == job.owner
             if self._count(connection, jobs.c.state == State.QUEUED) >= most_queued:
@@ -100,22 +129,21 @@ class Store:
                     message = f"{key.name} has its limit of {key.most_unfinished} unfinished jobs"
                     raise ApiError(429, "too_many_jobs", message, None, wait_s)
             if key.per_day is not None:
-                since = connection.scalars(
-                    select(jobs.c.created)
-                    .where(mine, jobs.c.created > job.created - _DAY_S)
-                    .order_by(jobs.c.created.desc())
-                    .limit(key.per_day)
-                ).all()
-                if len(since) >= key.per_day:
-                    message = f"{key.name} has submitted its limit of {key.per_day} jobs a day"
-                    raise ApiError(429, "quota_exceeded", message, None, since[-1] + _DAY_S - job.created)
+                self._count_submission(connection, job, key, key.per_day)
             connection.execute(insert(jobs).values(**_row(job)))
         return job, True
 
-    def known(self, job: Job) -> Job | None:
-        """Return the job that was made with the same idempotency key; see `submit`."""
+    def known(self, owner: str, idempotency: str, digest: str) -> Job | None:
+        """Return the job that was made with an idempotency key.
+
+        Args:
+            digest: of the request.
+
+        Raises:
+            ApiError: the key was used for another request (422).
+        """
         with self._reading() as connection:
-            return self._known(connection, job)
+            return self._known(connection, owner, idempotency, digest)
 
     def get(self, job_id: str, owner: str) -> Job | None:
         """Return a job that its owner can see."""
@@ -157,9 +185,8 @@ class Store:
     def place(self, job: Job) -> int:
         """Return how many jobs of its class, or of a class before it, came before a job that waits."""
         with self._reading() as connection:
-            return self._count(
-                connection, jobs.c.state == State.QUEUED, jobs.c.priority <= job.priority, jobs.c.seq < job.seq
-            )
+            waits = or_(jobs.c.state == State.QUEUED, and_(jobs.c.state == State.IN_PROGRESS, jobs.c.began.is_(False)))
+            return self._count(connection, waits, jobs.c.priority <= job.priority, jobs.c.seq < job.seq)
 
     # ------------------------------------------------------------------ workers
 
@@ -193,10 +220,8 @@ class Store:
                     worker=worker,
                     lease=now + lease_s,
                     attempts=row.attempts + 1,
-                    progress=0,
                 )
-                values = {"state": job.state, "worker": worker, "lease": job.lease}
-                values |= {"attempts": job.attempts, "progress": 0}
+                values = {"state": job.state, "worker": worker, "lease": job.lease, "attempts": job.attempts}
                 connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
                 return job
         return None
@@ -209,21 +234,34 @@ class Store:
         with self._reading() as connection:
             return tuple(sorted(connection.scalars(wanted.distinct())))
 
-    def renew(self, worker: str, lease: float, progress: Mapping[str, int]) -> tuple[set[str], set[str]]:
-        """Prolong a worker's jobs and write down how far they are.
+    def start(self, job: Job) -> None:
+        """Write down that the upstream computes a job."""
+        with self._writing() as connection:
+            connection.execute(update(jobs).where(*_held(job)).values(began=True))
+
+    def renew(self, worker: str, lease: float, progress: Mapping[str, int | None]) -> tuple[set[str], set[str]]:
+        """Prolong jobs that a worker has and knows of, and write down how far they are.
+
+        A job that the database gives to a worker which never heard of it, because the answer got lost, is not among
+        them: its lease lapses.
 
         Args:
-            progress: per cent, by job.
+            progress: per cent, by job; None: it has not begun.
 
         Returns:
             Ids of the jobs that are still the worker's, and of those among them that were deleted.
         """
+        mine = (jobs.c.worker == worker, jobs.c.state == State.IN_PROGRESS)
+        rows: list[Any] = []
         with self._writing() as connection:
-            mine = (jobs.c.worker == worker, jobs.c.state == State.IN_PROGRESS)
-            connection.execute(update(jobs).where(*mine).values(lease=lease))
+            for chunk in _chunks(list(progress), 1000):
+                known = (*mine, jobs.c.id.in_(chunk))
+                connection.execute(update(jobs).where(*known).values(lease=lease))
+                rows += connection.execute(select(jobs.c.id, jobs.c.deleted).where(*known)).all()
             for job_id, done in progress.items():
-                connection.execute(update(jobs).where(*mine, jobs.c.id == job_id).values(progress=done))
-            rows = connection.execute(select(jobs.c.id, jobs.c.deleted).where(*mine)).all()
+                if done is not None:
+                    values = {"progress": done, "began": True}
+                    connection.execute(update(jobs).where(*mine, jobs.c.id == job_id).values(**values))
         return {row.id for row in rows}, {row.id for row in rows if row.deleted}
 
     def release(self, job: Job, available: float, *, counts: bool) -> None:
@@ -233,7 +271,7 @@ class Store:
             available: when it may be claimed again.
             counts: whether a computation may have been begun.
         """
-        values: dict[str, Any] = {"state": State.QUEUED, "worker": None, "lease": None, "progress": 0}
+        values: dict[str, Any] = {"state": State.QUEUED, "worker": None, "lease": None, "progress": 0, "began": False}
         values |= {"available": available, "attempts": job.attempts - (0 if counts else 1)}
         with self._writing() as connection:
             connection.execute(update(jobs).where(*_held(job)).values(**values))
@@ -302,7 +340,7 @@ class Store:
 
     # ------------------------------------------------------------------ webhooks
 
-    def due(self, now: float, until: float, limit: int = 20) -> list[Delivery]:
+    def due(self, now: float, until: float, limit: int) -> list[Delivery]:
         """Take webhooks that are to be sent; they come up again at `until` unless they are `sent`."""
         with self._writing() as connection:
             wanted = select(deliveries).where(deliveries.c.due <= now).order_by(deliveries.c.due).limit(limit)
@@ -318,20 +356,21 @@ class Store:
         with self._writing() as connection:
             connection.execute(delete(deliveries).where(deliveries.c.id == delivery_id))
 
-    def postpone(self, delivery_id: str, due: float) -> None:
-        """Send a webhook again then."""
+    def postpone(self, delivery_id: str, due: float, attempts: int) -> None:
+        """Send a webhook then, after so many attempts."""
+        later = update(deliveries).where(deliveries.c.id == delivery_id).values(due=due, attempts=attempts)
         with self._writing() as connection:
-            connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(due=due))
+            connection.execute(later)
 
     # ------------------------------------------------------------------ what metrics show
 
     def totals(self) -> dict[tuple[str, int], int]:
-        """Return how many jobs there are, by state and class."""
+        """Return how many jobs there are, by what clients see of their state, and by class."""
+        waits = and_(jobs.c.state == State.IN_PROGRESS, jobs.c.began.is_(False))
+        status = case((waits, literal_column("'queued'")), else_=jobs.c.state).label("status")
+        wanted = select(status, jobs.c.priority, func.count()).where(jobs.c.deleted.is_(False))
         with self._reading() as connection:
-            wanted = select(jobs.c.state, jobs.c.priority, func.count()).where(jobs.c.deleted.is_(False))
-            return {
-                (row[0], row[1]): row[2] for row in connection.execute(wanted.group_by(jobs.c.state, jobs.c.priority))
-            }
+            return {(row[0], row[1]): row[2] for row in connection.execute(wanted.group_by(status, jobs.c.priority))}
 
     def webhooks_left(self) -> int:
         with self._reading() as connection:
@@ -339,16 +378,25 @@ class Store:
 
     # ------------------------------------------------------------------
 
-    def _known(self, connection: Connection, job: Job) -> Job | None:
-        if job.idempotency is None:
-            return None
-        same = (jobs.c.owner == job.owner, jobs.c.idempotency == job.idempotency)
+    def _known(self, connection: Connection, owner: str, idempotency: str, digest: str | None) -> Job | None:
+        same = (jobs.c.owner == owner, jobs.c.idempotency == idempotency)
         if (row := connection.execute(select(jobs).where(*same)).first()) is None:
             return None
-        if row.digest != job.digest:
+        if row.digest != digest:
             message = "Idempotency-Key: it was used for another request; take a new one for each"
             raise ApiError(422, "idempotency_key_reused", message, "Idempotency-Key")
         return _job(row)
+
+    def _count_submission(self, connection: Connection, job: Job, key: Key, most: int) -> None:
+        """Count a job against its owner's quota: whether it is deleted or expires, it was submitted."""
+        mine, day_ago = submissions.c.owner == job.owner, job.created - _DAY_S
+        connection.execute(delete(submissions).where(mine, submissions.c.at <= day_ago))
+        newest = select(submissions.c.at).where(mine).order_by(submissions.c.at.desc()).limit(most)
+        since = connection.scalars(newest).all()
+        if len(since) >= most:
+            message = f"{key.name} has submitted its limit of {most} jobs a day"
+            raise ApiError(429, "quota_exceeded", message, None, since[-1] - day_ago)
+        connection.execute(insert(submissions).values(owner=job.owner, at=job.created))
 
     def _count(self, connection: Connection, *where: Any) -> int:
         wanted = select(func.count()).select_from(jobs).where(jobs.c.deleted.is_(False), *where)
@@ -377,8 +425,8 @@ class Store:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except IntegrityError:
-        raise  # a mistake of ours
+    except (IntegrityError, DataError):
+        raise  # a mistake of ours, which time does not mend
     except SQLAlchemyError as error:
         # Without the statement and its parameters, which hold what clients wrote.
         cause = " ".join(str(getattr(error, "orig", None) or error).split())[:200]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
+import math
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +18,13 @@ from .errors import JobsError
 _MOST_WAIT_S = 60.0
 # A comment comes every 10 seconds while a step computes.
 _SILENCE_S = 120.0
+_WRONG_S = 5.0
+_ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _MOST_EVENT = 512 * 2**20
 
 
 class Refused(JobsError):  # not an error: the queue goes on
-    """The upstream has no room now, or is not there. Nothing was begun.
+    """The upstream has no room now, or is not there, or something else stands in its place. Nothing was begun.
 
     Attributes:
         busy: whether it has no room; else it is not there.
@@ -180,10 +183,13 @@ class Upstream:
                     _fail(500, event.data)
                 elif event.name == "result":
                     data = base64.b64decode(event.data["data"], validate=True)
-                    return Clip(data, {name: value for name, value in event.data.items() if name != "data"})
+                    if not data:
+                        raise Lost("the upstream sent an empty video")
+                    about = {name: _plain(value) for name, value in event.data.items() if name != "data"}
+                    return Clip(data, about)
         except httpx.HTTPError as error:
             raise Lost(f"the connection broke: {type(error).__name__} {error}") from error
-        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise Lost(f"the upstream sent an event that cannot be read: {error}") from error
         raise Lost("the stream ended before the video")
 
@@ -201,18 +207,31 @@ async def _refuse(response: httpx.Response) -> None:
         raise Refused(f"the upstream answers {status}", wait_s, busy=status == 429)
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = {}
-    _fail(status, found if isinstance(found, dict) else {})
+    found = found if isinstance(found, dict) else {}
+    # A key that is refused, a redirect, or a page that is not there says nothing of the job: the upstream is set up
+    # wrongly, and jobs wait until it is not.
+    if status in (401, 403, 407) or status < 400 or (status in (404, 405) and "code" not in found):
+        raise Refused(f"the upstream answers {status} to jobs", _WRONG_S, busy=False)
+    _fail(status, found)
 
 
 def _fail(status: int, data: Mapping[str, Any]) -> None:
     """Raise what an error of the upstream means for the job."""
-    code, message = str(data.get("code") or f"upstream_{status}"), str(data.get("error") or f"answered {status}")
-    name = data.get("field")
+    code = str(_plain(data.get("code")) or f"upstream_{status}")
+    message = str(_plain(data.get("error")) or f"answered {status}")
+    name = _plain(data.get("field"))
     if code in ("draining", "stopped", "disconnected") or status in (502, 408) or (status >= 500 and not data):
         raise Lost(f"{message} ({code})")
-    raise Failed(code, message[:1000], _OURS.get(str(name), str(name)) if name else None)
+    raise Failed(code, message, _OURS.get(str(name), str(name)) if name else None)
+
+
+def _plain(value: Any) -> str | float | None:
+    """Return a value that somebody else wrote as it can be kept, and shown to anybody."""
+    if isinstance(value, str):
+        return _ODD.sub("?", value)[:1000]
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 _OURS = {"image": "input_reference"}
@@ -244,7 +263,10 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
                     name = line[7:].decode()
                 elif line.startswith(b"data: "):
                     data = line[6:]
-            yield Event(name, json.loads(data) if data else {})
+            found = json.loads(data) if data else {}
+            if not isinstance(found, dict):
+                raise ValueError(f"the data of an event {name[:40]!r} is no object")  # noqa: TRY004  # as for what is no JSON
+            yield Event(name, found)
         looked = len(held)
         if looked > _MOST_EVENT:
             raise ValueError(f"an event is over {_MOST_EVENT} bytes")

@@ -40,8 +40,13 @@ def test_a_list_in_the_environment_is_separated_by_commas():
         ({"keys": [{"name": "a", "sha256": "x"}]}, "keys.0.sha256: "),
         ({"keys": [{"name": "a", "sha256": "0" * 64}, {"name": "a", "sha256": "1" * 64}]}, "the same name"),
         ({"files": "gs://bucket"}, "files: "),
+        ({"files": "s3:///prefix"}, "files: "),
         ({"most_queue": 3}, "most_queue: "),
         ({"lease_s": "soon"}, "lease_s: "),
+        ({"expires_s": float("inf")}, "expires_s: Input should be less than or equal to 315360000"),
+        ({"upstream": "http://[bad"}, "upstream: not an address"),
+        ({"control": "http://:80"}, "control: not an address"),
+        ({"database": "sqlite:////srv/jobs.sqlite3"}, "database: not postgresql://"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(values, words):
@@ -77,9 +82,10 @@ def run(*arguments):
         (["serve"], "upstream: Field required"),
         (["serve", "--upstream", "http://127.0.0.1:1", "--host", "192.0.2.1"], "can be reached by others"),
         (["serve", "--upstream", "http://127.0.0.1:1", "--data", "/dev/null/x"], "data: /dev/null/x cannot be written"),
+        (["key", "two words"], "name: 'two words' is not 1 to 64 letters"),
     ],
 )
-def test_a_service_that_cannot_start_says_why_on_one_line(arguments, words):
+def test_a_command_that_cannot_do_it_says_why_on_one_line(arguments, words):
     done = run(*arguments)
     assert done.returncode == 1
     assert words in done.stderr
