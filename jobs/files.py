@@ -106,13 +106,13 @@ class Files:
                 for item in page:
                     with contextlib.suppress(FileNotFoundError):
                         await obstore.delete_async(self._store, item["path"])
-        if self._folder is not None:
-            # Empty now, or with what is left of a write that was cut off; `/` in an id is impossible.
-            folder = self._folder / job_id
-            for path in folder.glob("*"):
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                folder.rmdir()
+            if self._folder is not None:
+                # Empty now, or with what is left of a write that was cut off; `/` in an id is impossible.
+                folder = self._folder / job_id
+                for path in folder.glob("*"):
+                    path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    folder.rmdir()
 
     async def belong_to(self, database: str) -> bool:
         """Return whether the files are those of a database's jobs; they become so where they are nobody's."""
@@ -133,10 +133,10 @@ class Files:
                 for item in page:
                     job_id = item["path"].partition("/")[0]
                     newest[job_id] = max(newest.get(job_id, 0.0), item["last_modified"].timestamp())
-        if self._folder is not None:
-            for folder in self._folder.iterdir():  # a folder of which no file was ever whole
-                with contextlib.suppress(FileNotFoundError):
-                    newest.setdefault(folder.name, folder.stat().st_mtime)
+            if self._folder is not None:
+                for folder in self._folder.iterdir():  # a folder of which no file was ever whole
+                    with contextlib.suppress(FileNotFoundError):
+                        newest.setdefault(folder.name, folder.stat().st_mtime)
         return {job_id for job_id, at in newest.items() if at < time.time() - age_s and VIDEO_ID.fullmatch(job_id)}
 
 

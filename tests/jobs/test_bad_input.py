@@ -308,6 +308,16 @@ def test_a_job_expires_with_its_files(stand_in, service):
     assert client.http.get("/v1/videos").json()["data"] == []
 
 
+def test_a_job_that_cannot_be_removed_keeps_no_other_one(stand_in, service):
+    server = stand_in(step_s=None)
+    client = service(server.url, expires_s=0.1)
+    stuck, other = client.submit(), client.submit()
+    (client.data / "files" / stuck / "folder").mkdir()  # somebody else's
+    server.allow(8)
+    until(lambda: not (client.data / "files" / other).exists(), "the other one has expired")
+    assert client.http.get("/readyz").status_code == 200
+
+
 def test_a_picture_comes_from_a_host_that_the_operator_allows(stand_in, service):
     from starlette.applications import Starlette
     from starlette.responses import Response

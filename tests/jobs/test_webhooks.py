@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -117,6 +119,21 @@ def test_a_name_that_stands_for_a_private_address_is_refused_when_it_is_resolved
             await outside.send("POST", "https://localhost/", (), content=b"", headers={}, most=10)
         with pytest.raises(ForbiddenError, match="not one of the hosts"):
             outside.check("https://example.org/", ("example.com",))
+        await outside.close()
+
+    asyncio.run(work())
+
+
+def test_names_that_take_long_to_resolve_keep_nothing_else_waiting():
+    async def work():
+        busy, outside = threading.Event(), Outside(private=False)
+        pool = ThreadPoolExecutor(1)
+        pool.submit(busy.wait)
+        asyncio.get_running_loop().set_default_executor(pool)
+        # The threads that ask the database are all taken, and a name is resolved all the same: by others.
+        with pytest.raises(ForbiddenError, match="localhost is a private"):
+            await outside.send("POST", "https://localhost/", (), content=b"", headers={}, most=10)
+        busy.set()
         await outside.close()
 
     asyncio.run(work())
