@@ -87,6 +87,7 @@ class Api:
             Route(one + "/content", guarded(self._content), methods=["GET"]),
             Route(one + "/remix", guarded(self._remix), methods=["POST"]),
             Route("/v1/models", guarded(self._models), methods=["GET"]),
+            Route("/v1/models/{name:path}", guarded(self._models), methods=["GET"]),
         ]
 
     def key(self, request: Request) -> Key:
@@ -293,6 +294,10 @@ class Api:
         own = self._limits.about.get("model")
         names = dict.fromkeys([*self._settings.models, *([own] if own else [])])
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "stillmotion"} for name in names]
+        if (asked := request.path_params.get("name")) is not None:
+            if asked not in names:
+                raise ApiError(404, "model_not_found", f"{asked[:64]!r} is not one of {', '.join(names)}", "model")
+            return JSONResponse(next(one for one in data if one["id"] == asked), headers=_NO_STORE)
         return JSONResponse({"object": "list", "data": data}, headers=_NO_STORE)
 
     # ------------------------------------------------------------------

@@ -89,6 +89,7 @@ class Dispatcher:
         self._draining = asyncio.Event()
         self._missing = ""  # why jobs could not be sent just now, where there was nobody to take them
         self._loops: list[asyncio.Task[None]] = []
+        self._answered, self._trusted_from = -float("inf"), 0.0  # monotonic; see `_others_can_renew`
         self._notes: set[asyncio.Task[None]] = set()
         self._claiming = asyncio.Lock()
 
@@ -229,6 +230,8 @@ class Dispatcher:
                     flight.task.cancel("taken over")
 
     async def _take_over(self) -> None:
+        if not await self._others_can_renew():
+            return
         now = self._clock()
         for job in await self._call(self._store.lapsed, now, self.worker, now + self._settings.lease_s):
             if job.id in self.flights:
@@ -242,6 +245,18 @@ class Dispatcher:
                 await self._finish(job, about)
             else:
                 await self._lose(job, "its process was lost")
+
+    async def _others_can_renew(self) -> bool:
+        """Whether the database has been there for long enough that whoever is alive has prolonged its leases.
+
+        After the database was gone all of them have lapsed, and the first one back would take everybody's jobs.
+        """
+        await self._call(self._clock.look)
+        now, lease_s = time.monotonic(), self._settings.lease_s
+        if now - self._answered > lease_s / 2:
+            self._trusted_from = now + lease_s
+        self._answered = now
+        return self._store.is_sqlite or now >= self._trusted_from
 
     async def _sweep(self) -> None:
         """Remove what has expired."""
