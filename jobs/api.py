@@ -101,8 +101,13 @@ class Api:
         if found is None:
             raise ApiError(401, "invalid_api_key", "send a key of this service as `Authorization: Bearer`")
         # Without keys, a page of another site that a person has open must not submit jobs from their browser.
+        # Nor must one whose own name was made to stand for this machine, which is the same site to the browser then.
         if not self._settings.keys and request.headers.get("sec-fetch-site") == "cross-site":
             raise ApiError(403, "cross_site", "requests of other sites' pages are not served without keys")
+        host = request.headers.get("host", "")
+        if not self._settings.keys and not self._settings.open and not self._settings.is_called(host):
+            message = f"this service does not go by the name {host[:64]!r}: list keys, or say open: true"
+            raise ApiError(403, "cross_site", message)
         return found
 
     # ------------------------------------------------------------------ endpoints

@@ -178,6 +178,15 @@ class Settings(BaseModel):
         """Of a whole request: two pictures, in base64 at worst, and texts."""
         return 2 * (self.max_image_bytes * 4 // 3) + 128 * 1024
 
+    def is_called(self, host: str) -> bool:
+        """Return whether a header `Host` names this machine: by an address, or by a name that it is known to have."""
+        name = re.sub(r":[0-9]*$", "", host)
+        try:
+            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return name.lower() in ("", "localhost", self.host)
+        return True
+
     def key_of(self, presented: str | None) -> Key | None:
         """Return whom a presented key belongs to; None: nobody."""
         if not self.keys:

@@ -198,6 +198,11 @@ def test_other_paths_and_methods_answer_in_the_same_shape(client, method, path, 
 
 def test_a_page_of_another_site_cannot_submit_where_there_are_no_keys(client):
     assert client.create(headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    for name in ("attacker.example:8080", "127.0.0.1.attacker.example", "[1", "localhost@x"):
+        answer = client.http.get("/v1/videos", headers={"Host": name})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site"), name
+    for name in ("localhost:8080", "127.0.0.1", "[::1]:80"):
+        assert client.http.get("/v1/videos", headers={"Host": name}).status_code == 200
 
 
 def test_content_before_it_is_ready_and_of_a_failed_job_says_so(stand_in, service):
