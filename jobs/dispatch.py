@@ -328,12 +328,6 @@ class Dispatcher:
 
     async def _computed(self, flight: Flight) -> Clip:
         job, sent = flight.job, time.monotonic()
-        pictures = {}
-        for name in job.pictures:
-            picture = await self._with_patience(lambda name=name: self._files.get(job.id, name))  # type: ignore[misc]
-            if picture is None:
-                raise Failed("picture_lost", f"the job's file {name} is gone from the store", name)
-            pictures[name] = picture
 
         def on_start() -> None:
             flight.began, flight.started = True, time.monotonic()
@@ -353,7 +347,7 @@ class Dispatcher:
             fields = {"prompt": job.prompt, **await self._limits.in_frames(job.fields)}
         except ApiError as error:
             raise Failed(error.code, error.message, error.param) from error
-        return await self._upstream.animate(fields, pictures, headers, on_start, on_step)
+        return await self._upstream.animate(fields, await self._pictures(job), headers, on_start, on_step)
 
     async def _note_start(self, job: Job) -> None:
         with contextlib.suppress(StorageError):  # `_renew` writes it as well, only later
@@ -413,15 +407,17 @@ class Dispatcher:
             else:
                 return True
 
-    async def _with_patience(self, read: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
-        found: list[bytes | None] = []
-
-        async def work() -> None:
-            found.append(await read())
-
-        if not await self._kept_on(work, 60.0):
-            raise Lost("the job's picture could not be read")
-        return found[0]
+    async def _pictures(self, job: Job) -> dict[str, bytes]:
+        pictures = {}
+        for name in job.pictures:
+            try:
+                picture = await self._files.get(job.id, name)
+            except StorageError as error:  # nothing was begun, and it may come back
+                raise Refused(str(error), 5.0, busy=False) from error
+            if picture is None:
+                raise Failed("picture_lost", f"the job's file {name} is gone from the store", name)
+            pictures[name] = picture
+        return pictures
 
     async def _call(self, method: Callable[..., T], *arguments: object, **named: object) -> T:
         return await asyncio.to_thread(method, *arguments, **named)

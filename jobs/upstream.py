@@ -72,6 +72,23 @@ class Event:
     data: Mapping[str, Any]
 
 
+class _Once(httpx.AsyncByteStream):
+    """A body that is let go of as soon as it is sent: hundreds of jobs compute at a time, and none needs its picture.
+
+    Args:
+        body: it.
+    """
+
+    def __init__(self, body: httpx.AsyncByteStream) -> None:
+        self._body: httpx.AsyncByteStream | None = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        body, self._body = self._body, None
+        assert body is not None, "it is sent once"
+        async for chunk in body:
+            yield chunk
+
+
 class Upstream:
     """A server or an edge.
 
@@ -136,12 +153,16 @@ class Upstream:
         files = {name: ("picture", data) for name, data in pictures.items()}
         began: list[float] = []
         request = self._client.build_request("POST", "/animate/stream", data=fields, files=files, headers=headers)
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        request.stream = _Once(request.stream)
+        del files, pictures
         try:
             async with asyncio.timeout(self._start_s) as limit:
                 try:
                     response = await self._client.send(request, stream=True)
                 except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-                    raise Refused(f"nobody answers at {self._client.base_url}: {error}", 2.0, busy=False) from error
+                    where = self._client.base_url.netloc.decode()
+                    raise Refused(f"nobody answers at {where}: {error}", 2.0, busy=False) from error
                 except httpx.HTTPError as error:
                     raise Lost(f"the connection broke: {type(error).__name__} {error}") from error
                 try:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
 import random
 import sqlite3
+import sys
 
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from jobs.pace import Pace
+from jobs.upstream import Upstream
 
 from .conftest import free_port, served, until
 from .standin import event
@@ -213,6 +216,39 @@ def test_a_video_that_finds_no_room_on_the_disk_is_kept_until_it_does(stand_in, 
     client.wait(video)
     assert server.count("begin") == 1
     assert client.http.get(f"/v1/videos/{video}/content").status_code == 200
+
+
+def test_a_picture_is_kept_in_memory_only_until_it_is_sent(stand_in):
+    server, data = stand_in(), random.Random(1).randbytes(2**20)
+    known, kept = sys.getrefcount(data), []
+
+    async def work():
+        upstream = Upstream(server.url, None, 60, 60)
+        clip = await upstream.animate(
+            {"prompt": "p"}, {"image": data}, {"X-Request-Id": "1"},
+            lambda: kept.append(sys.getrefcount(data)), lambda *_: None,
+        )  # fmt: skip
+        await upstream.close()
+        return clip
+
+    assert asyncio.run(work()).data == b"video of p"
+    assert kept == [known]
+
+
+def test_a_store_of_files_that_is_gone_for_long_costs_no_job(stand_in, service):
+    server = stand_in()
+    client = service(server.url, most_attempts=1)
+    server.refuse = Response(status_code=429, headers={"Retry-After": "1"})
+    video = client.submit()
+    picture = client.data / "files" / video / "image"
+    there = picture.rename(picture.with_name("elsewhere"))
+    picture.symlink_to("image")  # there is one, and it cannot be read
+    server.refuse = None
+    until(lambda: client.metric('stillmotion_jobs_refused_total{reason="unavailable"}') >= 1, "it could not be sent")
+    assert client.status(video) == "queued"
+    there.rename(picture)
+    client.wait(video)
+    assert server.count("begin") == 1
 
 
 def test_as_many_are_sent_as_begin_at_once_and_one_at_a_time_after_a_refusal():
