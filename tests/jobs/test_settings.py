@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from jobs.errors import SettingsError
 from jobs.settings import read_settings
@@ -97,10 +98,19 @@ def test_a_key_and_a_secret_are_made():
 
     made = run("key", "web")
     secret = run("secret").stdout.strip()
-    import yaml
-
     key, _, settings = made.stdout.partition("\n\n")
     known = Settings(upstream="http://x", webhook_secret=secret, **yaml.safe_load(settings))
     assert known.key_of(key).name == "web"
     assert known.key_of("other") is None
     assert known.key_of("\udcff") is None
+
+
+def test_the_network_on_kubernetes_lets_the_service_reach_all_that_its_settings_name():
+    text = (ROOT / "deploy" / "kubernetes" / "base" / "jobs" / "jobs.yaml").read_text()
+    policies = {one["metadata"]["name"]: one["spec"] for one in yaml.safe_load_all(text) if "Policy" in one["kind"]}
+    ports = {port["port"] for rule in policies["jobs"]["egress"] for port in rule["ports"]}
+    assert ports >= {53, 443, 5432, 8443, 9900}, "names, webhooks and the bucket, database, edge, control loop"
+    # Kustomize writes the component's name into each selector of labels: another component is named by an expression.
+    (there,) = [to for rule in policies["jobs"]["egress"] for to in rule.get("to", ()) if "podSelector" in to]
+    control = [{"key": "app.kubernetes.io/component", "operator": "In", "values": ["control"]}]
+    assert there["podSelector"] == policies["jobs-reach-control"]["podSelector"] == {"matchExpressions": control}
