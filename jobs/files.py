@@ -184,7 +184,8 @@ def _translated(*, missing: bool = False) -> Iterator[None]:
             raise
         raise StorageError(f"the store of files does not answer: {_line(error)}") from error
     except (BaseError, OSError, ValueError) as error:
-        raise StorageError(f"the store of files does not answer: {_line(error)}") from error
+        what = "has no room" if "No space left" in str(error) else "does not answer"
+        raise StorageError(f"the store of files {what}: {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from .errors import JobsError
 _MOST_WAIT_S = 60.0
 # A comment comes every 10 seconds while a step computes.
 _SILENCE_S = 120.0
-_WRONG_S = 5.0
+_WRONG_S = 2.0
 _ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _MOST_EVENT = 512 * 2**20
 
@@ -168,6 +168,9 @@ class Upstream:
                 try:
                     if response.status_code != 200:
                         await _refuse(response)
+                    kind = response.headers.get("Content-Type", "")[:80]
+                    if not kind.startswith("text/event-stream"):
+                        raise Refused(f"the upstream answers jobs with {kind!r}, no stream", _WRONG_S, busy=False)
                     return await self._follow(response, limit, began, on_start, on_step)
                 finally:
                     # Also where this is cancelled: what has not been read to its end is closed, and not kept.
@@ -233,7 +236,7 @@ async def _refuse(response: httpx.Response) -> None:
     found = found if isinstance(found, dict) else {}
     # A key that is refused, a redirect, or a page that is not there says nothing of the job: the upstream is set up
     # wrongly, and jobs wait until it is not.
-    if status in (401, 403, 407) or status < 400 or (status in (404, 405) and "code" not in found):
+    if status in (401, 403, 404, 405, 407) or status < 400:
         raise Refused(f"the upstream answers {status} to jobs", _WRONG_S, busy=False)
     _fail(status, found)
 
@@ -243,7 +246,9 @@ def _fail(status: int, data: Mapping[str, Any]) -> None:
     code = str(_plain(data.get("code")) or f"upstream_{status}")
     message = str(_plain(data.get("error")) or f"answered {status}")
     name = _plain(data.get("field"))
-    if code in ("draining", "stopped", "disconnected") or status in (502, 408) or (status >= 500 and not data):
+    # `internal` is a server that failed at what another one may be able to do: it may have a GPU that is ill.
+    again = code in ("draining", "stopped", "disconnected", "internal")
+    if again or status in (502, 408) or (status >= 500 and not data):
         raise Lost(f"{message} ({code})")
     raise Failed(code, message, _OURS.get(str(name), str(name)) if name else None)
 

@@ -81,7 +81,8 @@ def test_an_upstream_that_is_set_up_wrongly_costs_no_job(stand_in, service):
     for number, server.refuse in enumerate(
         [
             JSONResponse({"error": "give an API key", "code": "unauthorized"}, 401),
-            Response("default backend - 404", 404),
+            JSONResponse({"error": "there is nothing at this path", "code": "not_found"}, 404),
+            Response("<html>sign in</html>", 200, media_type="text/html"),
             Response(status_code=307, headers={"Location": "https://elsewhere.example/animate/stream"}),
         ]
     ):
@@ -92,6 +93,18 @@ def test_an_upstream_that_is_set_up_wrongly_costs_no_job(stand_in, service):
         assert {client.status(video) for video in videos} == {"queued"}
     server.refuse = None
     client.wait(*videos)
+
+
+def test_a_server_that_fails_at_a_job_is_given_it_again_and_one_that_refuses_it_is_not(stand_in, service):
+    server = stand_in()
+    client = service(server.url, most_attempts=5)
+    server.refuse = JSONResponse({"error": "seed: 5 is bad", "code": "out_of_range"}, 400)
+    client.wait(client.submit(), status="failed")
+    server.refuse = JSONResponse({"error": "its log says why", "code": "internal"}, 500)
+    video = client.submit()
+    until(lambda: client.metric("stillmotion_jobs_lost_total") >= 1, "it failed")
+    server.refuse = None
+    client.wait(video)
 
 
 def stream(*events):
@@ -209,6 +222,7 @@ def test_a_video_that_finds_no_room_on_the_disk_is_kept_until_it_does(stand_in, 
             file.write(b"x" * 4096)
     answer = client.create()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
+    assert answer.json()["error"]["message"] == "the store of files has no room"
     server.allow(4)
     until(lambda: server.count("end") == 1, "it is computed")
     assert client.status(video) == "in_progress"
