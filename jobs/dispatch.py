@@ -344,10 +344,14 @@ class Dispatcher:
 
         headers = {"X-Request-Id": job.id, CLASS_HEADER: PRIORITIES[job.priority]}
         try:
-            fields = {"prompt": job.prompt, **await self._limits.in_frames(job.fields)}
+            fields = await self._limits.in_frames(job.fields)
         except ApiError as error:
             raise Failed(error.code, error.message, error.param) from error
-        return await self._upstream.animate(fields, await self._pictures(job), headers, on_start, on_step)
+        if fields is None:
+            raise Refused("no server says how long a clip of its model can be", 2.0, busy=False)
+        return await self._upstream.animate(
+            {"prompt": job.prompt, **fields}, await self._pictures(job), headers, on_start, on_step
+        )
 
     async def _note_start(self, job: Job) -> None:
         with contextlib.suppress(StorageError):  # `_renew` writes it as well, only later

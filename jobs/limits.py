@@ -96,8 +96,10 @@ class Limits:
             raise bad("seconds", "out_of_range", message)
         return nearest, f"{nearest / rate:.3g}"
 
-    async def in_frames(self, fields: Mapping[str, str]) -> dict[str, str]:
+    async def in_frames(self, fields: Mapping[str, str]) -> dict[str, str] | None:
         """Return fields with frames in the place of seconds, which no server could tell when they were submitted.
+
+        None where there is still none that can; what answers without a description gets the seconds as they are.
 
         Raises:
             ApiError: the model makes no clip of this length.
@@ -107,7 +109,7 @@ class Limits:
         await self.refresh()
         frames, _ = self.frames_of(fields["seconds"], fields.get("fps"))
         if frames is None:
-            return dict(fields)
+            return dict(fields) if self.reachable else None
         return {name: text for name, text in fields.items() if name != "seconds"} | {"frames": str(frames)}
 
     def seconds_of(self, frames: str | None, fps: str | None) -> str:
