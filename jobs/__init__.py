@@ -2,7 +2,8 @@
 
 - `settings`: typed, from a file, the environment and flags.
 - `errors`: what a client is told that asked for something impossible.
-- `records`, `store`: jobs and webhooks in a database, and the steps from one state to the next.
+- `records`, `database`, `store`: jobs and webhooks as rows, and the steps from one state to the next.
+- `clock`: the time that all of it goes by.
 - `files`: pictures and videos, in a folder or an S3 bucket.
 - `upstream`: one job, sent to a server or an edge as any client sends it.
 - `pace`, `dispatch`: how many jobs are sent at a time, and which.

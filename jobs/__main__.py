@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import logging
-import os
-import secrets
 import signal
 import sys
-from base64 import b64encode
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .errors import JobsError
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+# What takes time to import is imported where it is needed: by then Ctrl-C is one line (`_run`).
+
+_KEY_NAME = "[A-Za-z0-9._-]{1,64}"  # as the settings want it
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
+    import argparse
+    from pathlib import Path
+
     parser = argparse.ArgumentParser(prog="jobs", description="Submit a picture, come back for the video.")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="run the job service")
@@ -35,18 +37,35 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parsed = build_parser().parse_args(arguments)
+    if parsed.command in ("key", "secret"):
+        return _make(parsed)
+    return _serve(parsed)
+
+
+def _make(parsed: argparse.Namespace) -> int:
+    import hashlib
+    import re
+    import secrets
+    from base64 import b64encode
+
     if parsed.command == "key":
+        if not re.fullmatch(_KEY_NAME, parsed.name):
+            sys.stderr.write(f"jobs: name: {parsed.name[:80]!r} is not 1 to 64 letters, digits, dots, _ and -\n")
+            return 1
         made = f"sk-{secrets.token_urlsafe(32)}"
         digest = hashlib.sha256(made.encode()).hexdigest()
         sys.stdout.write(f"{made}\n\nkeys:\n  - name: {parsed.name}\n    sha256: {digest}\n")
         return 0
-    if parsed.command == "secret":
-        sys.stdout.write(f"whsec_{b64encode(secrets.token_bytes(32)).decode()}\n")
-        return 0
-    return _serve(parsed)
+    sys.stdout.write(f"whsec_{b64encode(secrets.token_bytes(32)).decode()}\n")
+    return 0
 
 
 def _serve(parsed: argparse.Namespace) -> int:
+    import logging
+    import os
+
+    from .errors import JobsError
+
     try:
         from .app import serve
         from .settings import read_settings

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import re
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -16,23 +15,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from .clock import Clock
 from .dispatch import Dispatcher
 from .errors import ApiError, StorageError, bad, unavailable
 from .files import VIDEO, Files, part
 from .limits import Limits
 from .metrics import Metrics
-from .records import Job, State, new_id
+from .records import VIDEO_ID, Job, State, new_id
 from .settings import PRIORITIES, Key, Settings
 from .store import Store
-from .submission import Reader, Submission
+from .submission import Once, Reader, Submission
 
 logger = logging.getLogger("stillmotion.jobs")
 
 Handler = Callable[[Request], Awaitable[Response]]
-_ID = re.compile(r"video_[0-9a-f]{32}")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _NO_STORE = {"Cache-Control": "no-store"}
 _THUMBNAIL = 512
+_AT_A_TIME = 2  # thumbnails: a large picture takes hundreds of MiB until it is small
+_MEDIA_TYPE = re.compile(r"(video|image)/(?!svg)[a-z0-9.-]{1,40}")
+_NEVER = ("edits", "extensions", "characters")  # of OpenAI's API, beside remix
 
 
 def guarded(handler: Handler) -> Handler:
@@ -42,7 +44,10 @@ def guarded(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except ApiError as error:
-            return error.response()
+            reply = error.response()
+            if request.method == "POST":  # its body may not have been read, and what follows it is no request
+                reply.headers["Connection"] = "close"
+            return reply
         except StorageError as error:
             logger.warning("%s %s: %s", request.method, request.url.path, error)
             return unavailable(error).response()
@@ -54,11 +59,7 @@ def guarded(handler: Handler) -> Handler:
 
 
 class Api:
-    """The endpoints.
-
-    Args:
-        clock: seconds since 1970.
-    """
+    """The endpoints."""
 
     def __init__(
         self,
@@ -69,21 +70,24 @@ class Api:
         reader: Reader,
         dispatcher: Dispatcher,
         metrics: Metrics,
-        clock: Callable[[], float] = time.time,
+        clock: Clock,
     ) -> None:
         self._settings, self._store, self._files, self._limits = settings, store, files, limits
         self._reader, self._dispatcher, self._metrics, self._clock = reader, dispatcher, metrics, clock
+        self._thumbnails = asyncio.Semaphore(_AT_A_TIME)
 
     def routes(self) -> list[Route]:
         one = "/v1/videos/{video_id}"
         return [
             Route("/v1/videos", guarded(self._create), methods=["POST"]),
             Route("/v1/videos", guarded(self._list), methods=["GET"]),
+            *(Route(f"/v1/videos/{name}", guarded(self._never), methods=["POST"]) for name in _NEVER),
             Route(one, guarded(self._retrieve), methods=["GET"]),
             Route(one, guarded(self._delete), methods=["DELETE"]),
             Route(one + "/content", guarded(self._content), methods=["GET"]),
             Route(one + "/remix", guarded(self._remix), methods=["POST"]),
             Route("/v1/models", guarded(self._models), methods=["GET"]),
+            Route("/v1/models/{name:path}", guarded(self._models), methods=["GET"]),
         ]
 
     def key(self, request: Request) -> Key:
@@ -97,24 +101,37 @@ class Api:
         if found is None:
             raise ApiError(401, "invalid_api_key", "send a key of this service as `Authorization: Bearer`")
         # Without keys, a page of another site that a person has open must not submit jobs from their browser.
+        # Nor must one whose own name was made to stand for this machine, which is the same site to the browser then.
         if not self._settings.keys and request.headers.get("sec-fetch-site") == "cross-site":
             raise ApiError(403, "cross_site", "requests of other sites' pages are not served without keys")
+        host = request.headers.get("host", "")
+        if not self._settings.keys and not self._settings.open and not self._settings.is_called(host):
+            message = f"this service does not go by the name {host[:64]!r}: list keys, or say open: true"
+            raise ApiError(403, "cross_site", message)
         return found
 
     # ------------------------------------------------------------------ endpoints
 
     async def _create(self, request: Request) -> Response:
         key = self.key(request)
-        submission = await self._reader.check(await self._reader.read(request), key)
-        return await self._submit(request, key, submission)
+        found = await self._reader.read(request)
+        once = Once.of(request, found)
+        if (known := await self._known(key, once)) is not None:
+            return known
+        return await self._submit(key, await self._reader.check(found, key), once)
 
     async def _remix(self, request: Request) -> Response:
         key = self.key(request)
         first = await self._job(request, key)
         found = await self._reader.read(request)
+        once = Once.of(request, found, first.id)
+        if (known := await self._known(key, once)) is not None:
+            return known
         settings = {name: value for name, value in first.fields.items() if name != "seed"}
         if {"seconds", "fps"} & found.keys():
             settings.pop("frames", None)
+        if "frames" in found:
+            settings.pop("seconds", None)
         same = {"prompt": first.prompt, "model": first.model, **settings, "priority": PRIORITIES[first.priority]}
         submission = await self._reader.check({**same, **found}, key, picture_given=True)
         pictures = dict(submission.pictures)
@@ -122,24 +139,28 @@ class Api:
             if (kept := await self._files.get(first.id, name)) is None:
                 raise ApiError(404, "picture_expired", "the picture of this video is no longer kept")
             pictures[name] = kept
-        return await self._submit(request, key, submission, pictures, first.id)
+        return await self._submit(key, submission, once, pictures, first.id)
+
+    async def _known(self, key: Key, once: Once | None) -> Response | None:
+        """Return the answer to a request that was taken before, whatever would be said to it today."""
+        if once is None:
+            return None
+        job = await asyncio.to_thread(self._store.known, key.name, once.key, once.digest)
+        return None if job is None else self._shown(self._dispatcher.current(job))
 
     async def _submit(
         self,
-        request: Request,
         key: Key,
         submission: Submission,
+        once: Once | None,
         pictures: Mapping[str, bytes] | None = None,
         remixed_from: str | None = None,
     ) -> Response:
         pictures = submission.pictures if pictures is None else pictures
-        idempotency = request.headers.get("idempotency-key")
-        if idempotency is not None and not 1 <= len(idempotency) <= 255:
-            raise bad("Idempotency-Key", "out_of_range", f"{len(idempotency)} characters is outside 1 to 255")
         now = self._clock()
         job = Job(
             id=new_id("video"),
-            seq=time.time_ns(),
+            seq=int(now * 1e9),
             owner=key.name,
             model=submission.model,
             prompt=submission.prompt,
@@ -150,12 +171,10 @@ class Api:
             fields=submission.fields,
             pictures=tuple(pictures),
             remixed_from=remixed_from,
-            idempotency=idempotency,
-            digest=submission.digest() if idempotency is not None else None,
+            idempotency=once.key if once else None,
+            digest=once.digest if once else None,
             webhook=submission.webhook,
         )
-        if (known := await asyncio.to_thread(self._store.known, job)) is not None:
-            return self._shown(known)
         try:
             # Files first: a row without its picture could not be computed; files without a row are swept up.
             for name, data in pictures.items():
@@ -184,7 +203,7 @@ class Api:
 
     async def _retrieve(self, request: Request) -> Response:
         job = await self._job(request, self.key(request))
-        if job.state != State.QUEUED:
+        if job.status != State.QUEUED:
             return self._shown(job)
         place = await asyncio.to_thread(self._store.place, job)
         return self._shown(job, {"queue_position": place + 1})
@@ -192,11 +211,12 @@ class Api:
     async def _list(self, request: Request) -> Response:
         key, asked = self.key(request), request.query_params
         limit = asked.get("limit", "20")
-        if not limit.isdigit() or not 1 <= int(limit) <= 100:
+        if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= 100:
             raise bad("limit", "out_of_range", f"{limit[:20]!r} is outside 1 to 100")
         if (order := asked.get("order", "desc")) not in ("asc", "desc"):
             raise bad("order", "out_of_range", f"{order[:20]!r} is neither asc nor desc")
-        after = asked.get("after") or None
+        if (after := asked.get("after") or None) is not None and not VIDEO_ID.fullmatch(after):
+            raise bad("after", "invalid_cursor", f"{after[:64]!r} is no id of a video")
         found, more = await asyncio.to_thread(self._store.page, key.name, after, int(limit), ascending=order == "asc")
         page = {
             "object": "list",
@@ -209,7 +229,7 @@ class Api:
 
     async def _delete(self, request: Request) -> Response:
         key, video_id = self.key(request), request.path_params["video_id"]
-        job = await asyncio.to_thread(self._store.delete, video_id, key.name) if _ID.fullmatch(video_id) else None
+        job = await asyncio.to_thread(self._store.delete, video_id, key.name) if VIDEO_ID.fullmatch(video_id) else None
         if job is None:
             raise _no_video(video_id)
         computes = job.state == State.IN_PROGRESS
@@ -227,8 +247,9 @@ class Api:
         job = await self._job(request, self.key(request))
         variant = request.query_params.get("variant", "video")
         if variant == "thumbnail":
-            picture = await self._files.get(job.id, "image")
-            small = None if picture is None else await asyncio.to_thread(_thumbnail, picture)
+            async with self._thumbnails:
+                picture = await self._files.get(job.id, "image")
+                small = None if picture is None else await asyncio.to_thread(_thumbnail, picture)
             if small is None:
                 raise ApiError(404, "not_found", "the picture of this video is no longer kept")
             return Response(small, media_type="image/webp", headers=_private(job))
@@ -241,11 +262,14 @@ class Api:
             message = f"there is no video: {(job.error or {}).get('message')}"
             return _not_retried(ApiError(409, "video_failed", message))
         if job.state != State.COMPLETED or job.result is None:
-            reply = _not_retried(ApiError(409, "video_not_ready", f"the video is {job.state}, at {job.progress} %"))
+            reply = _not_retried(ApiError(409, "video_not_ready", f"the video is {job.status}, at {job.progress} %"))
             reply.headers["openai-poll-after-ms"] = str(self._dispatcher.poll_after_ms(job))
             return reply
         name = f"animation-{job.result.get('seed', job.id)}.{job.result.get('format', 'mp4')}"
-        return await self._file(request, job, VIDEO, str(job.result.get("media_type", "video/mp4")), name)
+        media_type = str(job.result.get("media_type", "video/mp4"))
+        if not _MEDIA_TYPE.fullmatch(media_type):
+            media_type = "application/octet-stream"
+        return await self._file(request, job, VIDEO, media_type, re.sub(r"[^A-Za-z0-9._-]", "_", name))
 
     async def _file(self, request: Request, job: Job, name: str, media_type: str, shown: str) -> Response:
         found = await self._files.open(job.id, name)
@@ -260,14 +284,25 @@ class Api:
             headers["Content-Range"] = f"bytes {span[0]}-{span[1] - 1}/{size}"
             size = span[1] - span[0]
         headers["Content-Length"] = str(size)
+        if request.method == "HEAD":
+            return Response(None, status, headers, media_type)
         return StreamingResponse(chunks, status, headers, media_type)
+
+    async def _never(self, request: Request) -> Response:
+        self.key(request)
+        what = request.url.path.rpartition("/")[2]
+        raise ApiError(404, "not_supported", f"{what}: not of this service; POST /v1/videos/{{id}}/remix is nearest")
 
     async def _models(self, request: Request) -> Response:
         self.key(request)
         await self._limits.refresh()
         own = self._limits.about.get("model")
-        names = [*self._settings.models, *([own] if own else [])]
+        names = dict.fromkeys([*self._settings.models, *([own] if own else [])])
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "stillmotion"} for name in names]
+        if (asked := request.path_params.get("name")) is not None:
+            if asked not in names:
+                raise ApiError(404, "model_not_found", f"{asked[:64]!r} is not one of {', '.join(names)}", "model")
+            return JSONResponse(next(one for one in data if one["id"] == asked), headers=_NO_STORE)
         return JSONResponse({"object": "list", "data": data}, headers=_NO_STORE)
 
     # ------------------------------------------------------------------
@@ -275,7 +310,7 @@ class Api:
     async def _job(self, request: Request, key: Key) -> Job:
         video_id = request.path_params["video_id"]
         # An id of another key is as unknown as one that never was.
-        job = await asyncio.to_thread(self._store.get, video_id, key.name) if _ID.fullmatch(video_id) else None
+        job = await asyncio.to_thread(self._store.get, video_id, key.name) if VIDEO_ID.fullmatch(video_id) else None
         if job is None:
             raise _no_video(video_id)
         return self._dispatcher.current(job)
@@ -309,8 +344,9 @@ def _span(value: str | None, size: int) -> tuple[int, int] | None:
     if match is None or match.group(1, 2) == ("", ""):
         return None
     if not match[1]:
-        return max(0, size - int(match[2])), size
-    first, last = int(match[1]), int(match[2]) if match[2] else size - 1
+        first, last = max(0, size - int(match[2])), size - 1
+    else:
+        first, last = int(match[1]), int(match[2]) if match[2] else size - 1
     return (first, min(last, size - 1) + 1) if first < size and first <= last else None
 
 

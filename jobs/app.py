@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from . import page
 from .api import Api, guarded
+from .clock import Clock
 from .dispatch import Dispatcher
 from .errors import ApiError, JobsError, SettingsError, StorageError
 from .files import Files
@@ -42,12 +43,15 @@ def make_app(settings: Settings, store: Store, files: Files) -> Starlette:
     key = settings.upstream_key.get_secret_value() if settings.upstream_key else None
     upstream = Upstream(settings.upstream, key, settings.start_s, settings.compute_s)
     limits, outside = Limits(upstream), Outside(private=settings.private_addresses)
-    dispatcher = Dispatcher(settings, store, files, upstream, metrics)
-    courier, fleet = Courier(settings, store, outside, metrics), page.Fleet(settings.control)
-    api = Api(settings, store, files, limits, Reader(settings, limits, outside), dispatcher, metrics)
+    clock = Clock(store.now)
+    dispatcher = Dispatcher(settings, store, files, upstream, limits, metrics, clock)
+    courier, fleet = Courier(settings, store, outside, metrics, clock), page.Fleet(settings.control)
+    api = Api(settings, store, files, limits, Reader(settings, limits, outside), dispatcher, metrics, clock)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        with contextlib.suppress(StorageError):  # it will be asked again
+            await asyncio.to_thread(clock.look)
         dispatcher.start()
         sending = asyncio.create_task(courier.run())
         try:
@@ -66,7 +70,7 @@ def make_app(settings: Settings, store: Store, files: Files) -> Starlette:
         try:
             await asyncio.to_thread(store.webhooks_left)
         except StorageError as error:
-            return PlainTextResponse(f"{error}\n", 503)
+            return PlainTextResponse(f"{error.said}\n", 503)
         return PlainTextResponse("ready\n")
 
     async def series(_: Request) -> Response:
@@ -153,6 +157,11 @@ def serve(settings: Settings) -> None:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=10,
         )
-        # uvicorn raises the signal that stopped it again when it is done; this one has done its work then.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        uvicorn.Server(config).run([sock])
+        server = uvicorn.Server(config)
+
+        def stop(*_: object) -> None:
+            # Before uvicorn listens to signals itself; and after, when it raises again what stopped it.
+            server.should_exit = True
+
+        signal.signal(signal.SIGTERM, stop)
+        server.run([sock])

@@ -16,8 +16,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from .errors import StorageError, problem
+from .clock import Clock
+from .errors import ApiError, StorageError, problem
 from .files import Files
+from .limits import Limits
 from .metrics import Metrics
 from .pace import Pace
 from .records import Job, new_id
@@ -64,11 +66,7 @@ class Flight:
 
 
 class Dispatcher:
-    """One process's part in the work.
-
-    Args:
-        clock: seconds since 1970.
-    """
+    """One process's part in the work."""
 
     def __init__(
         self,
@@ -76,19 +74,24 @@ class Dispatcher:
         store: Store,
         files: Files,
         upstream: Upstream,
+        limits: Limits,
         metrics: Metrics,
-        clock: Callable[[], float] = time.time,
+        clock: Clock,
     ) -> None:
         self._settings, self._store, self._files, self._upstream = settings, store, files, upstream
-        self._metrics, self._clock = metrics, clock
+        self._limits, self._metrics, self._clock = limits, metrics, clock
         self.worker = new_id("worker")
         self.pace = Pace(settings.most_in_flight)
         self.flights: dict[str, Flight] = {}
         self.average_s = 10.0
         """Moving average of a job's time in flight."""
         self._wake = asyncio.Event()
-        self._draining = False
+        self._draining = asyncio.Event()
+        self._missing = ""  # why jobs could not be sent just now, where there was nobody to take them
         self._loops: list[asyncio.Task[None]] = []
+        self._answered, self._trusted_from = -float("inf"), 0.0  # monotonic; see `_others_can_renew`
+        self._notes: set[asyncio.Task[None]] = set()
+        self._claiming = asyncio.Lock()
 
     def start(self) -> None:
         """Begin to work, in the running event loop."""
@@ -97,7 +100,7 @@ class Dispatcher:
             self._send: _LOOK_S,
             self._renew: beat_s,
             self._take_over: beat_s,
-            self._sweep: min(_SWEEP_S, self._settings.expires_s),
+            self._sweep: min(_SWEEP_S, max(0.1, self._settings.expires_s)),
             self._tidy: _TIDY_S,
         }
         for work, every_s in rounds.items():
@@ -105,7 +108,10 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """Take no more jobs, wait for those in flight for a while, and give the rest back."""
-        self._draining = True
+        self._draining.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_WRITE_S), self._claiming:
+                pass  # a job that is just being claimed is in flight now, or given back
         tasks = {flight.task: flight for flight in self.flights.values() if flight.task}
         if tasks:
             logger.info("%d jobs in flight; waiting up to %g s for them", len(tasks), self._settings.drain_s)
@@ -143,13 +149,13 @@ class Dispatcher:
         flight = self.flights.get(job.id)
         if flight is None or job.attempts != flight.job.attempts:
             return job
-        return replace(job, progress=max(job.progress, flight.progress))
+        return replace(job, began=job.began or flight.began, progress=max(job.progress, flight.progress))
 
     def state(self, *, reachable: bool) -> str:
         """Return how things are, in a word: draining, unreachable, busy or ready."""
-        if self._draining:
+        if self._draining.is_set():
             return "draining"
-        if not reachable and not self.pace.computing:
+        if (self._missing or not reachable) and not self.pace.computing:
             return "unreachable"
         return "busy" if self.pace.busy(time.monotonic()) else "ready"
 
@@ -187,23 +193,28 @@ class Dispatcher:
 
     async def _send(self) -> None:
         """Send jobs as long as there are some, and room for them."""
-        while not self._draining:
+        while not self._draining.is_set():
             now = time.monotonic()
             if not self.pace.room(now, batch=False):
                 return
             # A batch job goes only where no interactive one could be sent in its place.
             last = _BATCH if self.pace.room(now, batch=True) else _BATCH - 1
-            job = await self._call(self._store.claim, self.worker, self._clock(), self._settings.lease_s, last)
-            if job is None:
-                return
-            flight = Flight(job)
-            self.flights[job.id] = flight
-            self.pace.sent()
-            flight.task = asyncio.create_task(self._fly(flight))
+            async with self._claiming:
+                job = await self._call(self._store.claim, self.worker, self._clock(), self._settings.lease_s, last)
+                if job is None:
+                    return
+                if self._draining.is_set():
+                    await self._release(job, 0.0, counts=False)
+                    return
+                flight = Flight(job)
+                self.flights[job.id] = flight
+                self.pace.sent()
+                flight.task = asyncio.create_task(self._fly(flight))
             await asyncio.sleep(0)
 
     async def _renew(self) -> None:
-        progress = {job_id: flight.progress for job_id, flight in self.flights.items() if flight.began}
+        await self._call(self._clock.look)
+        progress = {job_id: flight.progress if flight.began else None for job_id, flight in self.flights.items()}
         known = set(self.flights)
         if not known:
             return
@@ -219,6 +230,8 @@ class Dispatcher:
                     flight.task.cancel("taken over")
 
     async def _take_over(self) -> None:
+        if not await self._others_can_renew():
+            return
         now = self._clock()
         for job in await self._call(self._store.lapsed, now, self.worker, now + self._settings.lease_s):
             if job.id in self.flights:
@@ -226,21 +239,42 @@ class Dispatcher:
             if job.deleted:
                 await self.remove(job)
                 continue
-            logger.warning("%s was left by %s", job.id, job.worker)
+            logger.warning("%s was left by its process", job.id)
             about = await self._files.saved_video(job.id)
             if about is not None:
                 await self._finish(job, about)
             else:
                 await self._lose(job, "its process was lost")
 
+    async def _others_can_renew(self) -> bool:
+        """Whether the database has been there for long enough that whoever is alive has prolonged its leases.
+
+        After the database was gone all of them have lapsed, and the first one back would take everybody's jobs.
+        """
+        await self._call(self._clock.look)
+        now, lease_s = time.monotonic(), self._settings.lease_s
+        if now - self._answered > lease_s / 2:
+            self._trusted_from = now + lease_s
+        self._answered = now
+        return self._store.is_sqlite or now >= self._trusted_from
+
     async def _sweep(self) -> None:
         """Remove what has expired."""
         while expired := await self._call(self._store.expired, self._clock()):
+            failed: StorageError | None = None
             for job in expired:
-                await self.remove(job)
+                try:
+                    await self.remove(job)
+                except StorageError as error:  # the others must not wait for one that cannot be removed
+                    failed = error
+            if failed is not None:
+                raise failed
 
     async def _tidy(self) -> None:
         """Remove files that belong to no job: a process died between writing a picture and its row."""
+        if not await self._files.belong_to(await self._call(self._store.name)):
+            logger.error("files: another database's jobs lie there; what belongs to no job is left alone")
+            return
         for job_id in await self._call(self._store.unknown, sorted(await self._files.old_ids(_ORPHAN_S))):
             await self._files.remove(job_id)
 
@@ -262,10 +296,15 @@ class Dispatcher:
             if await self._kept_on(lambda: self._files.save_video(job.id, clip.data, about), _SAVE_S):
                 await self._kept_on(lambda: self._finish(job, about))
             else:
-                await self._fail(job, "storage", f"there was no room for the video for {_SAVE_S:g} s")
+                message = f"there was no room for the video for {_SAVE_S:g} s"
+                await self._kept_on(lambda: self._fail(job, "storage", message))
         except Refused as refusal:
             self.pace.refused(time.monotonic(), refusal.wait_s)
             self._metrics.refused.labels(reason="busy" if refusal.busy else "unavailable").inc()
+            missing = "" if refusal.busy else str(refusal)
+            if missing and missing != self._missing:
+                logger.warning("%s; jobs wait", missing)
+            self._missing = missing
             # It keeps its place: the pace, and not the job, waits.
             await self._kept_on(lambda: self._release(job, 0.0, counts=False))
         except Lost as error:
@@ -282,22 +321,21 @@ class Dispatcher:
             logger.exception("%s failed", job.id)
             await self._kept_on(lambda: self._lose(job, "the job service failed at it; its log says why"))
         finally:
-            self.flights.pop(job.id, None)
+            if self.flights.get(job.id) is flight:  # it may have been claimed again by now
+                del self.flights[job.id]
             self.pace.ended(began=flight.began)
             self.wake()
 
     async def _computed(self, flight: Flight) -> Clip:
         job, sent = flight.job, time.monotonic()
-        pictures = {}
-        for name in job.pictures:
-            picture = await self._with_patience(lambda name=name: self._files.get(job.id, name))  # type: ignore[misc]
-            if picture is None:
-                raise Failed("picture_lost", f"the job's file {name} is gone from the store", name)
-            pictures[name] = picture
 
         def on_start() -> None:
             flight.began, flight.started = True, time.monotonic()
+            self._missing = ""
             self.pace.began(flight.started - sent)
+            note = asyncio.create_task(self._note_start(job))
+            self._notes.add(note)
+            note.add_done_callback(self._notes.discard)
             self._metrics.waited.observe(max(0.0, self._clock() - job.created))
             self.wake()
 
@@ -305,8 +343,19 @@ class Dispatcher:
             flight.step, flight.steps = done, total
 
         headers = {"X-Request-Id": job.id, CLASS_HEADER: PRIORITIES[job.priority]}
-        fields = {"prompt": job.prompt, **job.fields}
-        return await self._upstream.animate(fields, pictures, headers, on_start, on_step)
+        try:
+            fields = await self._limits.in_frames(job.fields)
+        except ApiError as error:
+            raise Failed(error.code, error.message, error.param) from error
+        if fields is None:
+            raise Refused("no server says how long a clip of its model can be", 2.0, busy=False)
+        return await self._upstream.animate(
+            {"prompt": job.prompt, **fields}, await self._pictures(job), headers, on_start, on_step
+        )
+
+    async def _note_start(self, job: Job) -> None:
+        with contextlib.suppress(StorageError):  # `_renew` writes it as well, only later
+            await self._call(self._store.start, job)
 
     async def _let_go(self, flight: Flight, why: str) -> None:
         """After a cancellation: the connection is closed by now."""
@@ -362,15 +411,17 @@ class Dispatcher:
             else:
                 return True
 
-    async def _with_patience(self, read: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
-        found: list[bytes | None] = []
-
-        async def work() -> None:
-            found.append(await read())
-
-        if not await self._kept_on(work, 60.0):
-            raise Lost("the job's picture could not be read")
-        return found[0]
+    async def _pictures(self, job: Job) -> dict[str, bytes]:
+        pictures = {}
+        for name in job.pictures:
+            try:
+                picture = await self._files.get(job.id, name)
+            except StorageError as error:  # nothing was begun, and it may come back
+                raise Refused(str(error), 5.0, busy=False) from error
+            if picture is None:
+                raise Failed("picture_lost", f"the job's file {name} is gone from the store", name)
+            pictures[name] = picture
+        return pictures
 
     async def _call(self, method: Callable[..., T], *arguments: object, **named: object) -> T:
         return await asyncio.to_thread(method, *arguments, **named)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from starlette.responses import JSONResponse
+if TYPE_CHECKING:
+    from starlette.responses import JSONResponse
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -19,7 +20,15 @@ class SettingsError(JobsError):
 
 
 class StorageError(JobsError):
-    """The database or the store of files does not answer, or has no room. It may come back by itself."""
+    """The database or the store of files does not answer, or has no room. It may come back by itself.
+
+    Attributes:
+        said: what clients are told: the cause names addresses and users.
+    """
+
+    @property
+    def said(self) -> str:
+        return str(self).partition(": ")[0]
 
 
 class ApiError(JobsError):
@@ -42,6 +51,8 @@ class ApiError(JobsError):
 
     def response(self) -> JSONResponse:
         """Return it as OpenAI's API writes errors."""
+        from starlette.responses import JSONResponse  # the command line needs this module before anything is installed
+
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         headers = {"Cache-Control": "no-store"}
@@ -59,7 +70,7 @@ def bad(param: str | None, code: str, message: str, status: int = 400) -> ApiErr
 
 def unavailable(error: StorageError) -> ApiError:
     """Return what a client is told while a store is gone."""
-    return ApiError(503, "storage_unavailable", str(error), retry_after_s=5)
+    return ApiError(503, "storage_unavailable", error.said, retry_after_s=5)
 
 
 def problem(code: str, message: str, param: str | None = None) -> dict[str, Any]:

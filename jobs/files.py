@@ -1,13 +1,16 @@
 """Pictures and videos of jobs, in a folder or in an S3 bucket.
 
 A job's files are `<id>/image`, `<id>/last_image`, `<id>/about.json` and `<id>/video`. Each is there whole or
-not at all. A video is written last: where there is one, its job was computed to the end.
+not at all. A video is written last: where there is one, its job was computed to the end. The file `database` names the
+database that the jobs are in.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -19,8 +22,9 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
 from .errors import SettingsError, StorageError
+from .records import VIDEO_ID
 
-VIDEO, ABOUT = "video", "about.json"
+VIDEO, ABOUT, OWNER = "video", "about.json", "database"
 _OPTIONS: Any = {"timeout": "60s", "connect_timeout": "5s", "allow_http": True}
 _RETRIES: Any = {"max_retries": 2}
 
@@ -52,13 +56,15 @@ class Files:
                 raise SettingsError(f"files: {url} cannot be used: {_line(error)}") from error
 
     async def put(self, job_id: str, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all.
+        """Write a file, whole or not at all; it would survive a loss of power when this returns.
 
         Raises:
             StorageError: there is no room, or the store refuses.
         """
         with _translated(missing=True):
             await obstore.put_async(self._store, f"{job_id}/{name}", data, use_multipart=False)
+            if self._folder is not None:
+                await asyncio.to_thread(_sync, self._folder / job_id / name)
 
     async def get(self, job_id: str, name: str) -> bytes | None:
         """Return a file; None where there is none."""
@@ -100,27 +106,38 @@ class Files:
                 for item in page:
                     with contextlib.suppress(FileNotFoundError):
                         await obstore.delete_async(self._store, item["path"])
-        if self._folder is not None:
-            # Empty now, or with what is left of a write that was cut off; `/` in an id is impossible.
-            folder = self._folder / job_id
-            for path in folder.glob("*"):
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                folder.rmdir()
+            if self._folder is not None:
+                # Empty now, or with what is left of a write that was cut off; `/` in an id is impossible.
+                folder = self._folder / job_id
+                for path in folder.glob("*"):
+                    path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    folder.rmdir()
+
+    async def belong_to(self, database: str) -> bool:
+        """Return whether the files are those of a database's jobs; they become so where they are nobody's."""
+        try:
+            with _translated():
+                found = await obstore.get_async(self._store, OWNER)
+                return bytes(await found.bytes_async()) == database.encode()
+        except FileNotFoundError:
+            with _translated(missing=True):
+                await obstore.put_async(self._store, OWNER, database.encode(), use_multipart=False)
+            return True
 
     async def old_ids(self, age_s: float) -> set[str]:
-        """Return jobs whose newest file is older than this."""
+        """Return jobs whose newest file is older than this; what has no job's name is none of ours."""
         newest: dict[str, float] = {}
         with _translated():
             async for page in obstore.list(self._store):
                 for item in page:
                     job_id = item["path"].partition("/")[0]
                     newest[job_id] = max(newest.get(job_id, 0.0), item["last_modified"].timestamp())
-        if self._folder is not None:
-            for folder in self._folder.iterdir():  # a folder of which no file was ever whole
-                with contextlib.suppress(FileNotFoundError):
-                    newest.setdefault(folder.name, folder.stat().st_mtime)
-        return {job_id for job_id, at in newest.items() if at < time.time() - age_s}
+            if self._folder is not None:
+                for folder in self._folder.iterdir():  # a folder of which no file was ever whole
+                    with contextlib.suppress(FileNotFoundError):
+                        newest.setdefault(folder.name, folder.stat().st_mtime)
+        return {job_id for job_id, at in newest.items() if at < time.time() - age_s and VIDEO_ID.fullmatch(job_id)}
 
 
 async def part(chunks: AsyncIterator[bytes], first: int, end: int) -> AsyncIterator[bytes]:
@@ -143,6 +160,16 @@ async def _bytes(stream: Any) -> AsyncIterator[bytes]:
             yield bytes(chunk)
 
 
+def _sync(path: Path) -> None:
+    """Have a file on the disk, and its name in its folder, and that one's in the folder of all."""
+    for one in (path, path.parent, path.parent.parent):
+        descriptor = os.open(one, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextlib.contextmanager
 def _translated(*, missing: bool = False) -> Iterator[None]:
     """Turn what the store's client raises into errors of ours.
@@ -157,7 +184,8 @@ def _translated(*, missing: bool = False) -> Iterator[None]:
             raise
         raise StorageError(f"the store of files does not answer: {_line(error)}") from error
     except (BaseError, OSError, ValueError) as error:
-        raise StorageError(f"the store of files does not answer: {_line(error)}") from error
+        what = "has no room" if "No space left" in str(error) else "does not answer"
+        raise StorageError(f"the store of files {what}: {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:

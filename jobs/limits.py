@@ -68,6 +68,8 @@ class Limits:
     def frames_of(self, seconds: str, fps: str | None) -> tuple[int | None, str]:
         """Return the frames that make a clip of this length, and the length that this is.
 
+        The frames are None where nothing is known of the model yet.
+
         Raises:
             ApiError: it is no number, or longer or shorter than the model can make.
         """
@@ -78,8 +80,10 @@ class Limits:
         if not 0 < wanted < 1e6:
             raise bad("seconds", "out_of_range", f"{_shown(seconds)} is not a length of time")
         known = self.fields
-        if "frames" not in known:
+        if not known:
             return None, seconds
+        if not {"frames", "fps"} <= known.keys():
+            raise bad("seconds", "not_supported", "the clips of this model have one length; leave it out")
         frames, rate = known["frames"], float(fps or known["fps"]["default"])
         step = int(frames.get("step") or 1)
         least, most = int(frames.get("least") or 1), int(frames.get("most") or 1)
@@ -92,10 +96,26 @@ class Limits:
             raise bad("seconds", "out_of_range", message)
         return nearest, f"{nearest / rate:.3g}"
 
+    async def in_frames(self, fields: Mapping[str, str]) -> dict[str, str] | None:
+        """Return fields with frames in the place of seconds, which no server could tell when they were submitted.
+
+        None where there is still none that can; what answers without a description gets the seconds as they are.
+
+        Raises:
+            ApiError: the model makes no clip of this length.
+        """
+        if "seconds" not in fields:
+            return dict(fields)
+        await self.refresh()
+        frames, _ = self.frames_of(fields["seconds"], fields.get("fps"))
+        if frames is None:
+            return dict(fields) if self.reachable else None
+        return {name: text for name, text in fields.items() if name != "seconds"} | {"frames": str(frames)}
+
     def seconds_of(self, frames: str | None, fps: str | None) -> str:
         """Return the length of a clip of so many frames, or of the model's own."""
         known = self.fields
-        if "frames" not in known:
+        if not {"frames", "fps"} <= known.keys():
             return "auto"
         return f"{float(frames or known['frames']['default']) / float(fps or known['fps']['default']):.3g}"
 

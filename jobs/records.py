@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ class State(StrEnum):
            ^                   |
            +----- release -----+   refused by the upstream, lost with a server, or its process died
 
+    One that was sent upstream and has not begun there is IN_PROGRESS without `began`, and clients see it as queued: it
+    may come back, and they should not see it go and come with each attempt.
+
     A job that is deleted while it is IN_PROGRESS has `deleted` set: clients see it no more, and its row goes as soon
     as its computation has been told to stop.
     """
@@ -54,6 +58,7 @@ jobs = Table(
     Column("owner", String(64), nullable=False),
     Column("priority", Integer, nullable=False),  # index into PRIORITIES
     Column("state", String(16), nullable=False),
+    Column("began", Boolean, nullable=False),  # whether the upstream computes it, or has done so
     Column("progress", Integer, nullable=False),
     Column("created", Float, nullable=False),
     Column("ended", Float),
@@ -94,9 +99,22 @@ deliveries = Table(
     Index("deliveries_due", "due"),
 )
 
-about = Table("about", metadata, Column("version", Integer, nullable=False))
+submissions = Table(  # of owners with a quota; a job may be gone long before its day is over
+    "submissions",
+    metadata,
+    Column("owner", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Index("submissions_owner", "owner", "at"),
+)
 
-SCHEMA_VERSION = 1
+about = Table(
+    "about",
+    metadata,
+    Column("version", Integer, nullable=False),
+    Column("name", String(64), nullable=False),  # of this database, drawn when it was made
+)
+
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -113,6 +131,7 @@ class Job:
     created: float
     priority: int = 0
     state: str = State.QUEUED
+    began: bool = False
     progress: int = 0
     ended: float | None = None
     expires: float | None = None
@@ -130,13 +149,18 @@ class Job:
     error: Mapping[str, Any] | None = None
     result: Mapping[str, Any] | None = None
 
+    @property
+    def status(self) -> str:
+        """What clients see of `state`."""
+        return State.QUEUED if self.state == State.IN_PROGRESS and not self.began else self.state
+
     def to_api(self) -> dict[str, Any]:
         """Return the video as OpenAI's API has it, and our own fields beside."""
         return {
             "id": self.id,
             "object": "video",
             "model": self.model,
-            "status": self.state,
+            "status": self.status,
             "progress": self.progress,
             "created_at": int(self.created),
             "completed_at": math.ceil(self.ended) if self.ended and self.state == State.COMPLETED else None,
@@ -163,6 +187,9 @@ class Delivery:
     body: str
     attempts: int = 0
     due: float = 0.0
+
+
+VIDEO_ID = re.compile(r"video_[0-9a-f]{32}")
 
 
 def new_id(kind: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
@@ -21,6 +22,7 @@ PREFIX = "STILLMOTION_JOBS_"
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
 _HTTP = r"^https?://[^\s/]+(/\S*)?$"
+_HOST = re.compile(r"[A-Za-z0-9_.:-]+")
 _SECRET = re.compile(r"whsec_(?=[A-Za-z0-9+/=]{32})(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
@@ -72,7 +74,7 @@ class Settings(BaseModel):
     """Folder of the database and the files, where they are not elsewhere."""
     database: SecretStr | None = None
     """`postgresql://...`, which several replicas share. None: SQLite in `data`, for one process."""
-    files: str | None = Field(default=None, pattern=r"^(s3|file)://\S+$")
+    files: str | None = Field(default=None, pattern=r"^(s3://[^/\s]|file:///)\S*$")
     """`s3://bucket/prefix`, with the AWS_... variables of the environment. None: a folder in `data`."""
     keys: tuple[Key, ...] = ()
     open: bool = False
@@ -91,7 +93,7 @@ class Settings(BaseModel):
     """How long a job may compute, from its start."""
     lease_s: float = Field(default=30.0, ge=0.5, le=3600)
     """After so long without a word of its process, a job is taken over by another one."""
-    expires_s: float = Field(default=86_400.0, gt=0)
+    expires_s: float = Field(default=86_400.0, gt=0, le=10 * 365 * 86_400)
     """How long a job and its files stay after its end."""
     drain_s: float = Field(default=20.0, ge=0, le=3600)
     """How long the service waits for jobs in flight when it is stopped; the rest goes back to the queue."""
@@ -132,6 +134,24 @@ class Settings(BaseModel):
     def _no_slash(cls, value: str | None) -> str | None:
         return value.rstrip("/") if value else value
 
+    @field_validator("upstream", "control")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        try:
+            if value is None or _HOST.fullmatch(httpx.URL(value).raw_host.decode("ascii")):
+                return value
+        except httpx.InvalidURL:
+            pass
+        raise ValueError("not an address such as http://127.0.0.1:3000")
+
+    @field_validator("database")
+    @classmethod
+    def _is_shared(cls, value: SecretStr | None) -> SecretStr | None:
+        # A SQLite elsewhere would be one that several processes may open, each of which believes that it is alone.
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgresql+psycopg://")):
+            raise ValueError("not postgresql://...; without it SQLite is used, in the folder `data`")
+        return value
+
     @field_validator("webhook_secret")
     @classmethod
     def _can_sign(cls, secret: SecretStr | None) -> SecretStr | None:
@@ -157,6 +177,15 @@ class Settings(BaseModel):
     def max_body_bytes(self) -> int:
         """Of a whole request: two pictures, in base64 at worst, and texts."""
         return 2 * (self.max_image_bytes * 4 // 3) + 128 * 1024
+
+    def is_called(self, host: str) -> bool:
+        """Return whether a header `Host` names this machine: by an address, or by a name that it is known to have."""
+        name = re.sub(r":[0-9]*$", "", host)
+        try:
+            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return name.lower() in ("", "localhost", self.host)
+        return True
 
     def key_of(self, presented: str | None) -> Key | None:
         """Return whom a presented key belongs to; None: nobody."""

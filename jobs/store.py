@@ -1,76 +1,38 @@
-"""Jobs in a database: SQLite for one process, PostgreSQL for several.
+"""Jobs in a database, and the steps from one state to the next.
 
 Each method is one transaction: a process that is killed leaves the state before it or the state after it. Methods
-block; the service calls them in threads. Times are seconds since 1970, given by the caller.
+block; the service calls them in threads. Times are seconds since 1970, given by the caller (`clock`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, create_engine, delete, event, func, insert, select, text, update
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection, Row, and_, case, delete, func, insert, literal_column, or_, select, update
 
-from .errors import ApiError, SettingsError, StorageError
-from .records import SCHEMA_VERSION, Delivery, Job, State, about, deliveries, jobs, metadata, new_id
+from .database import Database
+from .errors import ApiError
+from .records import Delivery, Job, State, deliveries, jobs, new_id, submissions
 from .settings import Key
 
-_SUBMITTING, _CREATING = 7301, 7302  # numbers of PostgreSQL's advisory locks
+_SUBMITTING = 7301  # number of one of PostgreSQL's advisory locks
 _DAY_S = 86_400.0
 
 
-class Store:
-    """The database.
+class Store(Database):
+    """Jobs and webhooks.
 
     Args:
-        url: as SQLAlchemy has it.
+        url: of the database.
         share_of: weight of an owner, where several wait.
     """
 
     def __init__(self, url: str, share_of: Callable[[str], float] = lambda _: 1.0) -> None:
-        try:
-            parsed = make_url(url)
-        except ArgumentError as error:
-            raise SettingsError("database: not an address such as postgresql://user@host/name") from error
+        super().__init__(url)
         self._share_of = share_of
-        self.is_sqlite = parsed.get_backend_name() == "sqlite"
-        if self.is_sqlite:
-            # Another connection writes for milliseconds; whoever waits longer is told that the database is gone.
-            self._engine = create_engine(parsed, connect_args={"timeout": 5.0})
-            event.listen(self._engine, "connect", _on_connect)
-            event.listen(self._engine, "begin", _on_begin)
-        elif parsed.get_backend_name() == "postgresql":
-            limits = "-c lock_timeout=5000 -c statement_timeout=20000 -c idle_in_transaction_session_timeout=20000"
-            self._engine = create_engine(
-                parsed.set(drivername="postgresql+psycopg"),
-                pool_pre_ping=True,
-                pool_size=8,
-                connect_args={"connect_timeout": 5, "options": limits},
-            )
-        else:
-            raise SettingsError(f"database: {parsed.get_backend_name()} is neither sqlite nor postgresql")
-
-    def create(self) -> None:
-        """Make the tables where there are none.
-
-        Raises:
-            SettingsError: they were made by another release.
-        """
-        with self._writing(_CREATING) as connection:
-            metadata.create_all(connection)
-            version = connection.scalar(select(about.c.version))
-            if version is None:
-                connection.execute(insert(about).values(version=SCHEMA_VERSION))
-            elif version != SCHEMA_VERSION:
-                raise SettingsError(f"database: its tables are of version {version}, this release has {SCHEMA_VERSION}")
-
-    def close(self) -> None:
-        self._engine.dispose()
 
     # ------------------------------------------------------------------ clients
 
@@ -88,8 +50,9 @@ class Store:
         Raises:
             ApiError: the queue or a quota is full (429), or the idempotency key was used for another request (422).
         """
-        with self._writing(_SUBMITTING) as connection:
-            if (known := self._known(connection, job)) is not None:
+        with self.writing(_SUBMITTING) as connection:
+            known = job.idempotency and self._known(connection, job.owner, job.idempotency, job.digest)
+            if known:
                 return known, False
             mine = jobs.c.owner == job.owner
             if self._count(connection, jobs.c.state == State.QUEUED) >= most_queued:
@@ -100,26 +63,25 @@ class Store:
                     message = f"{key.name} has its limit of {key.most_unfinished} unfinished jobs"
                     raise ApiError(429, "too_many_jobs", message, None, wait_s)
             if key.per_day is not None:
-                since = connection.scalars(
-                    select(jobs.c.created)
-                    .where(mine, jobs.c.created > job.created - _DAY_S)
-                    .order_by(jobs.c.created.desc())
-                    .limit(key.per_day)
-                ).all()
-                if len(since) >= key.per_day:
-                    message = f"{key.name} has submitted its limit of {key.per_day} jobs a day"
-                    raise ApiError(429, "quota_exceeded", message, None, since[-1] + _DAY_S - job.created)
+                self._count_submission(connection, job, key, key.per_day)
             connection.execute(insert(jobs).values(**_row(job)))
         return job, True
 
-    def known(self, job: Job) -> Job | None:
-        """Return the job that was made with the same idempotency key; see `submit`."""
-        with self._reading() as connection:
-            return self._known(connection, job)
+    def known(self, owner: str, idempotency: str, digest: str) -> Job | None:
+        """Return the job that was made with an idempotency key.
+
+        Args:
+            digest: of the request.
+
+        Raises:
+            ApiError: the key was used for another request (422).
+        """
+        with self.reading() as connection:
+            return self._known(connection, owner, idempotency, digest)
 
     def get(self, job_id: str, owner: str) -> Job | None:
         """Return a job that its owner can see."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             found = connection.execute(select(jobs).where(jobs.c.id == job_id, *_seen_by(owner))).first()
         return _job(found) if found else None
 
@@ -129,7 +91,7 @@ class Store:
         Raises:
             ApiError: `after` names no job of the owner.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             wanted = select(jobs).where(*_seen_by(owner))
             if after is not None:
                 seq = connection.scalar(select(jobs.c.seq).where(jobs.c.id == after, *_seen_by(owner)))
@@ -145,7 +107,7 @@ class Store:
 
         One that is computed keeps its row until its process has let go of it (`drop`).
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             wanted = select(jobs).where(jobs.c.id == job_id, *_seen_by(owner)).with_for_update()
             if (row := connection.execute(wanted).first()) is None:
                 return None
@@ -156,10 +118,9 @@ class Store:
 
     def place(self, job: Job) -> int:
         """Return how many jobs of its class, or of a class before it, came before a job that waits."""
-        with self._reading() as connection:
-            return self._count(
-                connection, jobs.c.state == State.QUEUED, jobs.c.priority <= job.priority, jobs.c.seq < job.seq
-            )
+        with self.reading() as connection:
+            waits = or_(jobs.c.state == State.QUEUED, and_(jobs.c.state == State.IN_PROGRESS, jobs.c.began.is_(False)))
+            return self._count(connection, waits, jobs.c.priority <= job.priority, jobs.c.seq < job.seq)
 
     # ------------------------------------------------------------------ workers
 
@@ -172,7 +133,7 @@ class Store:
             most_priority: the last class that may be taken.
         """
         waiting = (jobs.c.state == State.QUEUED, jobs.c.deleted.is_(False), jobs.c.available <= now)
-        with self._writing() as connection:
+        with self.writing() as connection:
             busy: dict[str, int] = dict(self._counts(connection, jobs.c.owner, jobs.c.state == State.IN_PROGRESS))
             heads = connection.execute(
                 select(jobs.c.priority, jobs.c.owner, func.min(jobs.c.seq))
@@ -193,10 +154,8 @@ class Store:
                     worker=worker,
                     lease=now + lease_s,
                     attempts=row.attempts + 1,
-                    progress=0,
                 )
-                values = {"state": job.state, "worker": worker, "lease": job.lease}
-                values |= {"attempts": job.attempts, "progress": 0}
+                values = {"state": job.state, "worker": worker, "lease": job.lease, "attempts": job.attempts}
                 connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
                 return job
         return None
@@ -206,24 +165,37 @@ class Store:
         wanted = select(jobs.c.priority).where(
             jobs.c.state == State.QUEUED, jobs.c.deleted.is_(False), jobs.c.available <= now
         )
-        with self._reading() as connection:
+        with self.reading() as connection:
             return tuple(sorted(connection.scalars(wanted.distinct())))
 
-    def renew(self, worker: str, lease: float, progress: Mapping[str, int]) -> tuple[set[str], set[str]]:
-        """Prolong a worker's jobs and write down how far they are.
+    def start(self, job: Job) -> None:
+        """Write down that the upstream computes a job."""
+        with self.writing() as connection:
+            connection.execute(update(jobs).where(*_held(job)).values(began=True))
+
+    def renew(self, worker: str, lease: float, progress: Mapping[str, int | None]) -> tuple[set[str], set[str]]:
+        """Prolong jobs that a worker has and knows of, and write down how far they are.
+
+        A job that the database gives to a worker which never heard of it, because the answer got lost, is not among
+        them: its lease lapses.
 
         Args:
-            progress: per cent, by job.
+            progress: per cent, by job; None: it has not begun.
 
         Returns:
             Ids of the jobs that are still the worker's, and of those among them that were deleted.
         """
-        with self._writing() as connection:
-            mine = (jobs.c.worker == worker, jobs.c.state == State.IN_PROGRESS)
-            connection.execute(update(jobs).where(*mine).values(lease=lease))
+        mine = (jobs.c.worker == worker, jobs.c.state == State.IN_PROGRESS)
+        rows: list[Any] = []
+        with self.writing() as connection:
+            for chunk in _chunks(list(progress), 1000):
+                known = (*mine, jobs.c.id.in_(chunk))
+                connection.execute(update(jobs).where(*known).values(lease=lease))
+                rows += connection.execute(select(jobs.c.id, jobs.c.deleted).where(*known)).all()
             for job_id, done in progress.items():
-                connection.execute(update(jobs).where(*mine, jobs.c.id == job_id).values(progress=done))
-            rows = connection.execute(select(jobs.c.id, jobs.c.deleted).where(*mine)).all()
+                if done is not None:
+                    values = {"progress": done, "began": True}
+                    connection.execute(update(jobs).where(*mine, jobs.c.id == job_id).values(**values))
         return {row.id for row in rows}, {row.id for row in rows if row.deleted}
 
     def release(self, job: Job, available: float, *, counts: bool) -> None:
@@ -233,9 +205,9 @@ class Store:
             available: when it may be claimed again.
             counts: whether a computation may have been begun.
         """
-        values: dict[str, Any] = {"state": State.QUEUED, "worker": None, "lease": None, "progress": 0}
+        values: dict[str, Any] = {"state": State.QUEUED, "worker": None, "lease": None, "progress": 0, "began": False}
         values |= {"available": available, "attempts": job.attempts - (0 if counts else 1)}
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(update(jobs).where(*_held(job)).values(**values))
 
     def finish(
@@ -257,7 +229,7 @@ class Store:
         done = replace(job, state=state, ended=now, expires=expires, result=result, error=error, progress=progress)
         done = replace(done, worker=None, lease=None, deleted=False)
         values = {name: getattr(done, name) for name in ("state", "ended", "expires", "result", "error", "progress")}
-        with self._writing() as connection:
+        with self.writing() as connection:
             mine = update(jobs).where(*_held(job), jobs.c.deleted.is_(False))
             if connection.execute(mine.values(worker=None, lease=None, **values)).rowcount == 0:
                 return None
@@ -267,7 +239,7 @@ class Store:
 
     def lapsed(self, now: float, worker: str, lease: float) -> list[Job]:
         """Take over the jobs of workers that are heard of no more."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             wanted = select(jobs).where(jobs.c.state == State.IN_PROGRESS, jobs.c.lease < now)
             found = [_job(row) for row in connection.execute(wanted.with_for_update(skip_locked=True))]
             for job in found:
@@ -276,7 +248,7 @@ class Store:
 
     def lapse_all(self) -> None:
         """Say that no worker is alive: for a database that one process has to itself, when it starts."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(update(jobs).where(jobs.c.state == State.IN_PROGRESS).values(lease=0.0))
 
     # ------------------------------------------------------------------ the end of all things
@@ -284,27 +256,27 @@ class Store:
     def expired(self, now: float, limit: int = 100) -> list[Job]:
         """Return jobs whose files and rows are to go; none that a worker has."""
         wanted = select(jobs).where(jobs.c.expires <= now, jobs.c.state != State.IN_PROGRESS).limit(limit)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [_job(row) for row in connection.execute(wanted)]
 
     def drop(self, job_ids: Sequence[str]) -> None:
         """Remove rows; their files are gone."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(delete(jobs).where(jobs.c.id.in_(job_ids)))
 
     def unknown(self, job_ids: Sequence[str]) -> set[str]:
         """Return those ids of which there is no row."""
         left = set(job_ids)
-        with self._reading() as connection:
+        with self.reading() as connection:
             for chunk in _chunks(job_ids, 1000):
                 left -= set(connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(chunk))))
         return left
 
     # ------------------------------------------------------------------ webhooks
 
-    def due(self, now: float, until: float, limit: int = 20) -> list[Delivery]:
+    def due(self, now: float, until: float, limit: int) -> list[Delivery]:
         """Take webhooks that are to be sent; they come up again at `until` unless they are `sent`."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             wanted = select(deliveries).where(deliveries.c.due <= now).order_by(deliveries.c.due).limit(limit)
             found = connection.execute(wanted.with_for_update(skip_locked=True)).all()
             ids = [row.id for row in found]
@@ -315,40 +287,50 @@ class Store:
 
     def sent(self, delivery_id: str) -> None:
         """Forget a webhook: it has arrived, or is given up."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(delete(deliveries).where(deliveries.c.id == delivery_id))
 
-    def postpone(self, delivery_id: str, due: float) -> None:
-        """Send a webhook again then."""
-        with self._writing() as connection:
-            connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(due=due))
+    def postpone(self, delivery_id: str, due: float, attempts: int) -> None:
+        """Send a webhook then, after so many attempts."""
+        later = update(deliveries).where(deliveries.c.id == delivery_id).values(due=due, attempts=attempts)
+        with self.writing() as connection:
+            connection.execute(later)
 
     # ------------------------------------------------------------------ what metrics show
 
     def totals(self) -> dict[tuple[str, int], int]:
-        """Return how many jobs there are, by state and class."""
-        with self._reading() as connection:
-            wanted = select(jobs.c.state, jobs.c.priority, func.count()).where(jobs.c.deleted.is_(False))
-            return {
-                (row[0], row[1]): row[2] for row in connection.execute(wanted.group_by(jobs.c.state, jobs.c.priority))
-            }
+        """Return how many jobs there are, by what clients see of their state, and by class."""
+        waits = and_(jobs.c.state == State.IN_PROGRESS, jobs.c.began.is_(False))
+        status = case((waits, literal_column("'queued'")), else_=jobs.c.state).label("status")
+        wanted = select(status, jobs.c.priority, func.count()).where(jobs.c.deleted.is_(False))
+        with self.reading() as connection:
+            return {(row[0], row[1]): row[2] for row in connection.execute(wanted.group_by(status, jobs.c.priority))}
 
     def webhooks_left(self) -> int:
-        with self._reading() as connection:
+        with self.reading() as connection:
             return connection.scalar(select(func.count()).select_from(deliveries)) or 0
 
     # ------------------------------------------------------------------
 
-    def _known(self, connection: Connection, job: Job) -> Job | None:
-        if job.idempotency is None:
-            return None
-        same = (jobs.c.owner == job.owner, jobs.c.idempotency == job.idempotency)
+    def _known(self, connection: Connection, owner: str, idempotency: str, digest: str | None) -> Job | None:
+        same = (jobs.c.owner == owner, jobs.c.idempotency == idempotency)
         if (row := connection.execute(select(jobs).where(*same)).first()) is None:
             return None
-        if row.digest != job.digest:
+        if row.digest != digest:
             message = "Idempotency-Key: it was used for another request; take a new one for each"
             raise ApiError(422, "idempotency_key_reused", message, "Idempotency-Key")
         return _job(row)
+
+    def _count_submission(self, connection: Connection, job: Job, key: Key, most: int) -> None:
+        """Count a job against its owner's quota: whether it is deleted or expires, it was submitted."""
+        mine, day_ago = submissions.c.owner == job.owner, job.created - _DAY_S
+        connection.execute(delete(submissions).where(mine, submissions.c.at <= day_ago))
+        newest = select(submissions.c.at).where(mine).order_by(submissions.c.at.desc()).limit(most)
+        since = connection.scalars(newest).all()
+        if len(since) >= most:
+            message = f"{key.name} has submitted its limit of {most} jobs a day"
+            raise ApiError(429, "quota_exceeded", message, None, since[-1] - day_ago)
+        connection.execute(insert(submissions).values(owner=job.owner, at=job.created))
 
     def _count(self, connection: Connection, *where: Any) -> int:
         wanted = select(func.count()).select_from(jobs).where(jobs.c.deleted.is_(False), *where)
@@ -356,47 +338,6 @@ class Store:
 
     def _counts(self, connection: Connection, by: Any, *where: Any) -> list[tuple[str, int]]:
         return [(row[0], row[1]) for row in connection.execute(select(by, func.count()).where(*where).group_by(by))]
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with _translated(), self._engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def _writing(self, lock: int | None = None) -> Iterator[Connection]:
-        """Around a transaction that writes; on PostgreSQL, with a lock that the others of its kind wait for."""
-        with _translated(), self._engine.connect() as plain:
-            connection = plain.execution_options(writes=True)
-            with connection.begin():
-                if lock is not None and not self.is_sqlite:
-                    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
-                yield connection
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except IntegrityError:
-        raise  # a mistake of ours
-    except SQLAlchemyError as error:
-        # Without the statement and its parameters, which hold what clients wrote.
-        cause = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-        raise StorageError(f"the database does not answer: {cause}") from error
-
-
-def _on_connect(connection: Any, _record: Any) -> None:
-    # SQLAlchemy's own `begin` below decides when a transaction starts.
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
-    # A commit is on the disk when it returns: a job that was taken survives a loss of power.
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _on_begin(connection: Connection) -> None:
-    # A transaction that reads first and writes then would fail where another one writes in between.
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _seen_by(owner: str) -> tuple[Any, ...]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
 import io
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -20,13 +20,14 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from .errors import ApiError, bad
+from .errors import ApiError, StorageError, bad
 from .limits import Limits
 from .outside import ForbiddenError, Outside
 from .settings import PRIORITIES, Key, Settings
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _DATA_URL = re.compile(r"data:image/[a-z+.-]{1,20};base64,", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -49,13 +50,40 @@ class Submission:
     pictures: Mapping[str, bytes] = field(repr=False)
     fields: Mapping[str, str] = field(default_factory=dict)
 
-    def digest(self) -> str:
-        """Return what tells this request from another one with the same idempotency key."""
-        said = [self.prompt, self.model, self.seconds, self.size, self.priority, self.webhook, dict(self.fields)]
-        whole = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-        for name, data in sorted(self.pictures.items()):
-            whole.update(name.encode() + hashlib.sha256(data).digest())
-        return whole.hexdigest()
+
+@dataclass(frozen=True)
+class Once:
+    """A request that is to be taken once, however often it is sent.
+
+    Attributes:
+        key: of the header `Idempotency-Key`.
+        digest: tells the request from another one with the same key. It is of what was sent, and not of what that
+            means today: the model may be described otherwise when it is sent again.
+    """
+
+    key: str
+    digest: str
+
+    @classmethod
+    def of(cls, request: Request, found: Mapping[str, Any], remixed: str | None = None) -> Once | None:
+        """Return it, where the client sent such a key.
+
+        Args:
+            found: of `Reader.read`.
+            remixed: id of the video that is remixed.
+
+        Raises:
+            ApiError: the key is empty or too long.
+        """
+        if (key := request.headers.get("idempotency-key")) is None:
+            return None
+        if not 1 <= len(key) <= 255:
+            raise bad("Idempotency-Key", "out_of_range", f"{len(key)} characters is outside 1 to 255")
+        try:
+            written = json.dumps([remixed, found], sort_keys=True, default=lambda file: sha256(file).hexdigest())
+        except RecursionError as error:
+            raise ApiError(400, "malformed", "the body is nested too deeply") from error
+        return cls(key, sha256(written.encode()).hexdigest())
 
 
 class Reader:
@@ -125,8 +153,10 @@ class Reader:
             raise bad("seconds", "repeated", "send seconds or frames, and not both")
         limits.check(texts, [name for name in pictures if name != "image"])
         if seconds is not None:
+            asked = seconds
             frames, seconds = limits.frames_of(seconds, fps)
-            texts |= {} if frames is None else {"frames": str(frames)}
+            # Where no server has told yet what a second is, the length is worked out when the job's turn comes.
+            texts |= {"seconds": asked} if frames is None else {"frames": str(frames)}
         else:
             seconds = limits.seconds_of(texts.get("frames"), fps)
         texts |= {} if size is None else {"size": size}
@@ -152,30 +182,10 @@ class Reader:
 
         counted = Request(request.scope, receive)
         if kind == "application/json":
-            try:
-                found = json.loads(await counted.body())
-            except (ValueError, RecursionError) as error:
-                raise ApiError(400, "malformed", "the body is not JSON") from error
-            if not isinstance(found, dict):
-                raise ApiError(400, "malformed", "the body is not an object of JSON")
-            return found
+            return _of_json(await counted.body())
         if kind != "multipart/form-data":
             raise ApiError(415, "unsupported_media_type", "send multipart/form-data or application/json")
-        fields: dict[str, Any] = {}
-        try:
-            async with counted.form(max_files=4, max_fields=64, max_part_size=most) as form:
-                for name, value in form.multi_items():
-                    # `input_reference[image_url]` is how the openai package writes an object in a form.
-                    outer, _, inner = name.partition("[")
-                    data: Any = await value.read() if isinstance(value, UploadFile) else value
-                    if outer in fields and not inner:
-                        raise bad(outer[:64], "repeated", "the field is given more than once")
-                    if inner:
-                        data = {**fields.get(outer, {}), inner.rstrip("]"): data}
-                    fields[outer] = data
-        except HTTPException as error:
-            raise ApiError(400, "malformed", f"the multipart body is malformed: {error.detail}") from error
-        return fields
+        return await _of_form(counted, most)
 
     def _model(self, name: str | None) -> str:
         own = self._limits.about.get("model")
@@ -220,9 +230,12 @@ class Reader:
     async def _from_address(self, name: str, text: str) -> bytes:
         if (match := _DATA_URL.match(text)) is not None:
             try:
-                return base64.b64decode(text[match.end() :], validate=True)
+                # Tools break lines of base64.
+                return base64.b64decode("".join(text[match.end() :].split()), validate=True)
             except (binascii.Error, ValueError) as error:
                 raise bad(name, "not_an_image", "the data: address is not base64") from error
+        if text[:5].lower() == "data:":
+            raise bad(name, "not_an_image", "the data: address is not data:image/...;base64,...")
         if not self._settings.fetch_hosts:
             message = "send the picture as a file or a data:image/...;base64 address; others are never fetched"
             raise bad(name, "not_a_file", message)
@@ -255,8 +268,55 @@ class Reader:
             raise bad(name, "too_many_pixels", f"{width} x {height} is over the limit of {most} pixels")
 
 
+def _of_json(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body, object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "malformed", "the body is not JSON") from error
+    if not isinstance(found, dict):
+        raise ApiError(400, "malformed", "the body is not an object of JSON")
+    return found
+
+
+async def _of_form(request: Request, most: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    try:
+        async with request.form(max_files=4, max_fields=64, max_part_size=most) as form:
+            for name, value in form.multi_items():
+                data: Any = await value.read() if isinstance(value, UploadFile) else value
+                # `input_reference[image_url]` is how the openai package writes an object in a form.
+                outer, _, inner = name.removesuffix("]").partition("[")
+                if inner:
+                    into = fields.setdefault(outer, {})
+                else:
+                    outer, inner, into = name, name, fields
+                if not isinstance(into, dict) or inner in into:
+                    raise _repeated(outer)
+                into[inner] = data
+    except HTTPException as error:
+        raise ApiError(400, "malformed", f"the multipart body is malformed: {error.detail}") from error
+    except (ValueError, LookupError) as error:  # a charset that Python knows and that is none of text, for one
+        raise ApiError(400, "malformed", "the multipart body is malformed") from error
+    except OSError as error:
+        raise StorageError(f"an upload cannot be kept: {error.strerror}") from error
+    return fields
+
+
+def _repeated(name: str) -> ApiError:
+    return bad(name[:64], "repeated", "the field is given more than once")
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _repeated(name)
+        found[name] = value
+    return found
+
+
 def _text(name: str, value: Any) -> str:
-    if len(name) > 64 or not name.isascii():
+    if not _NAME.fullmatch(name):
         raise bad(None, "unknown_field", f"there is no field {name[:64]!r}")
     if isinstance(value, bytes):
         raise bad(name, "not_text", "a file where text is expected")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
+import math
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +18,13 @@ from .errors import JobsError
 _MOST_WAIT_S = 60.0
 # A comment comes every 10 seconds while a step computes.
 _SILENCE_S = 120.0
+_WRONG_S = 2.0
+_ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _MOST_EVENT = 512 * 2**20
 
 
 class Refused(JobsError):  # not an error: the queue goes on
-    """The upstream has no room now, or is not there. Nothing was begun.
+    """The upstream has no room now, or is not there, or something else stands in its place. Nothing was begun.
 
     Attributes:
         busy: whether it has no room; else it is not there.
@@ -67,6 +70,23 @@ class Event:
 
     name: str
     data: Mapping[str, Any]
+
+
+class _Once(httpx.AsyncByteStream):
+    """A body that is let go of as soon as it is sent: hundreds of jobs compute at a time, and none needs its picture.
+
+    Args:
+        body: it.
+    """
+
+    def __init__(self, body: httpx.AsyncByteStream) -> None:
+        self._body: httpx.AsyncByteStream | None = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        body, self._body = self._body, None
+        assert body is not None, "it is sent once"
+        async for chunk in body:
+            yield chunk
 
 
 class Upstream:
@@ -133,17 +153,24 @@ class Upstream:
         files = {name: ("picture", data) for name, data in pictures.items()}
         began: list[float] = []
         request = self._client.build_request("POST", "/animate/stream", data=fields, files=files, headers=headers)
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        request.stream = _Once(request.stream)
+        del files, pictures
         try:
             async with asyncio.timeout(self._start_s) as limit:
                 try:
                     response = await self._client.send(request, stream=True)
                 except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-                    raise Refused(f"nobody answers at {self._client.base_url}: {error}", 2.0, busy=False) from error
+                    where = self._client.base_url.netloc.decode()
+                    raise Refused(f"nobody answers at {where}: {error}", 2.0, busy=False) from error
                 except httpx.HTTPError as error:
                     raise Lost(f"the connection broke: {type(error).__name__} {error}") from error
                 try:
                     if response.status_code != 200:
                         await _refuse(response)
+                    kind = response.headers.get("Content-Type", "")[:80]
+                    if not kind.startswith("text/event-stream"):
+                        raise Refused(f"the upstream answers jobs with {kind!r}, no stream", _WRONG_S, busy=False)
                     return await self._follow(response, limit, began, on_start, on_step)
                 finally:
                     # Also where this is cancelled: what has not been read to its end is closed, and not kept.
@@ -180,10 +207,13 @@ class Upstream:
                     _fail(500, event.data)
                 elif event.name == "result":
                     data = base64.b64decode(event.data["data"], validate=True)
-                    return Clip(data, {name: value for name, value in event.data.items() if name != "data"})
+                    if not data:
+                        raise Lost("the upstream sent an empty video")
+                    about = {name: _plain(value) for name, value in event.data.items() if name != "data"}
+                    return Clip(data, about)
         except httpx.HTTPError as error:
             raise Lost(f"the connection broke: {type(error).__name__} {error}") from error
-        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise Lost(f"the upstream sent an event that cannot be read: {error}") from error
         raise Lost("the stream ended before the video")
 
@@ -201,18 +231,33 @@ async def _refuse(response: httpx.Response) -> None:
         raise Refused(f"the upstream answers {status}", wait_s, busy=status == 429)
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = {}
-    _fail(status, found if isinstance(found, dict) else {})
+    found = found if isinstance(found, dict) else {}
+    # A key that is refused, a redirect, or a page that is not there says nothing of the job: the upstream is set up
+    # wrongly, and jobs wait until it is not.
+    if status in (401, 403, 404, 405, 407) or status < 400:
+        raise Refused(f"the upstream answers {status} to jobs", _WRONG_S, busy=False)
+    _fail(status, found)
 
 
 def _fail(status: int, data: Mapping[str, Any]) -> None:
     """Raise what an error of the upstream means for the job."""
-    code, message = str(data.get("code") or f"upstream_{status}"), str(data.get("error") or f"answered {status}")
-    name = data.get("field")
-    if code in ("draining", "stopped", "disconnected") or status in (502, 408) or (status >= 500 and not data):
+    code = str(_plain(data.get("code")) or f"upstream_{status}")
+    message = str(_plain(data.get("error")) or f"answered {status}")
+    name = _plain(data.get("field"))
+    # `internal` is a server that failed at what another one may be able to do: it may have a GPU that is ill.
+    again = code in ("draining", "stopped", "disconnected", "internal")
+    if again or status in (502, 408) or (status >= 500 and not data):
         raise Lost(f"{message} ({code})")
-    raise Failed(code, message[:1000], _OURS.get(str(name), str(name)) if name else None)
+    raise Failed(code, message, _OURS.get(str(name), str(name)) if name else None)
+
+
+def _plain(value: Any) -> str | float | None:
+    """Return a value that somebody else wrote as it can be kept, and shown to anybody."""
+    if isinstance(value, str):
+        return _ODD.sub("?", value)[:1000]
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 _OURS = {"image": "input_reference"}
@@ -244,7 +289,10 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
                     name = line[7:].decode()
                 elif line.startswith(b"data: "):
                     data = line[6:]
-            yield Event(name, json.loads(data) if data else {})
+            found = json.loads(data) if data else {}
+            if not isinstance(found, dict):
+                raise ValueError(f"the data of an event {name[:40]!r} is no object")  # noqa: TRY004  # as for what is no JSON
+            yield Event(name, found)
         looked = len(held)
         if looked > _MOST_EVENT:
             raise ValueError(f"an event is over {_MOST_EVENT} bytes")

@@ -12,8 +12,8 @@ import hashlib
 import hmac
 import logging
 import random
-import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -28,6 +28,8 @@ logger = logging.getLogger("stillmotion.jobs")
 
 _LOOK_S = 1.0
 _AGAIN_S = 60.0  # a process that dies while it sends one: then another one does
+_AT_A_TIME, _AT_A_HOST = 64, 8
+_CROWDED_S = 5.0
 _FIRST_S, _MOST_S = 5.0, 6 * 3600.0
 
 
@@ -56,30 +58,53 @@ class Courier:
         store: Store,
         outside: Outside,
         metrics: Metrics,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
         rng: random.Random | None = None,
     ) -> None:
         self._settings, self._store, self._outside, self._metrics = settings, store, outside, metrics
         self._clock, self._rng = clock, rng or random.Random()  # noqa: S311  # guards nothing
+        self._sending: dict[asyncio.Task[None], str] = {}  # to which host
 
     async def run(self) -> None:
         """Send, for ever."""
-        while True:
-            try:
-                while await self.round():
-                    pass
-            except StorageError as error:
-                logger.warning("%s", error)
-            except Exception:
-                logger.exception("a round of webhooks failed")
-            await asyncio.sleep(_LOOK_S)
+        try:
+            while True:
+                taken = 0
+                try:
+                    taken = await self._begin()
+                except StorageError as error:
+                    logger.warning("%s", error)
+                except Exception:
+                    logger.exception("a round of webhooks failed")
+                if not taken:
+                    await asyncio.sleep(_LOOK_S)
+        finally:
+            for task in self._sending:
+                task.cancel()
+            await asyncio.gather(*self._sending, return_exceptions=True)
 
-    async def round(self) -> int:
-        """Send what is due; returns how many there were."""
-        now = self._clock()
-        due = await asyncio.to_thread(self._store.due, now, now + _AGAIN_S)
-        await asyncio.gather(*(self._deliver(one) for one in due))
-        return len(due)
+    async def _begin(self) -> int:
+        """Begin to send what is due, as far as there is room; returns how many that are.
+
+        What hangs keeps its place for seconds. No host gets all places, so that the others' webhooks go on.
+        """
+        now, taken = self._clock(), 0
+        room = _AT_A_TIME - len(self._sending)
+        for one in await asyncio.to_thread(self._store.due, now, now + _AGAIN_S, room) if room else ():
+            host = urlsplit(one.url).netloc
+            if list(self._sending.values()).count(host) >= _AT_A_HOST:
+                await asyncio.to_thread(self._store.postpone, one.id, now + _CROWDED_S, one.attempts)
+                continue
+            task = asyncio.create_task(self._deliver(one))
+            self._sending[task] = host
+            task.add_done_callback(self._done)
+            taken += 1
+        return taken
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        del self._sending[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("%s; the webhook comes up again", error)
 
     async def _deliver(self, one: Delivery) -> None:
         attempts = one.attempts + 1
@@ -91,6 +116,9 @@ class Courier:
             attempts = self._settings.webhook_attempts  # it will be so the next time as well
         except (TimeoutError, httpx.HTTPError, OSError) as error:
             problem = f"{type(error).__name__}: {error}".rstrip(": ")
+        except Exception as error:  # whatever it is, it counts as an attempt
+            logger.exception("webhook %s failed", one.id)
+            problem = type(error).__name__
         if not problem:
             self._metrics.webhooks.labels(outcome="delivered").inc()
             await asyncio.to_thread(self._store.sent, one.id)
@@ -100,7 +128,9 @@ class Courier:
             await asyncio.to_thread(self._store.sent, one.id)
         else:
             self._metrics.webhooks.labels(outcome="retried").inc()
-            await asyncio.to_thread(self._store.postpone, one.id, self._clock() + backoff_s(attempts, self._rng))
+            await asyncio.to_thread(
+                self._store.postpone, one.id, self._clock() + backoff_s(attempts, self._rng), attempts
+            )
 
     async def _send(self, one: Delivery) -> int:
         secret = self._settings.secret_of(one.owner)

@@ -9,10 +9,25 @@ export const settingsOf = (job) => job.settings ?? {};
 
 const address = (job, variant) => `../v1/videos/${job.id}/content${variant ? `?variant=${variant}` : ""}`;
 
-// With a key, files cannot be named to the browser by their addresses alone.
-async function source(job, variant) {
-  if (!key.get()) return address(job, variant);
-  return URL.createObjectURL(await (await ask(address(job, variant))).blob());
+// With a key, files cannot be named to the browser by their addresses alone: they are fetched, once.
+const fetched = new Map(); // address -> promise of the one that the browser takes
+
+function source(job, variant) {
+  const from = address(job, variant);
+  if (!key.get()) return Promise.resolve(from);
+  if (!fetched.has(from)) {
+    const coming = ask(from).then((response) => response.blob()).then((blob) => URL.createObjectURL(blob));
+    fetched.set(from, coming);
+    coming.catch(() => fetched.delete(from));
+  }
+  return fetched.get(from);
+}
+
+export function letGo(job) {
+  for (const variant of [undefined, "thumbnail"]) {
+    fetched.get(address(job, variant))?.then((url) => URL.revokeObjectURL(url), () => {});
+    fetched.delete(address(job, variant));
+  }
 }
 
 // The clip, as an element that plays.
@@ -72,11 +87,11 @@ export function cardOf(job, actions) {
     if (next.status === "completed") {
       row.replaceChildren(download, again, compare, remove);
       showFacts(facts, next);
-      source(next).then((url) => {
-        download.href = url;
-        download.download = `animation-${next.result.seed ?? next.id}.${next.result.format ?? "mp4"}`;
+      download.download = `animation-${next.result.seed ?? next.id}.${next.result.format ?? "mp4"}`;
+      whenSeen(card, async () => {
+        download.href = await source(next);
+        screen.replaceChildren(await clipOf(next));
       });
-      whenSeen(card, async () => { screen.replaceChildren(await clipOf(next)); });
     } else {
       row.replaceChildren(...(next.status === "failed" ? [again, remove] : [remove]));
       showFacts(facts, next);

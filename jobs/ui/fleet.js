@@ -1,6 +1,6 @@
 // The fleet, as its control loop sees it: regions with their load, the table, the last moves with their reasons.
 
-import { ask, element, pause } from "./api.js";
+import { element, pause, read } from "./api.js";
 
 const byId = (id) => document.getElementById(id);
 const percent = (share) => (share == null ? "unknown" : `${Math.round(100 * share)} %`);
@@ -67,10 +67,10 @@ function say(text) {
 
 for (;;) {
   try {
-    const { queue } = await (await ask("about.json")).json();
+    const { queue } = await read("about.json");
     const text = `Clips being computed: ${queue.in_progress}. Clips waiting: ${queue.queued}.`;
     if (byId("queue").textContent !== text) byId("queue").textContent = text;
-    show(await (await ask("fleet.json")).json());
+    show(await read("fleet.json"));
   } catch (error) {
     say(error.status === 401 ? "This service asks for a key: enter it on the page Animate, in this tab." : error.message);
   }

@@ -1,8 +1,8 @@
 // The page's behaviour: choose pictures, submit them, follow the queue, look at what came of it.
 // All that is shown of jobs is the service's own list: a reload, or another device, shows the same.
 
-import { Problem, ask, element, key, pause } from "./api.js";
-import { cardOf, clipOf, nameOf, settingsOf } from "./cards.js";
+import { Problem, ask, element, key, pause, read } from "./api.js";
+import { cardOf, clipOf, letGo, nameOf, settingsOf } from "./cards.js";
 
 const byId = (id) => document.getElementById(id);
 const [form, fileInput, drop, chosenList, prompt, batch, go, sending, problem, list, empty, older, counts, said, state] =
@@ -84,7 +84,7 @@ async function submit() {
       URL.revokeObjectURL(one.url);
       chosen = chosen.slice(1);
       showChosen();
-      await refresh();
+      await refreshNow();
     }
     say(sending, all > 1 ? `${all} pictures are in the queue.` : "It is in the queue.");
   } catch (error) {
@@ -108,8 +108,9 @@ async function submitOne(one, fields) {
       return await ask("../v1/videos", { method: "POST", body, headers: { "Idempotency-Key": idempotency } });
     } catch (error) {
       if (!(error instanceof Problem) || ![0, 429, 503].includes(error.status) || attempt > 20) throw error;
+      if (error.retryAfter > 600) throw new Problem(error.status, `${sentence(error.message)} Come back in ${spell(error.retryAfter)}.`);
       const wait = Math.min(60, Math.max(error.retryAfter, 2 ** Math.min(attempt, 4)));
-      const why = error.status === 429 ? "The queue is full." : error.message;
+      const why = error.code === "queue_full" ? "The queue is full." : sentence(error.message);
       for (let left = Math.ceil(wait); left > 0; left -= 1) {
         say(sending, `${why} Trying again in ${left} s.`);
         await pause(1);
@@ -160,8 +161,8 @@ const actions = {
     showCompared();
   },
   async remove(job) {
-    const { card } = jobs.get(job.id);
-    const next = card.nextElementSibling || card.previousElementSibling;
+    const card = jobs.get(job.id)?.card;
+    const next = card?.nextElementSibling || card?.previousElementSibling;
     try {
       const answer = await (await ask(`../v1/videos/${job.id}`, { method: "DELETE" })).json();
       say(said, answer.computation === "none" ? "The clip is deleted." : "Stopped: its computation ends at the next step.");
@@ -170,12 +171,14 @@ const actions = {
     }
     forget(job.id);
     (next?.querySelector("button") || list).focus();
-    await refresh();
+    await refreshNow();
   },
 };
 
 function forget(id) {
-  jobs.get(id)?.card.remove();
+  const known = jobs.get(id);
+  known?.card.remove();
+  if (known) letGo(known.job);
   jobs.delete(id);
   if (compared.includes(id)) { compared = compared.filter((other) => other !== id); showCompared(); }
 }
@@ -185,7 +188,7 @@ async function refresh() {
   let more = true;
   while (more && found.length < reaches) {
     const after = found.length ? `&after=${found.at(-1).id}` : "";
-    const page = await (await ask(`../v1/videos?limit=${PAGE}${after}`)).json();
+    const page = await read(`../v1/videos?limit=${PAGE}${after}`);
     found.push(...page.data);
     more = page.has_more;
   }
@@ -214,12 +217,15 @@ async function refresh() {
   return waiting + computing;
 }
 
+// Where it does not work, `watch` says so.
+const refreshNow = () => refresh().catch(() => {});
+
 function announce(job) {
   if (job.status === "completed") say(said, `Done: ${nameOf(job)}.`);
   if (job.status === "failed") say(said, `Failed: ${nameOf(job)}. ${job.error?.message ?? ""}`);
 }
 
-older.addEventListener("click", async () => { reaches += PAGE; await refresh(); });
+older.addEventListener("click", () => { reaches += PAGE; refreshNow(); });
 
 // ---------------------------------------------------------------- side by side
 
@@ -233,7 +239,7 @@ async function showCompared() {
     const figure = element("figure", {}, element("div", { className: "screen" }), element("figcaption"));
     figure.lastChild.append(nameOf(job), element("small", { textContent: Object.entries({ seed: job.result?.seed, ...settingsOf(job) })
       .filter(([, value]) => value).map(([name, value]) => `${name} ${value}`).join(", ") }));
-    clipOf(job).then((clip) => { figure.firstChild.append(clip); });
+    clipOf(job).then((clip) => { figure.firstChild.append(clip); }, (error) => complain(error.message));
     return figure;
   }));
   panel.scrollIntoView({ block: "nearest" });
@@ -266,10 +272,9 @@ function introduce(told) {
   byId("to-fleet").hidden = !about.fleet;
   byId("limits").textContent = `PNG, JPEG or WebP, up to ${megabytes(about.max_image_bytes)} each`;
   prompt.maxLength = about.max_prompt_chars;
-  const kept = about.expires_s < 7200 ? `${Math.round(about.expires_s / 60)} minutes` : `${Math.round(about.expires_s / 3600)} hours`;
   const frames = about.fields.find((field) => field.name === "frames")?.default;
-  byId("about").textContent = (about.model ? `${about.model}: ${frames} frames of ${about.width} × ${about.height}, ${about.steps} steps. ` : "")
-    + `Clips are kept for ${kept}.`;
+  byId("about").textContent = (about.model ? `${about.model}: ${frames ? `${frames} frames of ` : ""}${about.width} × ${about.height}, ${about.steps} steps. ` : "")
+    + `Clips are kept for ${spell(about.expires_s)}.`;
   if (first) byId("options").replaceChildren(...options().map(optionOf));
 }
 
@@ -322,6 +327,10 @@ byId("key-form").addEventListener("submit", async (event) => {
 function say(where, text) { if (where.textContent !== text) where.textContent = text; }
 function complain(text) { problem.textContent = text; problem.hidden = false; }
 function clearProblem() { problem.hidden = true; }
+function sentence(text) { return /[.!?]$/.test(text) ? text : `${text}.`; }
+function spell(seconds) {
+  return seconds < 90 ? `${Math.round(seconds)} seconds` : seconds < 7200 ? `${Math.round(seconds / 60)} minutes` : `${Math.round(seconds / 3600)} hours`;
+}
 function megabytes(bytes) {
   return bytes < 2 ** 20 ? `${Math.max(1, Math.round(bytes / 1024))} kB` : `${Math.round(bytes / 2 ** 20)} MB`;
 }
@@ -335,7 +344,7 @@ async function watch() {
   for (;;) {
     let left = 0;
     try {
-      introduce(await (await ask("about.json")).json());
+      introduce(await read("about.json"));
       showState(about.state);
       if (about.needs_key && !key.get()) askForKey();
       else left = await refresh();

@@ -65,9 +65,9 @@ def until(condition, what="it holds", limit_s=LIMIT_S):
 
 
 @contextlib.contextmanager
-def served(app):
+def served(app, port=None):
     """An application on a port of its own, in a thread; gives its address."""
-    port = free_port()
+    port = port or free_port()
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -123,9 +123,9 @@ def stand_in():
     """Starts a stand-in for a GPU server."""
     with contextlib.ExitStack() as stack:
 
-        def start(**options):
+        def start(port=None, **options):
             one = StandIn(**options)
-            one.url = stack.enter_context(served(one.app()))
+            one.url = stack.enter_context(served(one.app(), port))
             return one
 
         yield start
@@ -324,6 +324,6 @@ def s3(s3_server, monkeypatch):
             self.environment = environment
 
         def names(self):
-            return sorted(str(path.relative_to(bucket)) for path in bucket.rglob("*") if path.is_file())
+            return sorted(str(path.relative_to(bucket)) for path in bucket.rglob("video_*/*") if path.is_file())
 
     return Bucket()

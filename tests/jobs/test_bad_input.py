@@ -9,7 +9,7 @@ import time
 import openai
 import pytest
 
-from .conftest import data_url, picture, until
+from .conftest import data_url, free_port, picture, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 
@@ -89,6 +89,9 @@ def test_a_field_that_is_wrong_is_named_with_its_limit(client, fields, status, p
         ("file:///etc/passwd", "others are never fetched"),
         ("data:image/png;base64,&&&", "not base64"),
         ("data:image/png;base64,aGFsbG8=", "not a PNG"),
+        ("data:image/png,abc", "not data:image/...;base64"),
+        ("data:text/html;base64,aGFsbG8=", "not data:image/...;base64"),
+        ("data:image/svg+xml;base64,PHN2Zy8+", "not a PNG"),
         ({"file_id": "file-1"}, "no store of files"),
         ({"image_url": None}, "send a picture"),
         ([1], "send a picture"),
@@ -99,6 +102,11 @@ def test_a_picture_that_is_no_file_is_never_fetched(client, value, words):
     assert answer.status_code in (400, 415)
     assert answer.json()["error"]["param"] == "input_reference"
     assert words in answer.json()["error"]["message"]
+
+
+FORM = b"".join(
+    b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n1\r\n' % name for name in (b"prompt", b"seed")
+) + b"--x--\r\n"  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -113,6 +121,12 @@ def test_a_picture_that_is_no_file_is_never_fetched(client, value, words):
         (b"", "multipart/form-data", 400),
         (b"a=b", "application/x-www-form-urlencoded", 415),
         (b"", "", 415),
+        (b'{"prompt": "a", "prompt": "b"}', "application/json", 400),
+        (b'{"a\\u0000": 1}', "application/json", 400),
+        (FORM, "multipart/form-data; boundary=x; charset=undefined", 400),
+        (FORM.replace(b'"prompt"', b'"prompt[a]"'), "multipart/form-data; boundary=x", 400),
+        (FORM.replace(b'"seed"', b'"prompt[a]"'), "multipart/form-data; boundary=x", 400),
+        (FORM.replace(b'"seed"', b'"prompt"'), "multipart/form-data; boundary=x", 400),
     ],
 )
 def test_a_body_that_cannot_be_read_is_refused(client, content, kind, status):
@@ -137,6 +151,7 @@ def test_a_slow_upload_is_ended_and_further_ones_are_told_when_to_come(stand_in,
         one.sendall(head)
     answer = until(lambda: (got := client.create()).status_code == 429 and got, "all places are taken")
     assert answer.headers["retry-after"] == "1"
+    assert answer.headers["connection"] == "close", "what follows may be the rest of its body"
     for one in slow:
         assert b"408" in one.recv(100)
         one.close()
@@ -155,14 +170,26 @@ def test_an_id_that_does_not_exist_is_not_found(client, video):
 
 @pytest.mark.parametrize(
     ("query", "param"),
-    [("limit=0", "limit"), ("limit=101", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=x", "after")],
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=x", "limit"),
+        ("order=up", "order"),
+        ("after=x", "after"),
+        ("limit=%C2%B2", "limit"),
+        ("limit=" + "1" * 5000, "limit"),
+        ("after=%00", "after"),
+    ],
 )
 def test_a_page_that_cannot_be_is_refused(client, query, param):
     answer = client.http.get(f"/v1/videos?{query}")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("PUT", "/v1/videos", 405), ("GET", "/v2", 404)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("PUT", "/v1/videos", 405), ("GET", "/v2", 404), ("POST", "/v1/videos/edits", 404)],
+)
 def test_other_paths_and_methods_answer_in_the_same_shape(client, method, path, status):
     answer = client.http.request(method, path)
     assert answer.status_code == status
@@ -171,6 +198,11 @@ def test_other_paths_and_methods_answer_in_the_same_shape(client, method, path, 
 
 def test_a_page_of_another_site_cannot_submit_where_there_are_no_keys(client):
     assert client.create(headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    for name in ("attacker.example:8080", "127.0.0.1.attacker.example", "[1", "localhost@x"):
+        answer = client.http.get("/v1/videos", headers={"Host": name})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site"), name
+    for name in ("localhost:8080", "127.0.0.1", "[::1]:80"):
+        assert client.http.get("/v1/videos", headers={"Host": name}).status_code == 200
 
 
 def test_content_before_it_is_ready_and_of_a_failed_job_says_so(stand_in, service):
@@ -225,6 +257,25 @@ def test_an_idempotency_key_gives_the_same_video_once(stand_in, service):
     assert server.count("begin") == 1
 
 
+def test_an_idempotency_key_is_of_what_was_sent_and_not_of_what_it_means_today(stand_in, service):
+    port = free_port()
+    client = service(f"http://127.0.0.1:{port}", most_queued=1)
+    head = {"Idempotency-Key": "order-17"}
+    first = client.create(seconds="1", headers=head).json()["id"]
+    stand_in(port=port)
+    client.wait(first)
+    again = client.create(seconds="1", headers=head)
+    assert (again.status_code, again.json()["id"]) == (200, first), "the model is known by now"
+    assert client.create(seconds="1.0", headers=head).status_code == 422
+    other = client.submit(image=picture(colour=(0, 0, 200)))
+    client.wait(other)
+    remix = {"url": f"/v1/videos/{first}/remix", "json": {"prompt": "p"}, "headers": {"Idempotency-Key": "remix"}}
+    made = client.http.post(**remix).json()["id"]
+    assert client.http.post(**remix).json()["id"] == made
+    assert client.http.post(**remix | {"url": f"/v1/videos/{other}/remix"}).status_code == 422
+    assert client.http.post(**remix | {"url": "/v1/videos"}).status_code == 422
+
+
 def test_a_full_queue_is_refused_with_the_time_to_come_again(stand_in, service):
     client = service(stand_in(step_s=None).url, most_queued=2, most_in_flight=1)  # none of those that wait is tried
     running = client.submit()
@@ -234,7 +285,7 @@ def test_a_full_queue_is_refused_with_the_time_to_come_again(stand_in, service):
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
     assert int(answer.headers["retry-after"]) >= 1
     assert client.get(waiting[1]).json()["queue_position"] == 2
-    files = {path.name for path in (client.data / "files").iterdir()}
+    files = {path.name for path in (client.data / "files").glob("video_*")}
     assert files == {running, *waiting}, "what was refused has left a file"
 
 
@@ -248,16 +299,28 @@ def test_parts_of_a_video_are_served(stand_in, service):
     for asked, got in [("0-4", b"video"), ("9-", b"abc"), ("-2", b"bc"), ("9-99", b"abc")]:
         part = client.http.get(f"/v1/videos/{video}/content", headers={"Range": f"bytes={asked}"})
         assert (part.status_code, part.content) == (206, got)
-    for odd in ("bytes=99-", "bytes=5-2", "bytes=-", "lines=1-2"):
+    for odd in ("bytes=99-", "bytes=5-2", "bytes=-", "bytes=-0", "lines=1-2", "bytes=0-1,3-4"):
         assert client.http.get(f"/v1/videos/{video}/content", headers={"Range": odd}).status_code == 200
+    head = client.http.head(f"/v1/videos/{video}/content")
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, "12", b"")
 
 
 def test_a_job_expires_with_its_files(stand_in, service):
     client = service(stand_in().url, expires_s=0.1)
     video = client.submit()
     until(lambda: client.get(video).status_code == 404, "it has expired")
-    assert list((client.data / "files").iterdir()) == []
+    assert list((client.data / "files").glob("video_*")) == []
     assert client.http.get("/v1/videos").json()["data"] == []
+
+
+def test_a_job_that_cannot_be_removed_keeps_no_other_one(stand_in, service):
+    server = stand_in(step_s=None)
+    client = service(server.url, expires_s=0.1)
+    stuck, other = client.submit(), client.submit()
+    (client.data / "files" / stuck / "folder").mkdir()  # somebody else's
+    server.allow(8)
+    until(lambda: not (client.data / "files" / other).exists(), "the other one has expired")
+    assert client.http.get("/readyz").status_code == 200
 
 
 def test_a_picture_comes_from_a_host_that_the_operator_allows(stand_in, service):

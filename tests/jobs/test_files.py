@@ -8,6 +8,7 @@ import pytest
 
 from jobs.errors import SettingsError, StorageError
 from jobs.files import Files, part
+from jobs.records import new_id
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -58,30 +59,43 @@ def test_a_video_without_its_end_is_no_video(files):
 
 
 def test_nothing_of_a_removed_job_is_left_and_nothing_of_another_is_touched(files):
+    first, second = new_id("video"), new_id("video")
+
     async def work():
-        for job in ("a", "ab"):
+        for job in (first, second):
             await files.put(job, "image", b"x")
             await files.save_video(job, b"x", {})
-        await files.remove("a")
-        await files.remove("a")
-        assert await files.old_ids(-60) == {"ab"}
+        await files.remove(first)
+        await files.remove(first)
+        assert await files.old_ids(-60) == {second}
         assert await files.old_ids(60) == set()
 
     run(work())
 
 
 def test_what_a_killed_process_left_of_a_write_goes_with_its_job(tmp_path):
-    files = Files(tmp_path.as_uri())
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "video#1").write_bytes(b"ha")
+    files, job = Files(tmp_path.as_uri()), new_id("video")
+    (tmp_path / job).mkdir()
+    (tmp_path / job / "video#1").write_bytes(b"ha")
 
     async def work():
-        assert await files.saved_video("a") is None
-        assert await files.old_ids(-60) == {"a"}
-        await files.remove("a")
+        assert await files.saved_video(job) is None
+        assert await files.old_ids(-60) == {job}
+        await files.remove(job)
 
     run(work())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_beside_the_jobs_is_none_of_theirs_and_files_belong_to_one_database(files):
+    async def work():
+        await files.put("reports", "2026.csv", b"x")
+        assert await files.belong_to("database_1")
+        assert await files.belong_to("database_1")
+        assert not await files.belong_to("database_2")
+        assert await files.old_ids(-60) == set()
+
+    run(work())
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_half_file(small_disk):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections import Counter
 
 import httpx
@@ -138,6 +139,27 @@ def test_a_replica_takes_over_what_a_killed_one_left_and_the_other_goes_on(proce
     assert begun(processes, videos[0])["begin"] == 2
 
 
+@pytest.mark.slow  # a lease has to lapse
+def test_a_database_that_was_gone_for_longer_than_a_lease_costs_no_computation(processes, postgres, s3):
+    stores = {"options": {"database": postgres.database(), "files": s3.url}, "environment": s3.environment}
+    gpu = processes.gpu()
+    processes.hold()
+    _, one = start(processes, gpu.url, stores)
+    start(processes, gpu.url, stores)
+    video = one.submit()
+    until(lambda: begun(processes, video)["begin"] == 1, "it is computed")
+    postgres.stop()
+    try:
+        time.sleep(4)  # a lease is of 3 s
+    finally:
+        postgres.start()
+    until(lambda: one.http.get("/readyz").status_code == 200, "it is back")
+    time.sleep(2)
+    processes.let_go()
+    one.wait(video)
+    assert begun(processes, video) == {"begin": 1, "end": 1}
+
+
 def test_a_job_that_another_replica_computes_is_stopped_by_deleting_it(processes, postgres, s3):
     stores = {"options": {"database": postgres.database(), "files": s3.url}, "environment": s3.environment}
     gpu = processes.gpu()
@@ -162,7 +184,7 @@ def test_a_job_that_was_deleted_when_the_service_was_killed_does_not_come_back(p
     jobs.kill()
     _, client = start(processes, gpu.url, {"options": {}, "environment": {}})
     assert client.get(video).status_code == 404
-    until(lambda: list((tmp_path / "data" / "files").iterdir()) == [], "its files are gone")
+    until(lambda: list((tmp_path / "data" / "files").glob("video_*")) == [], "its files are gone")
     assert begun(processes, video)["begin"] == 1
 
 

@@ -62,7 +62,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(worker=WORKERS)
     def renew(self, worker):
-        self.store.renew(worker, self.now + 10, {})
+        self.store.renew(worker, self.now + 10, dict.fromkeys(self.made))
 
     @rule(seconds=st.integers(1, 20))
     def wait(self, seconds):

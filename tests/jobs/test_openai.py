@@ -27,6 +27,16 @@ def test_a_video_is_created_polled_downloaded_listed_and_deleted(stand_in, servi
         client.videos.retrieve(video.id)
 
 
+def test_a_model_is_known_by_its_names_and_what_the_service_has_not_is_said(stand_in, service):
+    client = service(stand_in().url).openai
+    assert [one.id for one in client.models.list()] == ["stillmotion", "standin:1"]
+    assert client.models.retrieve("standin:1").id == "standin:1"
+    with pytest.raises(openai.NotFoundError, match=r"'sora-2' is not one of stillmotion, standin:1"):
+        client.models.retrieve("sora-2")
+    with pytest.raises(openai.NotFoundError, match="edits: not of this service"):
+        client.videos.edit(prompt="p", video=("clip.mp4", b"video"))
+
+
 def test_pages_of_a_list_join_without_a_gap(stand_in, service):
     client = service(stand_in().url)
     made = [client.submit(f"clip {number}") for number in range(5)]

@@ -212,6 +212,48 @@ def test_where_keys_are_needed_the_page_asks_for_one_and_keeps_it_over_a_reload(
     holds(page, "document.querySelector('.clip video')?.currentTime > 0")
 
 
+NOTHING_KEPT = (
+    "Object.defineProperty(window, 'sessionStorage', {get() { throw new DOMException('no', 'SecurityError'); }});"
+)
+
+
+def test_a_browser_that_keeps_nothing_shows_what_clients_wrote_as_text_and_says_when_a_quota_ends(
+    stand_in, service, open_page
+):
+    keys = [{"name": "ann", "sha256": hashlib.sha256(b"sk-ann").hexdigest(), "per_day": 2}]
+    server = stand_in(clip=CLIP)
+    client = service(server.url, key="sk-ann", keys=keys)
+    odd = "<img src=x onerror=alert(1)></h3><script>alert(2)</script>"
+    client.wait(client.submit(odd))
+    page = open_page(client.url)
+    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    page.add_init_script(NOTHING_KEPT)
+    page.reload()
+    page.fill("#key", "sk-ann")
+    page.click("#key-form button")
+    holds(page, "document.querySelector('.clip video')?.currentTime > 0")
+    assert page.text_content(".clip h3") == odd
+    with page.expect_download() as download:
+        page.click(".clip a.button")
+    assert Path(download.value.path()).read_bytes() == CLIP
+    submit(page, {**PICTURES[0], "name": f"{odd}.png"}, PICTURES[1])
+    page.wait_for_selector("#problem:has-text('its limit of 2 jobs a day. Come back in 24 hours.')")
+
+
+def test_an_answer_that_is_no_answer_is_said_and_what_fails_later_breaks_nothing(stand_in, service, open_page):
+    client = service(stand_in(clip=CLIP).url)
+    videos = [client.submit() for _ in range(21)]
+    client.wait(*videos)
+    page = open_page(client.url)
+    page.wait_for_selector("#older:not([hidden])")
+    page.route("**/v1/videos?*", lambda route: route.fulfill(body="<html>sign in to this network</html>"))
+    page.click("#older")
+    page.wait_for_selector("#state[data-state=gone]")
+    page.unroute("**/v1/videos?*")
+    page.wait_for_selector("#state", state="hidden")
+    holds(page, "document.querySelectorAll('.clip').length == 21")
+
+
 @BOTH
 def test_the_fleet_shows_regions_shares_and_why_requests_were_moved(stand_in, service, open_page, size):
     regions = {

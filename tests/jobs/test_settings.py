@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from jobs.errors import SettingsError
 from jobs.settings import read_settings
@@ -40,8 +41,13 @@ def test_a_list_in_the_environment_is_separated_by_commas():
         ({"keys": [{"name": "a", "sha256": "x"}]}, "keys.0.sha256: "),
         ({"keys": [{"name": "a", "sha256": "0" * 64}, {"name": "a", "sha256": "1" * 64}]}, "the same name"),
         ({"files": "gs://bucket"}, "files: "),
+        ({"files": "s3:///prefix"}, "files: "),
         ({"most_queue": 3}, "most_queue: "),
         ({"lease_s": "soon"}, "lease_s: "),
+        ({"expires_s": float("inf")}, "expires_s: Input should be less than or equal to 315360000"),
+        ({"upstream": "http://[bad"}, "upstream: not an address"),
+        ({"control": "http://:80"}, "control: not an address"),
+        ({"database": "sqlite:////srv/jobs.sqlite3"}, "database: not postgresql://"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(values, words):
@@ -77,9 +83,10 @@ def run(*arguments):
         (["serve"], "upstream: Field required"),
         (["serve", "--upstream", "http://127.0.0.1:1", "--host", "192.0.2.1"], "can be reached by others"),
         (["serve", "--upstream", "http://127.0.0.1:1", "--data", "/dev/null/x"], "data: /dev/null/x cannot be written"),
+        (["key", "two words"], "name: 'two words' is not 1 to 64 letters"),
     ],
 )
-def test_a_service_that_cannot_start_says_why_on_one_line(arguments, words):
+def test_a_command_that_cannot_do_it_says_why_on_one_line(arguments, words):
     done = run(*arguments)
     assert done.returncode == 1
     assert words in done.stderr
@@ -91,10 +98,19 @@ def test_a_key_and_a_secret_are_made():
 
     made = run("key", "web")
     secret = run("secret").stdout.strip()
-    import yaml
-
     key, _, settings = made.stdout.partition("\n\n")
     known = Settings(upstream="http://x", webhook_secret=secret, **yaml.safe_load(settings))
     assert known.key_of(key).name == "web"
     assert known.key_of("other") is None
     assert known.key_of("\udcff") is None
+
+
+def test_the_network_on_kubernetes_lets_the_service_reach_all_that_its_settings_name():
+    text = (ROOT / "deploy" / "kubernetes" / "base" / "jobs" / "jobs.yaml").read_text()
+    policies = {one["metadata"]["name"]: one["spec"] for one in yaml.safe_load_all(text) if "Policy" in one["kind"]}
+    ports = {port["port"] for rule in policies["jobs"]["egress"] for port in rule["ports"]}
+    assert ports >= {53, 443, 5432, 8443, 9900}, "names, webhooks and the bucket, database, edge, control loop"
+    # Kustomize writes the component's name into each selector of labels: another component is named by an expression.
+    (there,) = [to for rule in policies["jobs"]["egress"] for to in rule.get("to", ()) if "podSelector" in to]
+    control = [{"key": "app.kubernetes.io/component", "operator": "In", "values": ["control"]}]
+    assert there["podSelector"] == policies["jobs-reach-control"]["podSelector"] == {"matchExpressions": control}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from jobs.clock import Clock
 from jobs.errors import ApiError, SettingsError, StorageError
 from jobs.records import Job, State, new_id
 from jobs.settings import EVERYONE, Key
@@ -86,6 +88,17 @@ def test_a_second_use_of_an_idempotency_key_gives_the_first_job_or_an_error(stor
     submit(store, job("small", idempotency="k", digest="b"))  # another owner's keys are others
 
 
+def test_a_job_that_was_deleted_or_has_expired_counts_against_its_days_quota(store):
+    owner = key(per_day=2)
+    made = submit(store, job(created=10.0), job(created=20.0), by=owner)
+    store.delete(made[0], "everyone")
+    store.drop(made)
+    with pytest.raises(ApiError, match="limit of 2") as raised:
+        store.submit(job(created=30.0), owner, 10, 1.0)
+    assert raised.value.retry_after_s == 86_400 - 20
+    submit(store, job(created=86_411.0), by=owner)
+
+
 @pytest.mark.parametrize(
     ("limits", "bound", "code"),
     [({}, 2, "queue_full"), ({"most_unfinished": 2}, 10, "too_many_jobs"), ({"per_day": 2}, 10, "quota_exceeded")],
@@ -107,7 +120,7 @@ def test_only_who_holds_a_job_can_end_it_and_only_once(store):
     done = store.finish(mine, 5.0, 50.0, result={"seed": "1"})
     assert (done.state, done.progress) == (State.COMPLETED, 100)
     assert store.finish(mine, 6.0, 60.0, error={"code": "c"}) is None
-    assert [one.kind for one in store.due(1e9, 2e9)] == ["video.completed"]
+    assert [one.kind for one in store.due(1e9, 2e9, 20)] == ["video.completed"]
     assert store.get(mine.id, "everyone").result == {"seed": "1"}
 
 
@@ -132,6 +145,38 @@ def test_jobs_of_a_worker_that_is_heard_of_no_more_are_taken_over_once(store):
     assert store.get(held[1].id, "everyone").progress == 40
 
 
+def test_a_job_whose_worker_never_heard_that_it_got_it_is_taken_over(store):
+    submit(store, job(), job())
+    known, unheard = store.claim("w", 100.0, 30, 1), store.claim("w", 100.0, 30, 1)
+    assert store.renew("w", 200.0, {known.id: None}) == ({known.id}, set())
+    assert [one.id for one in store.lapsed(131.0, "other", 300.0)] == [unheard.id]
+
+
+def test_a_job_that_was_sent_and_has_not_begun_is_shown_as_queued(store):
+    submit(store, job(), job())
+    first, second = claims(store, 2)
+    assert store.get(first.id, "everyone").to_api()["status"] == "queued"
+    assert store.place(second) == 1
+    store.start(first)
+    store.renew("w", 1e9, {first.id: 5, second.id: None})
+    assert [store.get(one.id, "everyone").status for one in (first, second)] == ["in_progress", "queued"]
+    assert store.totals() == {("queued", 0): 1, ("in_progress", 0): 1}
+    store.release(first, 0.0, counts=True)
+    (again,) = claims(store, 1)
+    assert (again.id, again.status) == (first.id, "queued")
+
+
+def test_replicas_go_by_the_databases_clock(store):
+    ahead, behind = (Clock(store.now, wall=lambda off=off: time.time() + off) for off in (3600, -3600))
+    assert ahead() - behind() > 7000
+    ahead.look()
+    behind.look()
+    assert abs(ahead() - behind()) < 100
+    submit(store, job())
+    store.claim("behind", behind(), 200, 1)
+    assert store.lapsed(ahead(), "ahead", ahead() + 200) == []
+
+
 def test_a_deleted_job_is_gone_for_its_owner_and_told_to_its_worker(store):
     first, second = job(), job()
     submit(store, first, second)
@@ -140,7 +185,7 @@ def test_a_deleted_job_is_gone_for_its_owner_and_told_to_its_worker(store):
     assert store.delete(first.id, "everyone").state == State.IN_PROGRESS
     assert store.delete(first.id, "everyone") is None
     assert store.get(first.id, "everyone") is None
-    assert store.renew("w", 1e9, {}) == ({first.id}, {first.id})
+    assert store.renew("w", 1e9, {first.id: None}) == ({first.id}, {first.id})
     store.delete(second.id, "everyone")
     assert store.claim("w", 1e9, 30, 1) is None
     assert [one.id for one in store.expired(1.0)] == [second.id]
@@ -152,14 +197,14 @@ def test_a_webhook_comes_up_again_until_it_is_sent(store):
     submit(store, job(webhook="https://example.org/"))
     (mine,) = claims(store, 1)
     store.finish(mine, 5.0, 50.0, error={"code": "lost", "message": "m"})
-    (one,) = store.due(10.0, 70.0)
-    assert store.due(60.0, 70.0) == []
-    (again,) = store.due(70.0, 130.0)
+    (one,) = store.due(10.0, 70.0, 20)
+    assert store.due(60.0, 70.0, 20) == []
+    (again,) = store.due(70.0, 130.0, 20)
     assert (again.id, again.attempts) == (one.id, 1)
-    store.postpone(one.id, 500.0)
-    assert store.due(400.0, 600.0) == []
+    store.postpone(one.id, 500.0, 1)
+    assert store.due(400.0, 600.0, 20) == []
     store.sent(one.id)
-    assert store.due(1e9, 2e9) == []
+    assert store.due(1e9, 2e9, 20) == []
 
 
 def test_workers_that_ask_at_the_same_time_never_get_the_same_job(url, store):
@@ -213,7 +258,7 @@ def test_a_database_that_is_gone_is_an_error_and_comes_back_by_itself(postgres):
     store.close()
 
 
-@pytest.mark.parametrize("url", ["nonsense", "mysql://host/name"])
+@pytest.mark.parametrize("url", ["nonsense", "mysql://host/name", "postgresql://user@host:port/name"])
 def test_an_address_that_is_no_database_is_named(url):
     with pytest.raises(SettingsError, match="database: "):
         Store(url)

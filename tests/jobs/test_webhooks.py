@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -37,13 +39,15 @@ def test_a_receiver_that_refuses_is_asked_again_and_given_up_after_the_last_atte
 
 
 def test_a_receiver_that_hangs_keeps_nothing_else_waiting(stand_in, service):
-    with Receiver() as receiver:
+    with Receiver() as receiver, Receiver() as other:
         hold = asyncio.Event()
         receiver.hang = hold.wait
         client = service(stand_in().url, private_addresses=True)
-        first = client.submit(webhook_url=receiver.url)
-        until(receiver.first, "it has come")
-        client.wait(first, client.submit())
+        client.wait(*(client.submit(webhook_url=receiver.url) for _ in range(10)))
+        until(lambda: len(receiver.received) == 8, "it hangs as often as one host may")
+        client.submit(webhook_url=other.url)
+        until(other.first, "the webhook of another one has come")
+        assert client.metric('stillmotion_jobs_webhooks_total{outcome="retried"}') == 0, "the first ones hang still"
         receiver.hang = None
 
 
@@ -74,6 +78,17 @@ def test_a_signature_is_that_of_the_standard():
         "https://[::1]/",
         "https://[::ffff:10.0.0.1]/",
         "https://[2002:7f00:1::]/",
+        "https://[64:ff9b::7f00:1]/",
+        "https://[::127.0.0.1]/",
+        "https://[fec0::1]/",
+        "https://2130706433/",
+        "https://0x7f.1/",
+        "https://127。0。0。1/",
+        "https://a..b/",
+        "https://exa mple.org/",
+        "https://xn--/",
+        "https://" + "x" * 64 + ".org/",
+        "https://example.org:0/",
         "https://169.254.169.254/latest/meta-data",
         "https://0.0.0.0/",
         "https://100.64.0.1/",
@@ -104,6 +119,21 @@ def test_a_name_that_stands_for_a_private_address_is_refused_when_it_is_resolved
             await outside.send("POST", "https://localhost/", (), content=b"", headers={}, most=10)
         with pytest.raises(ForbiddenError, match="not one of the hosts"):
             outside.check("https://example.org/", ("example.com",))
+        await outside.close()
+
+    asyncio.run(work())
+
+
+def test_names_that_take_long_to_resolve_keep_nothing_else_waiting():
+    async def work():
+        busy, outside = threading.Event(), Outside(private=False)
+        pool = ThreadPoolExecutor(1)
+        pool.submit(busy.wait)
+        asyncio.get_running_loop().set_default_executor(pool)
+        # The threads that ask the database are all taken, and a name is resolved all the same: by others.
+        with pytest.raises(ForbiddenError, match="localhost is a private"):
+            await outside.send("POST", "https://localhost/", (), content=b"", headers={}, most=10)
+        busy.set()
         await outside.close()
 
     asyncio.run(work())

@@ -162,7 +162,7 @@ def test_a_certificate_that_cannot_sign_is_named_at_the_start(tmp_path):
         with pytest.raises(SettingsError, match=words):
             make_marker(good.model_copy(update=values))
     (tmp_path / "other.pem").write_bytes(certificate()[1])
-    with pytest.raises(SettingsError, match=r"STILLMOTION_C2PA_KEY: .*other.pem is not the key of"):
+    with pytest.raises(SettingsError, match=r"STILLMOTION_C2PA_KEY: .*other\.pem is not the key of"):
         make_marker(good.model_copy(update={"c2pa_key": tmp_path / "other.pem"}))
     (tmp_path / "old").mkdir()
     with pytest.raises(SettingsError, match="cannot sign"):
