@@ -253,7 +253,9 @@ def test_kernels_are_known_by_their_names(kernel, kind):
 
 
 @pytest.fixture(
-    scope="module", params=[("wan-2.1", 5), ("wan-2.2-a14b", 5), ("svd", 2), ("ltx", 9)], ids=lambda p: p[0]
+    scope="module",
+    params=[("wan-2.1", 5), ("wan-2.2-a14b", 5), ("svd", 2), ("ltx", 9), ("hunyuanvideo-1.5", 5)],
+    ids=lambda p: p[0],
 )
 def of_family(request, tmp_path_factory) -> tuple[str, Path]:
     """A small checkpoint of another family whose requests are short."""
