@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a further change, may be repeated: float8-storage, offload, float8, float8-weights, tiling, slices, "
+        help="a further change, may be repeated: float8-storage, offload, float8, float8-weights, tiling, "
         "attention:BACKEND",
     )
     parser.add_argument("--size", type=size, metavar="WxH", help="of a clip, in pixels (default: the checkpoint's)")

@@ -270,18 +270,6 @@ def tile_decoder(pipe: ImageAnimationPipeline, **sides: int) -> Change:
     return Change("tiling", f"tiles of {least[0]} x {least[1]} pixels", undo)
 
 
-def slice_decoder(pipe: ImageAnimationPipeline) -> Change:
-    """Decode a few frames at a time, where a family decodes them all at once and its autoencoder can do otherwise."""
-    vae, kind = pipe.vae, type(pipe.vae).__name__
-    name = next((one for one in ("use_framewise_decoding", "use_slicing") if hasattr(vae, one)), None)
-    # A video autoencoder slices the batch, which is one clip; one for images has the frames there.
-    if name is None or (name == "use_slicing" and kind != "AutoencoderKL"):
-        raise NotApplicable(f"slices: {kind} has none in time, or decodes frame by frame already")
-    before = getattr(vae, name)
-    setattr(vae, name, True)
-    return Change("slices", f"{kind} decodes a few frames at a time", lambda: setattr(vae, name, before))
-
-
 NAMED: Mapping[str, Named] = {
     "float8-storage": Named(
         "weights kept in float8, cast layer by layer when they compute", cast_storage, weights=True, saves_memory=True
@@ -294,7 +282,6 @@ NAMED: Mapping[str, Named] = {
         "weights of linear layers in float8 (torchao)", partial(quantise, dynamic=False), weights=True
     ),
     "tiling": Named("frames decoded in overlapping tiles", tile_decoder, decodes=True),
-    "slices": Named("a few frames decoded at a time", slice_decoder, decodes=True),
 }
 """Changes by name, beside `attention:BACKEND`."""
 

@@ -26,11 +26,18 @@ from pipeline.optimise.named import (
     named,
     offload_blocks,
     quantise,
-    slice_decoder,
     tile_decoder,
 )
 from pipeline.optimise.prepared import PreparedExperts, prepare_once
-from pipeline.optimise.runtimes import compile_blocks, compile_decoder, put, repeated_blocks, run_traced
+from pipeline.optimise.runtimes import (
+    compile_blocks,
+    compile_decoder,
+    compile_whole,
+    example_of,
+    put,
+    repeated_blocks,
+    run_traced,
+)
 from pipeline.packaging.package import package
 from pipeline.serve.engine import Animator
 from pipeline.serve.request import AnimationRequest
@@ -165,7 +172,12 @@ def test_a_program_keeps_its_weights(loaded):
     change.undo()
 
 
-def test_a_unet_whose_sensitive_layers_nobody_named_is_not_cast(i2vgen):
+def test_a_unet_is_cast_where_its_sensitive_layers_are_named(i2vgen, pia):
+    held, plain = held_bytes(pia), pia.network.conv_in.weight.clone()
+    change = cast_storage(pia)
+    assert held_bytes(pia) < held / 2
+    change.undo()
+    assert torch.equal(pia.network.conv_in.weight, plain)
     with pytest.raises(NotApplicable, match="float8-storage: diffusers names no layers of I2VGenXLUNet"):
         cast_storage(i2vgen)
 
@@ -234,21 +246,6 @@ def test_tiles_are_blended_and_a_frame_that_is_no_larger_is_left_alone(loaded):
     assert torch.equal(animate(pipe, "pt"), plain)
 
 
-def test_frames_are_decoded_a_few_at_a_time_where_they_are_not_already(loaded, i2vgen):
-    plain = i2vgen.decode_latents(torch.ones(1, 4, 3, 4, 4))
-    calls: list[int] = []
-    hook = i2vgen.vae.decoder.register_forward_pre_hook(lambda _module, inputs: calls.append(len(inputs[0])))
-    change = slice_decoder(i2vgen)
-    assert difference(i2vgen.decode_latents(torch.ones(1, 4, 3, 4, 4)), plain) < 1e-5
-    change.undo()
-    hook.remove()
-    assert calls == [1, 1, 1]
-    with pytest.raises(NotApplicable, match="slices: AutoencoderKLWan"):
-        slice_decoder(loaded("wan-2.1"))
-    slice_decoder(loaded("ltx")).undo()
-    assert not loaded("ltx").vae.use_framewise_decoding
-
-
 # ------------------------------------------------------------------ programs of transformers
 
 
@@ -288,23 +285,28 @@ def test_a_compiled_video_decoder_gives_the_same(loaded):
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("runtime", ["torchscript", "compile"])
 @pytest.mark.parametrize("kind", ["wan-2.2-a14b", "wan-2.2-ti2v", "ltx"])
-def test_a_program_of_each_network_gives_the_same(loaded, kind):
+def test_a_program_of_each_network_gives_the_same(loaded, kind, runtime):
     pipe = loaded(kind)
     plain = animate(pipe)
     below = prepare_once(pipe)
     assert isinstance(pipe.denoiser, PreparedExperts) == (len(pipe.networks) == 2)
     assert torch.equal(animate(pipe), plain)
-    change = run_traced(pipe)
+    backend = CountingBackend()
+    whole = runtime == "compile"
+    change = compile_whole(pipe, example_of(pipe), backend=backend) if whole else run_traced(pipe)
     runs = [one.run for one in getattr(pipe.denoiser, "each", {"": pipe.denoiser}).values()]
     assert len(runs) == len(pipe.networks)
     assert difference(animate(pipe), plain) < 1e-4
     assert all(run.misses == 0 for run in runs)
+    assert backend.programs == whole  # of two experts too
     with pytest.raises(NotApplicable, match="a traced or compiled program runs the network already"):
         compile_blocks(pipe)
     change.undo()
     below.undo()
     assert torch.equal(animate(pipe), plain)
+    torch.compiler.reset()
 
 
 @pytest.mark.slow
