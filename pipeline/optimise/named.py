@@ -90,7 +90,7 @@ def attention_backend(pipe: ImageAnimationPipeline, backend: str) -> Change:
     try:
         for network in pipe.networks:
             network.set_attention_backend(backend)  # type: ignore[operator]
-        _try(pipe)
+        _one_pass(pipe)()
     except Exception as error:  # unknown, not installed, not downloaded, or not for this device: each its own kind
         undo()
         reason = "is none of diffusers' back ends" if "must be one of" in str(error) else first_line(error)
@@ -104,6 +104,7 @@ def attention_backend(pipe: ImageAnimationPipeline, backend: str) -> Change:
 def fastest_backend(pipe: ImageAnimationPipeline) -> str:
     """Return the exact back end by which a pass of the first network is fastest here."""
     took: dict[str, float] = {}
+    one_pass = _one_pass(pipe)
     for backend in [name for name in attention_backends() if name in _EXACT]:
         try:
             change = attention_backend(pipe, backend)
@@ -111,7 +112,7 @@ def fastest_backend(pipe: ImageAnimationPipeline) -> str:
             if backend == "native":
                 raise
             continue
-        took[backend] = min(seconds_of(partial(_try, pipe), 3))
+        took[backend] = min(seconds_of(one_pass, 3, warm_up=1))
         change.undo()
     return min(took, key=lambda name: took[name])
 
@@ -121,10 +122,11 @@ def _processors(pipe: ImageAnimationPipeline) -> list[Any]:
     return [one for one in found if hasattr(one, "_attention_backend")]
 
 
-@torch.no_grad()
-def _try(pipe: ImageAnimationPipeline) -> None:
+def _one_pass(pipe: ImageAnimationPipeline) -> Callable[[], object]:
+    """Return what calls the network as a request does at its first step."""
     latents, timestep, cond = first_pass(pipe)
-    pipe.denoiser.start(cond)(latents, timestep)
+    predict = pipe.denoiser.start(cond)
+    return torch.no_grad()(lambda: predict(latents, timestep))
 
 
 # ------------------------------------------------------------------ memory
@@ -219,7 +221,7 @@ def quantise(pipe: ImageAnimationPipeline, *, dynamic: bool) -> Change:
     try:
         for layer in layers:
             quantize_(layer, config)
-        _try(pipe)
+        _one_pass(pipe)()
     except Exception as error:  # of torchao and its kernels, whose kinds are many
         undo()
         raise NotApplicable(f"{name}: {first_line(error)}") from error

@@ -16,7 +16,7 @@ from . import packages
 from .attention import choose_attention, fastest_backends
 from .base import Applied, NotApplicable, has_unet
 from .layout import channels_last
-from .named import named, offload_blocks
+from .named import NAMED, named, offload_blocks
 from .prepared import prepare_once, prepared_denoisers
 from .runtimes import Runtime, ShapedProgram, compile_whole, example_of, find_compiler, run_traced
 from .timing import seconds_of
@@ -63,8 +63,8 @@ def save_memory(pipe: ImageAnimationPipeline, names: Sequence[str], device: str)
         Reasons of those that do not fit.
     """
     applied, target = Applied(), torch.device(device)
-    for name in names:
-        if (change := named(name)).saves_memory:
+    for name, change in NAMED.items():  # in this order: what is offloaded has been cast
+        if change.saves_memory and name in names:
             moves = name == "offload" and target.type != "cpu"
             apply = partial(offload_blocks, device=target) if moves else change.apply
             applied.fits(partial(apply, pipe))
