@@ -205,11 +205,13 @@ class Ladder:
         compiled = (*laid_out, partial(self.attention, compiled=True))
         graphs, tuned = (partial(self.compile, mode=m) for m in ("reduce-overhead", "max-autotune-no-cudagraphs"))
 
+        float8 = (NAMED["float8"].apply, compile_blocks)
+
         def rung(name: str, note: str, own: Apply, *base: Apply, **more: Any) -> Rung:
             return Rung(name, note, (own,), "pass", base, **more)
 
-        program = {"kept": False, "program": True, "by_default": self.on_gpu}
-        if_asked = {"kept": False, "by_default": False}
+        program: dict[str, Any] = {"kept": False, "program": True, "by_default": self.on_gpu}
+        if_asked: dict[str, Any] = {"kept": False, "by_default": False}
         return [
             rung(EXACT, "diffusers' network in float32, TF32 off", without_tf32),
             rung("diffusers", "diffusers' network, eager", self.precision),
@@ -222,6 +224,7 @@ class Ladder:
             rung("ours attention", "and the fastest attention for each shape", self.attention, *laid_out),
             *(self._named(name, "pass", ours) for name, change in NAMED.items() if not change.decodes),
             rung("ours compile blocks", "torch.compile of the repeated blocks", compile_blocks, *compiled, **program),
+            Rung("ours float8 compiled", "torchao's float8 in compiled blocks", float8, "pass", ours, **program),
             rung(
                 "ours compile", "torch.compile of it all, attention chosen for it", self.compile, *compiled, **program
             ),
