@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import first_line
 from ..model.example import first_pass
 from .base import Change, NotApplicable
-from .prepared import runs_program
+from .prepared import is_entered, runs_program
 from .timing import seconds_of
 
 if TYPE_CHECKING:
@@ -169,6 +169,9 @@ def offload_blocks(pipe: ImageAnimationPipeline, device: torch.device | None = N
     _refuse_program(pipe, "offload")
     if device is None and pipe.device.type == "cpu":
         raise NotApplicable("offload: there is no GPU here, and the networks are in the processor's memory")
+    if is_entered(pipe.network):  # hooks around a block do not see that its keys are computed once a request
+        name = type(pipe.network).__name__
+        raise NotApplicable(f"offload: layers of {name} compute outside their blocks, once a request")
     device = device or pipe.device
     try:
         for network in pipe.networks:

@@ -161,6 +161,12 @@ def test_offloaded_blocks_give_the_same(loaded, kind):
         offload_blocks(pipe)
 
 
+def test_a_unet_whose_layers_compute_outside_their_blocks_is_not_offloaded(i2vgen, pia):
+    for pipe in (i2vgen, pia):
+        with pytest.raises(NotApplicable, match=f"offload: layers of {type(pipe.network).__name__} compute outside"):
+            offload_blocks(pipe, torch.device("cpu"))
+
+
 def test_a_program_keeps_its_weights(loaded):
     pipe = loaded("ltx")
     change = prepare_once(pipe)
