@@ -160,7 +160,8 @@ class Ladder:
         change = named(name)
         # A processor has no float8 units, and its memory is where blocks are offloaded to.
         here = self.on_gpu or name not in {"float8", "float8-weights", "offload"}
-        return Rung(name, change.note, (change.apply,), measure, base, kept=False, by_default=here)
+        more: dict[str, Any] = {"kept": False, "by_default": here, "program": change.compiles}
+        return Rung(name, change.note, (change.apply,), measure, base, **more)
 
     def _request(self) -> list[Rung]:
         kept: list[Apply] = []
@@ -186,10 +187,8 @@ class Ladder:
         rung("solver", f"DPM-Solver++ on log-SNR, {steps} steps", partial(use_solver, steps=steps))
         cached, text = partial(cache_blocks, threshold=CACHE_THRESHOLD), "blocks of a transformer that hardly change"
         rung("block cache", f"{text} are reused between steps", cached, keep=False, uneven=True)
-        made += [self._named(name, "request", tuple(kept)) for name in NAMED]
         rung("torchscript", "traced and frozen", self.torchscript, keep=False, program=True)
-        text = "torch.compile of the repeated blocks, which share a program"
-        rung("compile blocks", text, compile_blocks, keep=False, program=True)
+        made += [self._named(name, "request", tuple(kept)) for name in NAMED]
         text, both = "torch.compile of the whole network and the decoder", (self.compile, compile_decoder)
         rung("compile", text, *both, keep=False, program=True, by_default=self.on_gpu)
         rung("aot", "network compiled ahead of time, loaded from a file", self.aot, keep=False, program=True)
@@ -222,7 +221,11 @@ class Ladder:
             *(self._named(name, "pass", ours) for name in self._attention),
             rung("ours channels-last", "and weights and activations with channels last", _layout, *ours),
             rung("ours attention", "and the fastest attention for each shape", self.attention, *laid_out),
-            *(self._named(name, "pass", ours) for name, change in NAMED.items() if not change.decodes),
+            *(
+                self._named(name, "pass", ours)
+                for name, change in NAMED.items()
+                if not (change.decodes or change.compiles)
+            ),
             rung("ours compile blocks", "torch.compile of the repeated blocks", compile_blocks, *compiled, **program),
             Rung("ours float8 compiled", "torchao's float8 in compiled blocks", float8, "pass", ours, **program),
             rung(

@@ -20,6 +20,7 @@ from ..errors import first_line
 from ..model.example import first_pass
 from .base import Change, NotApplicable
 from .prepared import is_entered, runs_program
+from .runtimes import compile_blocks, find_compiler
 from .timing import seconds_of
 
 if TYPE_CHECKING:
@@ -42,16 +43,18 @@ class Named:
 
     Attributes:
         note: what it does, for people.
-        weights: whether it changes how weights are kept, which a program of TorchScript or AOTInductor fixes.
+        plain: whether the network's own modules have to run, and no program of TorchScript or AOTInductor for them.
         saves_memory: whether the network is changed before it is moved to the device, which need not hold it.
         decodes: whether it changes the decoder and not the network.
+        compiles: whether programs are built at the first calls.
     """
 
     note: str
     apply: Apply
-    weights: bool = False
+    plain: bool = False
     saves_memory: bool = False
     decodes: bool = False
+    compiles: bool = False
 
 
 # ------------------------------------------------------------------ attention
@@ -93,7 +96,7 @@ def attention_backend(pipe: ImageAnimationPipeline, backend: str) -> Change:
         _one_pass(pipe)()
     except Exception as error:  # unknown, not installed, not downloaded, or not for this device: each its own kind
         undo()
-        reason = "is none of diffusers' back ends" if "must be one of" in str(error) else first_line(error)
+        reason = "is none of diffusers' back ends" if "must be one of" in str(error) else first_line(error).rstrip(".")
         raise NotApplicable(f"attention: {backend!r}: {reason}{here}") from error
     finally:
         _registry.set_active_backend(active)  # of the whole process, and other models are in it
@@ -249,6 +252,11 @@ def _refuse_program(pipe: ImageAnimationPipeline, name: str) -> None:
         raise NotApplicable(f"{name}: a traced or compiled program runs the network with the weights it was made for")
 
 
+def _compile_blocks(pipe: ImageAnimationPipeline) -> Change:
+    find_compiler()
+    return compile_blocks(pipe)
+
+
 # ------------------------------------------------------------------ the decoder
 
 
@@ -277,14 +285,17 @@ def tile_decoder(pipe: ImageAnimationPipeline, **sides: int) -> Change:
 
 NAMED: Mapping[str, Named] = {
     "float8-storage": Named(
-        "weights kept in float8, cast layer by layer when they compute", cast_storage, weights=True, saves_memory=True
+        "weights kept in float8, cast layer by layer when they compute", cast_storage, plain=True, saves_memory=True
     ),
     "offload": Named(
-        "blocks in the processor's memory, moved when they compute", offload_blocks, weights=True, saves_memory=True
+        "blocks in the processor's memory, moved when they compute", offload_blocks, plain=True, saves_memory=True
     ),
-    "float8": Named("linear layers multiplied in float8 (torchao)", partial(quantise, dynamic=True), weights=True),
+    "float8": Named("linear layers multiplied in float8 (torchao)", partial(quantise, dynamic=True), plain=True),
     "float8-weights": Named(
-        "weights of linear layers in float8 (torchao)", partial(quantise, dynamic=False), weights=True
+        "weights of linear layers in float8 (torchao)", partial(quantise, dynamic=False), plain=True
+    ),
+    "compile-blocks": Named(
+        "torch.compile of the repeated blocks, which share a program", _compile_blocks, plain=True, compiles=True
     ),
     "tiling": Named("frames decoded in overlapping tiles", tile_decoder, decodes=True),
 }
@@ -302,6 +313,18 @@ def saves_memory(names: Sequence[str]) -> bool:
     return any(change.saves_memory for change in [named(name) for name in names])
 
 
+def in_order(names: Sequence[str]) -> list[str]:
+    """Return names of changes in the order in which they go together: what is compiled last computes as the others say.
+
+    Raises:
+        ValueError: as `named`.
+    """
+    for name in names:
+        named(name)
+    order = list(NAMED)
+    return sorted(names, key=lambda name: order.index(name) if name in NAMED else -1)
+
+
 def check_runtime(names: Sequence[str], runtime: str) -> None:
     """Refuse changes that do not go with a package's runtime.
 
@@ -309,10 +332,10 @@ def check_runtime(names: Sequence[str], runtime: str) -> None:
         ValueError: as `named`, or where a program holds what the change would put in its place.
     """
     for name in names:
-        if named(name).weights and runtime in {"torchscript", "aot", "auto"}:
+        if named(name).plain and runtime in {"torchscript", "aot", "auto"}:
             raise ValueError(
-                f"optimisations: {name} changes how weights are kept, which a program of runtime {runtime} was made "
-                "for; take runtime eager or compile"
+                f"optimisations: {name} changes modules of the network, and runtime {runtime} has a program in their "
+                "place; take runtime eager or compile"
             )
 
 

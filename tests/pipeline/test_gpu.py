@@ -27,7 +27,7 @@ from pipeline.optimise.packaged import tune
 from pipeline.optimise.precision import difference as precision_difference
 from pipeline.optimise.precision import set_precision
 from pipeline.optimise.prepared import prepare_once
-from pipeline.optimise.runtimes import compile_blocks, example_of
+from pipeline.optimise.runtimes import example_of
 from pipeline.packaging.package import package
 from pipeline.serve.engine import Animator
 from pipeline.serve.request import AnimationRequest
@@ -224,18 +224,18 @@ def decibels(one: Tensor, other: Tensor) -> float:
     return precision_difference(one, other, 1.0)[1]
 
 
-@pytest.mark.parametrize("name", [*NAMED, "compile blocks"])
+@pytest.mark.parametrize("name", NAMED)
 def test_a_change_of_a_transformer_leaves_its_clip_and_is_undone(transformer, name):
     _, pipe = transformer
     plain, held = seeded(pipe), held_bytes(pipe)
     try:
-        change = compile_blocks(pipe) if name == "compile blocks" else NAMED[name].apply(pipe)
+        change = NAMED[name].apply(pipe)
     except NotApplicable as error:
         pytest.skip(str(error))  # such as no torchao, or frames no larger than a tile
     changed, after = seeded(pipe), held_bytes(pipe)
     change.undo()
     assert decibels(changed, plain) > 30
-    if NAMED.get(name, NAMED["tiling"]).weights:
+    if name not in {"tiling", "compile-blocks"}:
         assert after < held
     assert held_bytes(pipe) == held
     assert decibels(seeded(pipe), plain) > 60

@@ -23,6 +23,7 @@ from pipeline.optimise.named import (
     cast_storage,
     check_runtime,
     fastest_backend,
+    in_order,
     named,
     offload_blocks,
     quantise,
@@ -172,8 +173,10 @@ def test_a_program_keeps_its_weights(loaded):
     change = prepare_once(pipe)
     put(pipe, [lambda latents, *_: latents], "none", "")
     for name, one in NAMED.items():
-        if one.weights:
-            with pytest.raises(NotApplicable, match=f"{name}: a traced or compiled program runs the network"):
+        if one.plain:
+            with pytest.raises(
+                NotApplicable, match=f"{name.split('-bl')[0]}: a traced or compiled program runs the network"
+            ):
                 one.apply(pipe)
     change.undo()
 
@@ -281,6 +284,19 @@ def test_blocks_of_one_kind_share_a_compiled_program_also_of_two_experts(loaded,
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("change", [cast_storage, lambda pipe: offload_blocks(pipe, torch.device("cpu"))])
+def test_blocks_that_are_cast_or_offloaded_compile_too(loaded, change):
+    pipe, backend = loaded("wan-2.1"), CountingBackend()
+    below = change(pipe)
+    plain = animate(pipe)
+    above = compile_blocks(pipe, backend=backend)
+    assert difference(animate(pipe), plain) < 1e-5
+    assert backend.programs
+    above.undo()
+    below.undo()
+    torch.compiler.reset()
+
+
 def test_a_compiled_video_decoder_gives_the_same(loaded):
     pipe = loaded("ltx")
     plain, backend = animate(pipe, "pt"), CountingBackend()
@@ -351,7 +367,9 @@ def test_names_are_looked_up_and_go_with_runtimes_or_not():
         named("warp")
     check_runtime(["attention:native", "tiling"], "aot")
     check_runtime(["offload"], "compile")
-    with pytest.raises(ValueError, match="optimisations: offload changes how weights are kept"):
+    names = ["compile-blocks", "offload", "attention:native", "float8-storage"]
+    assert in_order(names) == ["attention:native", "float8-storage", "offload", "compile-blocks"]
+    with pytest.raises(ValueError, match="optimisations: offload changes modules of the network, and runtime aot has"):
         check_runtime(["offload"], "aot")
 
 
