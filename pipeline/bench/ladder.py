@@ -160,7 +160,8 @@ class Ladder:
         change = named(name)
         # A processor has no float8 units, and its memory is where blocks are offloaded to.
         here = self.on_gpu or name not in {"float8", "float8-weights", "offload"}
-        return Rung(name, change.note, (change.apply,), measure, base, kept=False, by_default=here)
+        more: dict[str, Any] = {"kept": False, "by_default": here, "program": change.compiles}
+        return Rung(name, change.note, (change.apply,), measure, base, **more)
 
     def _request(self) -> list[Rung]:
         kept: list[Apply] = []
@@ -186,10 +187,8 @@ class Ladder:
         rung("solver", f"DPM-Solver++ on log-SNR, {steps} steps", partial(use_solver, steps=steps))
         cached, text = partial(cache_blocks, threshold=CACHE_THRESHOLD), "blocks of a transformer that hardly change"
         rung("block cache", f"{text} are reused between steps", cached, keep=False, uneven=True)
-        made += [self._named(name, "request", tuple(kept)) for name in NAMED]
         rung("torchscript", "traced and frozen", self.torchscript, keep=False, program=True)
-        text = "torch.compile of the repeated blocks, which share a program"
-        rung("compile blocks", text, compile_blocks, keep=False, program=True)
+        made += [self._named(name, "request", tuple(kept)) for name in NAMED]
         text, both = "torch.compile of the whole network and the decoder", (self.compile, compile_decoder)
         rung("compile", text, *both, keep=False, program=True, by_default=self.on_gpu)
         rung("aot", "network compiled ahead of time, loaded from a file", self.aot, keep=False, program=True)
@@ -205,11 +204,13 @@ class Ladder:
         compiled = (*laid_out, partial(self.attention, compiled=True))
         graphs, tuned = (partial(self.compile, mode=m) for m in ("reduce-overhead", "max-autotune-no-cudagraphs"))
 
+        float8 = (NAMED["float8"].apply, compile_blocks)
+
         def rung(name: str, note: str, own: Apply, *base: Apply, **more: Any) -> Rung:
             return Rung(name, note, (own,), "pass", base, **more)
 
-        program = {"kept": False, "program": True, "by_default": self.on_gpu}
-        if_asked = {"kept": False, "by_default": False}
+        program: dict[str, Any] = {"kept": False, "program": True, "by_default": self.on_gpu}
+        if_asked: dict[str, Any] = {"kept": False, "by_default": False}
         return [
             rung(EXACT, "diffusers' network in float32, TF32 off", without_tf32),
             rung("diffusers", "diffusers' network, eager", self.precision),
@@ -220,8 +221,13 @@ class Ladder:
             *(self._named(name, "pass", ours) for name in self._attention),
             rung("ours channels-last", "and weights and activations with channels last", _layout, *ours),
             rung("ours attention", "and the fastest attention for each shape", self.attention, *laid_out),
-            *(self._named(name, "pass", ours) for name, change in NAMED.items() if not change.decodes),
+            *(
+                self._named(name, "pass", ours)
+                for name, change in NAMED.items()
+                if not (change.decodes or change.compiles)
+            ),
             rung("ours compile blocks", "torch.compile of the repeated blocks", compile_blocks, *compiled, **program),
+            Rung("ours float8 compiled", "torchao's float8 in compiled blocks", float8, "pass", ours, **program),
             rung(
                 "ours compile", "torch.compile of it all, attention chosen for it", self.compile, *compiled, **program
             ),

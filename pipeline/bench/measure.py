@@ -437,7 +437,8 @@ def _compare(one: _Taken, previous: _Taken | None, exact: _Taken | None, part: M
     def to(other: _Taken | None) -> tuple[float | None, float | None]:
         if other is None or other is one or other.output is None or one.output is None:
             return None, None
-        return difference(one.output, other.output if one.reference is None else one.reference, peak)
+        reference = other.output if one.reference is None else one.reference
+        return difference(one.output, reference, peak) if reference.shape == one.output.shape else (None, None)
 
     figures.psnr_to_previous_db = to(previous)[1]
     error, figures.psnr_to_teacher_db = to(exact)

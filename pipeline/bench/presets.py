@@ -1,4 +1,4 @@
-"""Models that `pipeline bench` measures: the shipped teacher, or a U-Net of published size."""
+"""Models that `pipeline bench` measures: the shipped teacher, or random weights of a published size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..machine import default_device
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
 
-PRESETS = ("tiny", "i2vgen-xl")
+PRESETS = ("tiny", "i2vgen-xl", "wan-ti2v-5b", "wan-a14b")
 
 _FRAMES, _SIDE = 16, 512
 
@@ -25,12 +25,43 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """Configurations of I2VGen-XL's networks as they were published; the encoders are OpenCLIP's ViT-H."""
 
+WAN: dict[str, dict[str, dict[str, Any]]] = {
+    "wan-ti2v-5b": {
+        "transformer": {
+            "num_attention_heads": 24,
+            "in_channels": 48,
+            "out_channels": 48,
+            "ffn_dim": 14336,
+            "num_layers": 30,
+        },
+        "vae": {
+            "base_dim": 160,
+            "decoder_base_dim": 256,
+            "z_dim": 48,
+            "in_channels": 12,
+            "out_channels": 12,
+            "patch_size": 2,
+            "is_residual": True,
+            "scale_factor_spatial": 16,
+            "latents_mean": [0.0] * 48,
+            "latents_std": [1.0] * 48,
+        },
+        "request": {"num_frames": 121, "height": 704, "width": 1280, "num_inference_steps": 50, "fps": 24},
+    },
+    "wan-a14b": {  # one of its experts, whose passes are those of the other
+        "transformer": {"in_channels": 36, "out_channels": 16},
+        "vae": {},
+        "request": {"num_frames": 81, "height": 480, "width": 832, "num_inference_steps": 40, "fps": 16},
+    },
+}
+"""Requests, and configurations of Wan 2.2's networks as published, where they are not their classes' own."""
+
 
 def open_preset(preset: str, model: str | None) -> tuple[ImageAnimationPipeline, str]:
     """Return the pipeline of a preset's model, on the accelerator where there is one, and its name.
 
     Args:
-        model: folder or hub id; None: the shipped teacher ("tiny") or random weights ("i2vgen-xl").
+        model: folder or hub id; None: the shipped teacher ("tiny") or random weights (all others).
 
     Raises:
         ModelError: the checkpoint is missing or cannot be loaded.
@@ -39,7 +70,11 @@ def open_preset(preset: str, model: str | None) -> tuple[ImageAnimationPipeline,
 
     if preset == "i2vgen-xl" and model is None:
         return random_i2vgen_xl(device=default_device()), "random weights of I2VGen-XL's size"
+    if preset in WAN and model is None:
+        return random_wan(WAN[preset], device=default_device()), f"random weights of the size of {preset}"
     animator = open_checkpoint(model)
+    if preset in WAN:
+        animator.pipe.register_to_config(**WAN[preset]["request"])
     if preset == "i2vgen-xl":
         scales = {"guidance_scale": 9.0, "image_guidance_scale": 1.5 if animator.pipe.family.drops_picture else None}
         animator.pipe.register_to_config(
@@ -94,6 +129,48 @@ def random_i2vgen_xl(
         num_inference_steps=32,
         guidance_scale=9.0,
         image_guidance_scale=1.5,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def random_wan(sizes: dict[str, dict[str, Any]], device: str = "cpu") -> ImageAnimationPipeline:
+    """Return a Wan pipeline with random weights: its speed and memory are those of the published one, but for the text.
+
+    The text encoder has two layers of the published width, since a request encodes its prompt once.
+
+    Args:
+        sizes: configurations as in `WAN`, and `text` for a text encoder of another width.
+        device: as of `random_i2vgen_xl`.
+    """
+    import torch
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+    from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+    from ..model.animation import ImageAnimationPipeline
+
+    torch.manual_seed(0)
+    letters = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((chr(code), -2.0) for code in (0x2581, *range(97, 123))),
+    ]
+    text = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 2, **sizes.get("text", {})}
+    config = UMT5Config(vocab_size=len(letters), decoder_start_token_id=0, **text)
+    with torch.device(device):
+        parts = {
+            "transformer": WanTransformer3DModel(**{"text_dim": config.d_model, **sizes["transformer"]}),
+            "vae": AutoencoderKLWan(**sizes["vae"]),
+            "text_encoder": UMT5EncoderModel(config),
+        }
+    pipe = ImageAnimationPipeline(
+        **{name: part.eval() for name, part in parts.items()},
+        tokenizer=T5Tokenizer(vocab=letters, extra_ids=0, model_max_length=512),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0),
+        expand_timesteps=parts["vae"].config.z_dim == parts["transformer"].config.in_channels,
+        guidance_scale=5.0,
+        **sizes["request"],
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

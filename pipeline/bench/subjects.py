@@ -50,6 +50,8 @@ def diffusers_request(pipe: ImageAnimationPipeline, account: Account | None = No
     known = inspect.signature(kind.__init__).parameters
     options = {name: config[name] for name in family.options if name in known}
     theirs = kind(**{name: part for name, part in pipe.components.items() if name in known}, **options)
+    if hasattr(theirs, "target_size"):  # HunyuanVideo-1.5 takes no size, and looks for one of as many pixels
+        theirs.target_size = round(math.sqrt(height * width))
     theirs.progress_bar = lambda *_arguments, **_options: _Progress(account or Account())
     given = {
         "image": example_picture(height, width),

@@ -13,7 +13,9 @@ from .options import positive
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--preset", choices=("tiny", "i2vgen-xl"), default="tiny", help="default: tiny")
+    parser.add_argument(
+        "--preset", choices=("tiny", "i2vgen-xl", "wan-ti2v-5b", "wan-a14b"), default="tiny", help="default: tiny"
+    )
     parser.add_argument(
         "--model", metavar="FOLDER_OR_ID", help="checkpoint (default: the shipped teacher, or random weights)"
     )

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a further change, may be repeated: float8-storage, offload, float8, float8-weights, tiling, slices, "
-        "attention:BACKEND",
+        help="a further change, may be repeated: float8-storage, offload, float8, float8-weights, compile-blocks, "
+        "tiling, attention:BACKEND",
     )
     parser.add_argument("--size", type=size, metavar="WxH", help="of a clip, in pixels (default: the checkpoint's)")
     parser.add_argument("--frames", type=positive, metavar="N", help="of a clip (default: the checkpoint's)")

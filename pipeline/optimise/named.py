@@ -19,7 +19,8 @@ from torch import nn
 from ..errors import first_line
 from ..model.example import first_pass
 from .base import Change, NotApplicable
-from .prepared import runs_program
+from .prepared import is_entered, runs_program
+from .runtimes import compile_blocks, find_compiler
 from .timing import seconds_of
 
 if TYPE_CHECKING:
@@ -42,16 +43,18 @@ class Named:
 
     Attributes:
         note: what it does, for people.
-        weights: whether it changes how weights are kept, which a program of TorchScript or AOTInductor fixes.
+        plain: whether the network's own modules have to run, and no program of TorchScript or AOTInductor for them.
         saves_memory: whether the network is changed before it is moved to the device, which need not hold it.
         decodes: whether it changes the decoder and not the network.
+        compiles: whether programs are built at the first calls.
     """
 
     note: str
     apply: Apply
-    weights: bool = False
+    plain: bool = False
     saves_memory: bool = False
     decodes: bool = False
+    compiles: bool = False
 
 
 # ------------------------------------------------------------------ attention
@@ -90,10 +93,10 @@ def attention_backend(pipe: ImageAnimationPipeline, backend: str) -> Change:
     try:
         for network in pipe.networks:
             network.set_attention_backend(backend)  # type: ignore[operator]
-        _try(pipe)
+        _one_pass(pipe)()
     except Exception as error:  # unknown, not installed, not downloaded, or not for this device: each its own kind
         undo()
-        reason = "is none of diffusers' back ends" if "must be one of" in str(error) else first_line(error)
+        reason = "is none of diffusers' back ends" if "must be one of" in str(error) else first_line(error).rstrip(".")
         raise NotApplicable(f"attention: {backend!r}: {reason}{here}") from error
     finally:
         _registry.set_active_backend(active)  # of the whole process, and other models are in it
@@ -104,6 +107,7 @@ def attention_backend(pipe: ImageAnimationPipeline, backend: str) -> Change:
 def fastest_backend(pipe: ImageAnimationPipeline) -> str:
     """Return the exact back end by which a pass of the first network is fastest here."""
     took: dict[str, float] = {}
+    one_pass = _one_pass(pipe)
     for backend in [name for name in attention_backends() if name in _EXACT]:
         try:
             change = attention_backend(pipe, backend)
@@ -111,7 +115,7 @@ def fastest_backend(pipe: ImageAnimationPipeline) -> str:
             if backend == "native":
                 raise
             continue
-        took[backend] = min(seconds_of(partial(_try, pipe), 3))
+        took[backend] = min(seconds_of(one_pass, 3, warm_up=1))
         change.undo()
     return min(took, key=lambda name: took[name])
 
@@ -121,10 +125,11 @@ def _processors(pipe: ImageAnimationPipeline) -> list[Any]:
     return [one for one in found if hasattr(one, "_attention_backend")]
 
 
-@torch.no_grad()
-def _try(pipe: ImageAnimationPipeline) -> None:
+def _one_pass(pipe: ImageAnimationPipeline) -> Callable[[], object]:
+    """Return what calls the network as a request does at its first step."""
     latents, timestep, cond = first_pass(pipe)
-    pipe.denoiser.start(cond)(latents, timestep)
+    predict = pipe.denoiser.start(cond)
+    return torch.no_grad()(lambda: predict(latents, timestep))
 
 
 # ------------------------------------------------------------------ memory
@@ -167,6 +172,9 @@ def offload_blocks(pipe: ImageAnimationPipeline, device: torch.device | None = N
     _refuse_program(pipe, "offload")
     if device is None and pipe.device.type == "cpu":
         raise NotApplicable("offload: there is no GPU here, and the networks are in the processor's memory")
+    if is_entered(pipe.network):  # hooks around a block do not see that its keys are computed once a request
+        name = type(pipe.network).__name__
+        raise NotApplicable(f"offload: layers of {name} compute outside their blocks, once a request")
     device = device or pipe.device
     try:
         for network in pipe.networks:
@@ -219,7 +227,7 @@ def quantise(pipe: ImageAnimationPipeline, *, dynamic: bool) -> Change:
     try:
         for layer in layers:
             quantize_(layer, config)
-        _try(pipe)
+        _one_pass(pipe)()
     except Exception as error:  # of torchao and its kernels, whose kinds are many
         undo()
         raise NotApplicable(f"{name}: {first_line(error)}") from error
@@ -242,6 +250,11 @@ def _linears(network: nn.Module, divisor: int) -> list[nn.Linear]:
 def _refuse_program(pipe: ImageAnimationPipeline, name: str) -> None:
     if runs_program(pipe):
         raise NotApplicable(f"{name}: a traced or compiled program runs the network with the weights it was made for")
+
+
+def _compile_blocks(pipe: ImageAnimationPipeline) -> Change:
+    find_compiler()
+    return compile_blocks(pipe)
 
 
 # ------------------------------------------------------------------ the decoder
@@ -270,31 +283,21 @@ def tile_decoder(pipe: ImageAnimationPipeline, **sides: int) -> Change:
     return Change("tiling", f"tiles of {least[0]} x {least[1]} pixels", undo)
 
 
-def slice_decoder(pipe: ImageAnimationPipeline) -> Change:
-    """Decode a few frames at a time, where a family decodes them all at once and its autoencoder can do otherwise."""
-    vae, kind = pipe.vae, type(pipe.vae).__name__
-    name = next((one for one in ("use_framewise_decoding", "use_slicing") if hasattr(vae, one)), None)
-    # A video autoencoder slices the batch, which is one clip; one for images has the frames there.
-    if name is None or (name == "use_slicing" and kind != "AutoencoderKL"):
-        raise NotApplicable(f"slices: {kind} has none in time, or decodes frame by frame already")
-    before = getattr(vae, name)
-    setattr(vae, name, True)
-    return Change("slices", f"{kind} decodes a few frames at a time", lambda: setattr(vae, name, before))
-
-
 NAMED: Mapping[str, Named] = {
     "float8-storage": Named(
-        "weights kept in float8, cast layer by layer when they compute", cast_storage, weights=True, saves_memory=True
+        "weights kept in float8, cast layer by layer when they compute", cast_storage, plain=True, saves_memory=True
     ),
     "offload": Named(
-        "blocks in the processor's memory, moved when they compute", offload_blocks, weights=True, saves_memory=True
+        "blocks in the processor's memory, moved when they compute", offload_blocks, plain=True, saves_memory=True
     ),
-    "float8": Named("linear layers multiplied in float8 (torchao)", partial(quantise, dynamic=True), weights=True),
+    "float8": Named("linear layers multiplied in float8 (torchao)", partial(quantise, dynamic=True), plain=True),
     "float8-weights": Named(
-        "weights of linear layers in float8 (torchao)", partial(quantise, dynamic=False), weights=True
+        "weights of linear layers in float8 (torchao)", partial(quantise, dynamic=False), plain=True
+    ),
+    "compile-blocks": Named(
+        "torch.compile of the repeated blocks, which share a program", _compile_blocks, plain=True, compiles=True
     ),
     "tiling": Named("frames decoded in overlapping tiles", tile_decoder, decodes=True),
-    "slices": Named("a few frames decoded at a time", slice_decoder, decodes=True),
 }
 """Changes by name, beside `attention:BACKEND`."""
 
@@ -310,6 +313,18 @@ def saves_memory(names: Sequence[str]) -> bool:
     return any(change.saves_memory for change in [named(name) for name in names])
 
 
+def in_order(names: Sequence[str]) -> list[str]:
+    """Return names of changes in the order in which they go together: what is compiled last computes as the others say.
+
+    Raises:
+        ValueError: as `named`.
+    """
+    for name in names:
+        named(name)
+    order = list(NAMED)
+    return sorted(names, key=lambda name: order.index(name) if name in NAMED else -1)
+
+
 def check_runtime(names: Sequence[str], runtime: str) -> None:
     """Refuse changes that do not go with a package's runtime.
 
@@ -317,10 +332,10 @@ def check_runtime(names: Sequence[str], runtime: str) -> None:
         ValueError: as `named`, or where a program holds what the change would put in its place.
     """
     for name in names:
-        if named(name).weights and runtime in {"torchscript", "aot", "auto"}:
+        if named(name).plain and runtime in {"torchscript", "aot", "auto"}:
             raise ValueError(
-                f"optimisations: {name} changes how weights are kept, which a program of runtime {runtime} was made "
-                "for; take runtime eager or compile"
+                f"optimisations: {name} changes modules of the network, and runtime {runtime} has a program in their "
+                "place; take runtime eager or compile"
             )
 
 

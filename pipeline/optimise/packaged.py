@@ -16,7 +16,7 @@ from . import packages
 from .attention import choose_attention, fastest_backends
 from .base import Applied, NotApplicable, has_unet
 from .layout import channels_last
-from .named import named, offload_blocks
+from .named import in_order, named, offload_blocks
 from .prepared import prepare_once, prepared_denoisers
 from .runtimes import Runtime, ShapedProgram, compile_whole, example_of, find_compiler, run_traced
 from .timing import seconds_of
@@ -63,7 +63,7 @@ def save_memory(pipe: ImageAnimationPipeline, names: Sequence[str], device: str)
         Reasons of those that do not fit.
     """
     applied, target = Applied(), torch.device(device)
-    for name in names:
+    for name in in_order(names):
         if (change := named(name)).saves_memory:
             moves = name == "offload" and target.type != "cpu"
             apply = partial(offload_blocks, device=target) if moves else change.apply
@@ -85,7 +85,7 @@ def speed_up(pipe: ImageAnimationPipeline, runtime: str, programs: Path, names: 
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime: {runtime!r} is not one of {', '.join(RUNTIMES)}")
-    chosen = [change for change in map(named, names) if not change.saves_memory]
+    chosen = [change for change in map(named, in_order(names)) if not change.saves_memory]
     without_compiler = ""
     if runtime == "compile":
         try:

@@ -9,11 +9,14 @@ its SHA-256 is compared before it is opened.
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -136,8 +139,7 @@ def build(pipe: ImageAnimationPipeline, examples: Sequence[Example], folder: Pat
 
 def _build(module: StepModule, example: Example, path: Path) -> Program:
     began = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch's own deprecations
+    with _without_reports():
         try:
             exported = torch.export.export(module, example.inputs, strict=False)
             torch._inductor.aoti_compile_and_package(  # noqa: SLF001  # the documented entry point
@@ -161,6 +163,19 @@ def _build(module: StepModule, example: Example, path: Path) -> Program:
         weights=weights_key(weights_of(module)),
         build_s=round(time.perf_counter() - began, 2),
     )
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Keep the exporter's reports away: deprecations, and the whole graph where a line of it cannot be exported."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def load(pipe: ImageAnimationPipeline, folder: Path) -> Change:

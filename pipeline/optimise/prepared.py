@@ -172,6 +172,11 @@ class MotionStep(ContextStep):
 _STEPS: dict[type[nn.Module], type[StepModule]] = {I2VGenXLUNet: I2VGenXLStep, UNetMotionModel: MotionStep}
 
 
+def is_entered(network: nn.Module) -> bool:
+    """Return whether its step module calls the network's layers one by one, past its own `forward`."""
+    return isinstance(network, tuple(_STEPS))
+
+
 class PreparedDenoiser:
     """Computes a request's constants once, and runs the step module.
 

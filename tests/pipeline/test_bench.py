@@ -15,9 +15,10 @@ from pipeline import ImageAnimationPipeline
 from pipeline.bench import bench, table
 from pipeline.bench.ladder import EXACT, Ladder, Rung, plan, use_solver, without_tf32
 from pipeline.bench.measure import RungResult
-from pipeline.bench.presets import random_i2vgen_xl
+from pipeline.bench.presets import WAN, random_i2vgen_xl, random_wan
 from pipeline.bench.profile import class_of
 from pipeline.bench.report import markdown, write
+from pipeline.bench.subjects import diffusers_request
 from pipeline.commands.cli import main
 from pipeline.errors import StillmotionError
 from pipeline.machine import PeakMemory
@@ -253,7 +254,9 @@ def test_kernels_are_known_by_their_names(kernel, kind):
 
 
 @pytest.fixture(
-    scope="module", params=[("wan-2.1", 5), ("wan-2.2-a14b", 5), ("svd", 2), ("ltx", 9)], ids=lambda p: p[0]
+    scope="module",
+    params=[("wan-2.1", 5), ("wan-2.2-a14b", 5), ("svd", 2), ("ltx", 9), ("hunyuanvideo-1.5", 5)],
+    ids=lambda p: p[0],
 )
 def of_family(request, tmp_path_factory) -> tuple[str, Path]:
     """A small checkpoint of another family whose requests are short."""
@@ -371,6 +374,23 @@ def test_the_published_size_is_i2vgen_xls_and_weights_are_made_on_the_device_and
     for part in (made.unet, made.vae, made.text_encoder, made.image_encoder):
         assert all(tensor.is_meta for tensor in part.state_dict().values())
     assert made.scheduler.alphas_cumprod.device.type == "cpu"
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("wan-ti2v-5b", 5000), ("wan-a14b", 14289)])
+def test_the_published_sizes_of_wan_are_made_on_the_device_and_small_ones_animate(preset, millions):
+    made = random_wan(WAN[preset], device="meta")
+    assert round(sum(parameter.numel() for parameter in made.network.parameters()) / 10**6) == millions
+    assert all(tensor.is_meta for part in (made.network, made.vae) for tensor in part.state_dict().values())
+    widths = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "ffn_dim": 16}
+    small = {
+        "transformer": {**WAN[preset]["transformer"], **widths},
+        "vae": {**WAN[preset]["vae"], "base_dim": 3, "decoder_base_dim": None, "num_res_blocks": 1},
+        "text": {"d_model": 32, "d_ff": 16, "d_kv": 8, "num_heads": 4},
+        "request": {**WAN[preset]["request"], "num_frames": 5, "height": 32, "width": 64, "num_inference_steps": 1},
+    }
+    pipe = random_wan(small)
+    assert pipe.config.expand_timesteps == (preset == "wan-ti2v-5b")
+    assert diffusers_request(pipe).shape == (5, 32, 64, 3)
 
 
 def test_plans_and_solvers_are_undone(i2vgen):

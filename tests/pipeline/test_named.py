@@ -23,14 +23,22 @@ from pipeline.optimise.named import (
     cast_storage,
     check_runtime,
     fastest_backend,
+    in_order,
     named,
     offload_blocks,
     quantise,
-    slice_decoder,
     tile_decoder,
 )
 from pipeline.optimise.prepared import PreparedExperts, prepare_once
-from pipeline.optimise.runtimes import compile_blocks, compile_decoder, put, repeated_blocks, run_traced
+from pipeline.optimise.runtimes import (
+    compile_blocks,
+    compile_decoder,
+    compile_whole,
+    example_of,
+    put,
+    repeated_blocks,
+    run_traced,
+)
 from pipeline.packaging.package import package
 from pipeline.serve.engine import Animator
 from pipeline.serve.request import AnimationRequest
@@ -154,18 +162,31 @@ def test_offloaded_blocks_give_the_same(loaded, kind):
         offload_blocks(pipe)
 
 
+def test_a_unet_whose_layers_compute_outside_their_blocks_is_not_offloaded(i2vgen, pia):
+    for pipe in (i2vgen, pia):
+        with pytest.raises(NotApplicable, match=f"offload: layers of {type(pipe.network).__name__} compute outside"):
+            offload_blocks(pipe, torch.device("cpu"))
+
+
 def test_a_program_keeps_its_weights(loaded):
     pipe = loaded("ltx")
     change = prepare_once(pipe)
     put(pipe, [lambda latents, *_: latents], "none", "")
     for name, one in NAMED.items():
-        if one.weights:
-            with pytest.raises(NotApplicable, match=f"{name}: a traced or compiled program runs the network"):
+        if one.plain:
+            with pytest.raises(
+                NotApplicable, match=f"{name.split('-bl')[0]}: a traced or compiled program runs the network"
+            ):
                 one.apply(pipe)
     change.undo()
 
 
-def test_a_unet_whose_sensitive_layers_nobody_named_is_not_cast(i2vgen):
+def test_a_unet_is_cast_where_its_sensitive_layers_are_named(i2vgen, pia):
+    held, plain = held_bytes(pia), pia.network.conv_in.weight.clone()
+    change = cast_storage(pia)
+    assert held_bytes(pia) < held / 2
+    change.undo()
+    assert torch.equal(pia.network.conv_in.weight, plain)
     with pytest.raises(NotApplicable, match="float8-storage: diffusers names no layers of I2VGenXLUNet"):
         cast_storage(i2vgen)
 
@@ -234,21 +255,6 @@ def test_tiles_are_blended_and_a_frame_that_is_no_larger_is_left_alone(loaded):
     assert torch.equal(animate(pipe, "pt"), plain)
 
 
-def test_frames_are_decoded_a_few_at_a_time_where_they_are_not_already(loaded, i2vgen):
-    plain = i2vgen.decode_latents(torch.ones(1, 4, 3, 4, 4))
-    calls: list[int] = []
-    hook = i2vgen.vae.decoder.register_forward_pre_hook(lambda _module, inputs: calls.append(len(inputs[0])))
-    change = slice_decoder(i2vgen)
-    assert difference(i2vgen.decode_latents(torch.ones(1, 4, 3, 4, 4)), plain) < 1e-5
-    change.undo()
-    hook.remove()
-    assert calls == [1, 1, 1]
-    with pytest.raises(NotApplicable, match="slices: AutoencoderKLWan"):
-        slice_decoder(loaded("wan-2.1"))
-    slice_decoder(loaded("ltx")).undo()
-    assert not loaded("ltx").vae.use_framewise_decoding
-
-
 # ------------------------------------------------------------------ programs of transformers
 
 
@@ -278,6 +284,19 @@ def test_blocks_of_one_kind_share_a_compiled_program_also_of_two_experts(loaded,
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("change", [cast_storage, lambda pipe: offload_blocks(pipe, torch.device("cpu"))])
+def test_blocks_that_are_cast_or_offloaded_compile_too(loaded, change):
+    pipe, backend = loaded("wan-2.1"), CountingBackend()
+    below = change(pipe)
+    plain = animate(pipe)
+    above = compile_blocks(pipe, backend=backend)
+    assert difference(animate(pipe), plain) < 1e-5
+    assert backend.programs
+    above.undo()
+    below.undo()
+    torch.compiler.reset()
+
+
 def test_a_compiled_video_decoder_gives_the_same(loaded):
     pipe = loaded("ltx")
     plain, backend = animate(pipe, "pt"), CountingBackend()
@@ -288,23 +307,28 @@ def test_a_compiled_video_decoder_gives_the_same(loaded):
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("runtime", ["torchscript", "compile"])
 @pytest.mark.parametrize("kind", ["wan-2.2-a14b", "wan-2.2-ti2v", "ltx"])
-def test_a_program_of_each_network_gives_the_same(loaded, kind):
+def test_a_program_of_each_network_gives_the_same(loaded, kind, runtime):
     pipe = loaded(kind)
     plain = animate(pipe)
     below = prepare_once(pipe)
     assert isinstance(pipe.denoiser, PreparedExperts) == (len(pipe.networks) == 2)
     assert torch.equal(animate(pipe), plain)
-    change = run_traced(pipe)
+    backend = CountingBackend()
+    whole = runtime == "compile"
+    change = compile_whole(pipe, example_of(pipe), backend=backend) if whole else run_traced(pipe)
     runs = [one.run for one in getattr(pipe.denoiser, "each", {"": pipe.denoiser}).values()]
     assert len(runs) == len(pipe.networks)
     assert difference(animate(pipe), plain) < 1e-4
     assert all(run.misses == 0 for run in runs)
+    assert backend.programs == whole  # of two experts too
     with pytest.raises(NotApplicable, match="a traced or compiled program runs the network already"):
         compile_blocks(pipe)
     change.undo()
     below.undo()
     assert torch.equal(animate(pipe), plain)
+    torch.compiler.reset()
 
 
 @pytest.mark.slow
@@ -343,7 +367,9 @@ def test_names_are_looked_up_and_go_with_runtimes_or_not():
         named("warp")
     check_runtime(["attention:native", "tiling"], "aot")
     check_runtime(["offload"], "compile")
-    with pytest.raises(ValueError, match="optimisations: offload changes how weights are kept"):
+    names = ["compile-blocks", "offload", "attention:native", "float8-storage"]
+    assert in_order(names) == ["attention:native", "float8-storage", "offload", "compile-blocks"]
+    with pytest.raises(ValueError, match="optimisations: offload changes modules of the network, and runtime aot has"):
         check_runtime(["offload"], "aot")
 
 
