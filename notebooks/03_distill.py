@@ -145,7 +145,9 @@ base = DistillSettings(
 
 def train(name: str, settings: DistillSettings) -> tuple[Animator, list[float]]:
     """A student, and its losses."""
-    distiller = Distiller(teacher.pipe, source, settings, stage.path / "training" / name.replace(" ", "-"))
+    training = stage.path / "training"
+    own = training / name.replace(" ", "-")
+    distiller = Distiller(teacher.pipe, source, settings, own, encoded=training / "encoded")
     print(f"{name}: from {distiller.grid.teacher_steps} steps of the teacher")
     drawn = SampleGrid(teacher.pipe, source[10 * updates], stage.path / "samples" / name.replace(" ", "-"), seed)
     said = Counter(f"{name}: update", news, times=5)

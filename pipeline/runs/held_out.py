@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL.Image import Image
 
 from ..clips import ClipGenerator
+from ..console import news
 from ..distill.folders import CaptionedSource, open_folder
 from ..errors import StillmotionError
 from ..judge.evaluate import Comparison, EvaluationResult, compare_students, evaluate
@@ -97,8 +98,14 @@ class HeldOut:
         Raises:
             StillmotionError: no such folder, or what it takes is not installed.
         """
-        own = model == name_of(EMBEDDED_TEACHER) or not all(find_spec(name) for name in ("skimage", "cv2"))
-        on = on or (GENERATED if own else PHOTOGRAPHS)
+        if not on and model != name_of(EMBEDDED_TEACHER):
+            able = all(find_spec(name) for name in ("skimage", "cv2"))
+            on = PHOTOGRAPHS if able else GENERATED
+            if not able:
+                news(
+                    f"{model} is shown and judged on generated clips: photographs take pip install 'stillmotion[judge]'"
+                )
+        on = on or GENERATED
         pictures = None if on == GENERATED else tuple(listed(on))
         return cls(pictures, clips, seed, seeds_per_clip)
 
