@@ -102,9 +102,7 @@ class HeldOut:
             able = all(find_spec(name) for name in ("skimage", "cv2"))
             on = PHOTOGRAPHS if able else GENERATED
             if not able:
-                news(
-                    f"{model} is shown and judged on generated clips: photographs take pip install 'stillmotion[judge]'"
-                )
+                news(f"{model} is judged on generated clips: photographs take pip install 'stillmotion[judge]'")
         on = on or GENERATED
         pictures = None if on == GENERATED else tuple(listed(on))
         return cls(pictures, clips, seed, seeds_per_clip)
