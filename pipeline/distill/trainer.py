@@ -35,7 +35,7 @@ from .checkpoint import Averaged, CheckpointFolder, DistillationError, Interrupt
 from .data import Examples, Source, read
 from .encoded import EncodedSource, encode_once
 from .folders import CaptionedSource
-from .memory import SharedBase, checkpoint_blocks, merge_lora
+from .memory import SharedBase, additions_alone, checkpoint_blocks, merge_lora
 from .passes import Networks, conditions, draw_scales, networks_of, seeded, student_pass, teacher_pass
 from .settings import DistillSettings
 from .student import build_student, check_guidance_range, shares_base, student_network, teacher_digest, teacher_grid
@@ -118,7 +118,7 @@ class Distiller:
         if shares_base(settings):
             with seeded(settings.seed, self.accelerator.device):
                 self._shared = SharedBase(networks_of(teacher), settings.lora_rank)
-            self.accelerator.register_save_state_pre_hook(_additions_alone)
+            self.accelerator.register_save_state_pre_hook(additions_alone)
             network = Networks(teacher, self._shared.networks)
         else:
             network = student_network(teacher, settings)
@@ -402,13 +402,6 @@ class Distiller:
             "guidance_scale": self.guidance.text,
             "image_guidance_scale": self.guidance.image,
         }
-
-
-def _additions_alone(_models: list[nn.Module], weights: list[dict[str, Tensor]], _folder: str) -> None:
-    """Leave out of a checkpoint what is the teacher's."""
-    for state in weights:
-        for name in [name for name in state if "lora_" not in name]:
-            del state[name]
 
 
 def _accelerator(settings: DistillSettings, networks: int) -> Accelerator:
