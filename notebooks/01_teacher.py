@@ -23,10 +23,13 @@
 # %% tags=["parameters"]
 teacher = ""  # folder in diffusers format or hub id; empty: the small teacher that ships with the project
 run_folder = "runs/notebook"  # results go to its folder 01_teacher
-samples = ""  # YAML list of pictures and prompts; empty: the project's own in assets/
+samples = ""  # YAML list of pictures and prompts; empty: the project's own in assets/, or photographs, as below
 pictures = 6  # how many of them
-evaluation_clips = 16  # held-out generated clips to judge it on; 0 leaves that out
-seed = 0  # of the held-out clips
+judged_on = (
+    ""  # "generated" clips, "photographs" or a folder; empty: the first for the shipped teacher, else the second
+)
+evaluation_clips = 16  # how many of these it is judged on; 0 leaves that out
+seed = 0  # of the noise, and of generated clips
 
 # %%
 from pipeline.quiet import quiet_libraries
@@ -37,21 +40,21 @@ quiet_libraries()  # before anything imports them
 from dataclasses import asdict
 
 from pipeline.bench.baseline import baseline, branch_clips
-from pipeline.judge.evaluate import evaluate
 from pipeline.machine import machine, versions
 from pipeline.media.images import decode
 from pipeline.media.video import sheet
 from pipeline.model.example import seeded_request
 from pipeline.model.guidance import Guidance
 from pipeline.runs.display import show_clips, show_rows
+from pipeline.runs.held_out import HeldOut
 from pipeline.runs.results import Row, StageFolder
-from pipeline.runs.settings import read_samples
 from pipeline.serve.sources import embedded_teacher, open_checkpoint
 
 stage = StageFolder(run_folder, "01_teacher", "The teacher")
 animator = open_checkpoint(teacher)
 info = animator.info
 branches = info.branches
+held_out = HeldOut.of(judged_on, animator.name, evaluation_clips, seed)
 
 show_rows(
     [
@@ -69,7 +72,7 @@ show_rows(
 # counted: it warms the machine up (memory is allocated, kernels are chosen).
 
 # %%
-chosen = read_samples(samples, pictures)
+chosen = held_out.samples(samples, pictures)
 images = [decode(sample.path) for sample in chosen]
 requests = [sample.request(info) for sample in chosen]
 seeded_request(animator.pipe, images[0], chosen[0].prompt, num_inference_steps=2, output_type="latent")
@@ -92,13 +95,14 @@ contact
 # %% [markdown]
 # ## What the guidance branches do
 #
-# At each step the U-Net looks at the same noisy clip under up to three conditions: knowing nothing,
-# knowing the picture, and knowing picture and prompt. The three predictions become one:
+# At each step the network looks at the same noisy clip under two or three conditions: knowing nothing,
+# knowing the picture, and knowing picture and prompt. The predictions become one:
 #
 #     eps = eps_uncond + g_image * (eps_image - eps_uncond) + g_text * (eps_full - eps_image)
 #
 # `g_image` pushes towards the picture, `g_text` towards the prompt. Written as a weighted sum, a branch
-# whose weight comes to zero is not computed. The weights of this checkpoint:
+# whose weight comes to zero is not computed. Checkpoints that cannot do without their picture have two
+# branches, picture alone and picture with prompt, and no `g_image`. The weights of this checkpoint:
 
 # %%
 guidance = Guidance(info.guidance_scale, info.image_guidance_scale)
@@ -127,7 +131,7 @@ stage.row(
     "Whole request", figures.request_s, "s", f"median of {figures.requests}, {computer['processor']}", headline=True
 )
 stage.row("One step", figures.step_s * 1000, "ms", f"{branches} guidance branches in one batch")
-stage.row("One U-Net pass", figures.pass_s * 1000, "ms", "a step over its branches")
+stage.row("One pass of the network", figures.pass_s * 1000, "ms", "a step over its branches")
 stage.row("Encoders, decoder and the rest", figures.rest_s, "s", "a request without its steps")
 stage.row("Peak memory", figures.peak_memory_mb, "MB", "GPU" if computer["accelerator"] != "none" else "process")
 for name, count in figures.parameters.items():
@@ -135,23 +139,22 @@ for name, count in figures.parameters.items():
 show_rows(stage.result.rows)
 
 # %% [markdown]
-# ## Does it do what the caption says?
+# ## Does it do what it should?
 #
-# The judge draws clips whose combination of colour, shape and motion was never trained on, sends
-# their first frame with the caption, and reads the motion back out of the answer: where the sprite's
-# centre goes and how its area changes. The first frame is compared with the picture that was sent;
-# the autoencoder's own error bounds that figure.
+# Of the shipped teacher: the judge draws clips whose combination of colour, shape and motion was never
+# trained on, sends their first frame with the caption, and reads the motion back out of the answer: where
+# the sprite's centre goes and how its area changes.
+#
+# Of any other checkpoint, on photographs, where there is no true clip: whether a clip is of its own picture
+# rather than another's, how much it moves, and whether it gets darker or changes colour.
+#
+# The first frame is compared with the picture that was sent; the autoencoder's own error bounds that figure.
 
 # %%
-evaluation = evaluate(animator, evaluation_clips, seed) if evaluation_clips else None
+evaluation = held_out.evaluate(animator)
 before = len(stage.result.rows)
 if evaluation is not None:
-    low, high = evaluation.motion_accuracy_interval
-    note = f"{evaluation.clips} held-out clips, 95 % interval {100 * low:.0f} to {100 * high:.0f} %"
-    stage.row("Motion as captioned", 100 * evaluation.motion_accuracy, "%", note, headline=True)
-    stage.row("First frame against the picture", evaluation.first_frame_psnr_db, "dB", "PSNR", headline=True)
-    stage.row("Autoencoder alone", evaluation.vae_psnr_db, "dB", "PSNR; bounds the line above")
-    stage.row("All frames against the generated clip", evaluation.ground_truth_psnr_db, "dB", "speed is not captioned")
+    stage.result.rows.extend(held_out.rows(evaluation))
 show_rows(stage.result.rows[before:])
 
 # %%

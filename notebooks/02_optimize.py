@@ -27,12 +27,15 @@ checkpoint = ""  # folder or hub id; empty: the one of this run's 01_teacher, el
 run_folder = "runs/notebook"  # results go to its folder 02_optimize
 rungs = "diffusers,teacher,precision,context,prepare,solver,torchscript,8 x 1"  # empty: all, compilers too
 repeats = 1  # timed requests a rung
-solver_steps = 15  # of DPM-Solver++ on the log-SNR grid
+solver_steps = 15  # of DPM-Solver++ on the log-SNR grid; never more than the checkpoint's own
 convergence_clips = 2  # clips on which the solvers are compared; 0 leaves that out
 convergence_steps = "8,15"  # of each; DDIM takes twice the last too
 reference_steps = 64  # of the solution that counts as exact there
-evaluation_clips = 16  # held-out generated clips to judge the result on; 0 leaves that out
-seed = 0  # of the clips
+judged_on = (
+    ""  # "generated" clips, "photographs" or a folder; empty: the first for the shipped teacher, else the second
+)
+evaluation_clips = 16  # how many of these the result is judged on; 0 leaves that out
+seed = 0  # of the noise, and of generated clips
 
 # %%
 from pipeline.quiet import quiet_libraries
@@ -49,9 +52,7 @@ from pipeline.bench.convergence import compared_samplers, convergence, latent_sa
 from pipeline.bench.ladder import use_solver
 from pipeline.bench.plots import plot_convergence, plot_ladder
 from pipeline.bench.report import markdown
-from pipeline.clips import ClipGenerator
 from pipeline.console import news
-from pipeline.judge.evaluate import evaluate
 from pipeline.machine import machine, versions
 from pipeline.model.diffusers_folder import save_changed
 from pipeline.model.solver import solver_problem
@@ -59,18 +60,20 @@ from pipeline.optimise.base import Applied
 from pipeline.optimise.precision import choose, set_precision
 from pipeline.optimise.prepared import prepare_once
 from pipeline.runs.display import show_rows
+from pipeline.runs.held_out import HeldOut
 from pipeline.runs.results import Row, StageFolder
 from pipeline.serve.engine import Animator
 from pipeline.serve.sources import open_checkpoint
 from pipeline.serve.store import describe
 
 stage = StageFolder(run_folder, "02_optimize", "The same model, faster")
-motion_before = None
+before = {}
 if not checkpoint:
     checkpoint = stage.read("01_teacher", "source") or ""
-    motion_before = stage.read("01_teacher", "evaluation.motion_accuracy")
+    before = stage.read("01_teacher", "evaluation") or {}
 animator = open_checkpoint(checkpoint)
 pipe = animator.pipe
+held_out = HeldOut.of(judged_on, animator.name, evaluation_clips, seed)
 print(f"{animator.name}: {animator.info.passes} passes of {type(pipe.network).__name__}")
 
 # %% [markdown]
@@ -119,10 +122,8 @@ own_solver = solver_problem(pipe.scheduler)
 if own_solver:
     print(own_solver)
 if convergence_clips and not own_solver:
-    side = min(pipe.default_size)
-    held_out = ClipGenerator(min(side, 128), pipe.config.num_frames, seed=seed + 7, held_out=True)
-    batch = held_out.batch(convergence_clips)
-    sample = latent_sampler(pipe, batch.pictures(), batch.captions, seed=seed)
+    images, captions = held_out.batch(pipe, convergence_clips)
+    sample = latent_sampler(pipe, images, captions, seed=seed)
     exact = reference_latents(sample, pipe.scheduler, reference_steps)
     samplers = compared_samplers(pipe.scheduler)
     few = [int(steps) for steps in convergence_steps.split(",")]
@@ -144,7 +145,7 @@ show_rows([Row(name=f"{p.sampler}, {p.steps} steps", value=round(p.rmse, 4)) for
 # %%
 prepared.undo()
 if not own_solver:
-    use_solver(pipe, solver_steps)
+    use_solver(pipe, min(solver_steps, animator.info.steps))
 figures = {r.name: r for r in result.rungs}
 precision = choose(result.trials).get("unet", torch.float32)
 tried = figures.get("precision")
@@ -155,7 +156,7 @@ save_changed(pipe, model, pipe.name_or_path, ("scheduler",))
 set_precision(pipe, precision)
 optimised = Animator(pipe, describe(pipe, animator.name, {}), animator.name)
 prepared.fits(lambda: prepare_once(pipe))
-evaluation = evaluate(optimised, evaluation_clips, seed) if evaluation_clips else None
+evaluation = held_out.evaluate(optimised)
 
 teacher, best = figures.get("teacher"), figures.get("solver")
 if teacher is not None and best is not None and best.speedup is not None:
@@ -175,9 +176,7 @@ if teacher is not None and teacher.flops:
         share = 100 * (1 - prepare.flops / teacher.flops)
         stage.row("Operations left out by preparing", share, "%", "context and picture once a request")
 if evaluation is not None:
-    was = "" if motion_before is None else f"; the teacher {100 * motion_before:.1f} %"
-    stage.row("Motion as captioned", 100 * evaluation.motion_accuracy, "%", f"{evaluation.clips} held-out clips{was}")
-    stage.row("First frame against the picture", evaluation.first_frame_psnr_db, "dB", "PSNR")
+    stage.result.rows.extend(held_out.compared_rows(evaluation, before))
 show_rows(stage.result.rows)
 
 # %%

@@ -23,8 +23,8 @@
 
 # %% tags=["parameters"]
 checkpoint = ""  # folder or hub id to package; empty: what this run has made so far, else the shipped teacher
-runtime = "auto"  # the fastest here of what takes no compiler; "aot" compiles the U-Net now, which takes minutes
-requests = 5  # of the project's samples, timed against the teacher
+runtime = "auto"  # the fastest here of what takes no compiler; "aot" compiles the network now, which takes minutes
+requests = 5  # pictures, timed against the teacher: the project's samples, or photographs
 run_folder = "runs/notebook"  # results go to its folder 04_package
 
 # %%
@@ -41,9 +41,9 @@ from pipeline.machine import machine, versions
 from pipeline.media.images import decode
 from pipeline.packaging.package import package
 from pipeline.runs.display import show_rows
+from pipeline.runs.held_out import HeldOut
 from pipeline.runs.results import Row, StageFolder
-from pipeline.runs.settings import read_samples
-from pipeline.serve.sources import open_checkpoint
+from pipeline.serve.sources import embedded_teacher, name_of, open_checkpoint
 
 stage = StageFolder(run_folder, "04_package", "The packaged model")
 evaluation, precision = {}, ""
@@ -83,7 +83,8 @@ show_rows(stage.result.rows)
 teacher_s, passes = stage.read("01_teacher", "baseline.request_s"), stage.read("01_teacher", "sampling.passes")
 timed = {"packaged": packaged.animator} if teacher_s else {"teacher": source, "packaged": packaged.animator}
 seconds: dict[str, list[float]] = {name: [] for name in timed}
-for sample in read_samples("", requests):
+teacher_name = name_of(stage.read("01_teacher", "source") or embedded_teacher())
+for sample in HeldOut.of("", teacher_name, 0).samples("", requests):
     picture, request = decode(sample.path), sample.request(source.info)
     for name, animator in timed.items():
         seconds[name].append(animator.animate(picture, request).compute_s)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import tell
-from ..errors import StillmotionError
 
 if TYPE_CHECKING:
     from ..judge.gates import Gates
@@ -23,30 +21,6 @@ def check_options(options: argparse.Namespace) -> None:
         options.usage_error("--i3d: FVD is a distance to true clips, which pictures do not have; leave it out")
     if (options.compare or options.gates is not None) and not options.teacher:
         options.usage_error("--pictures with --compare or --gates: name the teacher, as in --compare FOLDER")
-
-
-def listed(source: str) -> list[tuple[Path, str]]:
-    """Return file and caption of each picture, in the order of their names.
-
-    Args:
-        source: a folder laid out as `pipeline distill` takes it, or "photographs" for those of scikit-image.
-
-    Raises:
-        StillmotionError: there is no such folder, it has no pictures, or one has no caption.
-    """
-    from ..judge.photographs import PHOTOGRAPHS, photographs
-
-    folder = Path(source)
-    if source == PHOTOGRAPHS and not folder.is_dir():
-        return photographs()
-    from ..distill.folders import CaptionedSource, open_folder
-
-    # Shape and batch are of training; the files and captions are what counts here.
-    found = open_folder(folder, frames=1, height=8, width=8, batch=1)
-    assert isinstance(found, CaptionedSource)
-    if found.has_clips:
-        raise StillmotionError(f"{folder}: holds videos; a folder to judge with holds pictures")
-    return sorted(found.rows)
 
 
 def judge(
@@ -67,6 +41,7 @@ def judge(
     from ..judge.on_pictures import compare_on_pictures, evaluate_on_pictures
     from ..judge.photographs import read_pictures
     from ..judge.real_clips import EfficientNetLite0
+    from ..runs.held_out import listed
 
     if gates is not None:
         gates.on_pictures()  # before hours of work

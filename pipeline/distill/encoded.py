@@ -58,6 +58,19 @@ class EncodedSource(Dataset[Examples]):
     def picture(self, row: int) -> Path:
         return self.folder / "pictures" / f"{row}.safetensors"
 
+    def saving(self, clips: int, texts_each: int) -> str:
+        """Return in words how many passes of the encoders are saved.
+
+        Args:
+            clips: that a training sees, one after the other.
+            texts_each: texts that each is guided by: its caption, and the negative prompt where there is guidance.
+        """
+        texts, pictures = len(self.captions), 0 if self.has_clips else len(self.inner.rows)
+        return (
+            f"{texts} texts and {pictures} pictures are encoded once: {texts + pictures} passes of the encoders, "
+            f"where {clips} clips would take {clips * (texts_each + bool(pictures))}"
+        )
+
     def __getitem__(self, index: int) -> Examples:
         """Return the examples of a number; without pictures, where these are encoded.
 

@@ -147,6 +147,13 @@ class SharedBase:
         return found
 
 
+def additions_alone(_models: list[nn.Module], weights: list[dict[str, Tensor]], _folder: str) -> None:
+    """Leave out of a checkpoint what is the teacher's; accelerate calls it before it saves."""
+    for state in weights:
+        for name in [name for name in state if "lora_" not in name]:
+            del state[name]
+
+
 def _on_cpu(tensor: Tensor) -> Tensor:
     """Return a copy on the processor; whole, where FSDP has spread the tensor."""
     tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -35,7 +35,7 @@ from .checkpoint import Averaged, CheckpointFolder, DistillationError, Interrupt
 from .data import Examples, Source, read
 from .encoded import EncodedSource, encode_once
 from .folders import CaptionedSource
-from .memory import SharedBase, checkpoint_blocks, merge_lora
+from .memory import SharedBase, additions_alone, checkpoint_blocks, merge_lora
 from .passes import Networks, conditions, draw_scales, networks_of, seeded, student_pass, teacher_pass
 from .settings import DistillSettings
 from .student import build_student, check_guidance_range, shares_base, student_network, teacher_digest, teacher_grid
@@ -63,6 +63,8 @@ class Distiller:
         source: examples; each process of a group takes other numbers of it.
         folder: for checkpoints.
         accelerator: None makes one.
+        encoded: for captions and pictures that are encoded once; None: within `folder`. Students of one teacher and the
+            same data may share it.
 
     Attributes:
         trained: the parameters that are.
@@ -79,6 +81,7 @@ class Distiller:
         settings: DistillSettings,
         folder: Path,
         accelerator: Accelerator | None = None,
+        encoded: Path | None = None,
     ) -> None:
         if settings.trajectory is Trajectory.FORWARD and not source.has_clips:
             raise ValueError("trajectory: 'forward' needs clips, and there are pictures alone; use 'backward'")
@@ -115,7 +118,7 @@ class Distiller:
         if shares_base(settings):
             with seeded(settings.seed, self.accelerator.device):
                 self._shared = SharedBase(networks_of(teacher), settings.lora_rank)
-            self.accelerator.register_save_state_pre_hook(_additions_alone)
+            self.accelerator.register_save_state_pre_hook(additions_alone)
             network = Networks(teacher, self._shared.networks)
         else:
             network = student_network(teacher, settings)
@@ -126,6 +129,7 @@ class Distiller:
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.progress, self.averaged)
         self.checkpoints = CheckpointFolder(self.accelerator, folder, self._run())
+        self._encoded_folder = encoded or folder / "encoded"
         self._encoded: EncodedSource | None = None
         self._text_encoding: TextEncoding | None = None  # the teacher's own, where another one is in its place
         self._losses: list[float] = []  # of the update that is being made
@@ -306,21 +310,16 @@ class Distiller:
         self._encoded = encode_once(
             self.teacher,
             source,
-            self.checkpoints.folder / "encoded",
+            self._encoded_folder,
             [own["teacher"], config.num_frames, config.fps, *self.teacher.default_size, family.negative_prompt],
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
             together=self.accelerator.wait_for_everyone,
             on_progress=Counter("encoded: file"),
         )
-        texts, pictures = len(self._encoded.captions), 0 if source.has_clips else len(source.rows)
         clips = (s.updates - self.updates) * s.accumulate * self.accelerator.num_processes * source.batch
-        each = 2 if len(self.guidance.branches) > 1 else 1
         if self.accelerator.is_main_process:
-            tell(
-                f"{texts} texts and {pictures} pictures are encoded once: {texts + pictures} passes of the encoders, "
-                f"where {clips} clips would take {clips * (each + bool(pictures))}"
-            )
+            tell(self._encoded.saving(clips, texts_each=2 if len(self.guidance.branches) > 1 else 1))
         # It is needed again for samples, and when the student is saved; each prompt then waits for two moves.
         if self.teacher.text_encoding.placement == "resident":
             self._text_encoding = self.teacher.text_encoding
@@ -403,13 +402,6 @@ class Distiller:
             "guidance_scale": self.guidance.text,
             "image_guidance_scale": self.guidance.image,
         }
-
-
-def _additions_alone(_models: list[nn.Module], weights: list[dict[str, Tensor]], _folder: str) -> None:
-    """Leave out of a checkpoint what is the teacher's."""
-    for state in weights:
-        for name in [name for name in state if "lora_" not in name]:
-            del state[name]
 
 
 def _accelerator(settings: DistillSettings, networks: int) -> Accelerator:

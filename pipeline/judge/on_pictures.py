@@ -166,16 +166,42 @@ def compare_on_pictures(
 
     All make clips of the student's size. Arguments and errors as `evaluate_on_pictures` has them.
     """
-    steps, passes = student.info.steps, student.info.passes
-    candidates = {
-        "teacher": Candidate(teacher),
-        "undistilled_guided": Candidate(teacher, Sampling.of(teacher.pipe, steps=steps)),
-        "undistilled": Candidate(teacher, Sampling(passes, Guidance(1.0))),
-        "student": Candidate(student),
+    options: dict[str, Any] = {"seeds_per_clip": seeds_per_clip, "perception": perception, "features": features}
+    return compare_students_on_pictures({"": student}, teacher, pictures, seed, on_progress, **options)[""]
+
+
+def compare_students_on_pictures(
+    students: Mapping[str, Animator],
+    teacher: Animator,
+    pictures: Sequence[Picture],
+    seed: int = 0,
+    on_progress: Progress | None = None,
+    *,
+    seeds_per_clip: int = 1,
+    perception: Perception | None = None,
+    features: EfficientNetLite0 | None = None,
+) -> dict[str, PictureComparison]:
+    """Judge students, by name; the teacher's clips are made once, and those of as few steps or passes too.
+
+    Arguments and errors as `compare_on_pictures` has them.
+    """
+    candidates = {"teacher": Candidate(teacher)}
+    for name, student in students.items():
+        steps, passes = student.info.steps, student.info.passes
+        candidates[f"guided {steps}"] = Candidate(teacher, Sampling.of(teacher.pipe, steps=steps))
+        candidates[f"undistilled {passes}"] = Candidate(teacher, Sampling(passes, Guidance(1.0)))
+        candidates[f"student {name}"] = Candidate(student)
+    first = next(iter(students.values()))
+    results = _judge(first, candidates, pictures, seed, on_progress, seeds_per_clip, perception, features)
+    return {
+        name: PictureComparison(
+            teacher=results["teacher"],
+            undistilled_guided=results[f"guided {student.info.steps}"],
+            undistilled=results[f"undistilled {student.info.passes}"],
+            student=results[f"student {name}"],
+        )
+        for name, student in students.items()
     }
-    return PictureComparison(
-        **_judge(student, candidates, pictures, seed, on_progress, seeds_per_clip, perception, features)
-    )
 
 
 def _judge(

@@ -54,6 +54,11 @@ def test_what_the_cluster_is_given_is_what_its_schemas_take(kustomize, check, tr
     assert {one["kind"] for one in made} >= {"PersistentVolumeClaim", "TrainingRuntime", "WorkflowTemplate", "Role"}
     for one in [*made, *train_jobs]:
         check(one)
+    assert {one["metadata"]["namespace"] for one in made} == {"training"}
+    (binding,) = [one for one in made if one["kind"] == "RoleBinding"]
+    assert [subject["namespace"] for subject in binding["subjects"]] == ["training"]
+    accounts = {one["metadata"]["name"] for one in made if one["kind"] == "ServiceAccount"}
+    assert WORKFLOW["spec"]["serviceAccountName"] in accounts
 
 
 def test_pods_within_are_what_kubernetes_takes_and_can_do_no_more_than_they_need(check):

@@ -34,7 +34,7 @@ ROOMS = {
     "distill": {"media", "model", "optimise", "serve", "clips", "judge", "train"},
     "bench": {"media", "model", "optimise", "serve", "clips", "judge", "train", "distill"},
     "packaging": {"media", "model", "optimise", "serve"},
-    "runs": {"media", "model", "serve", "judge"},
+    "runs": {"media", "model", "serve", "clips", "judge", "distill"},
 }
 """Rooms of `pipeline/` by those that each may import; what lies beside them, such as `errors`, imports none. `commands`
 may import all."""

@@ -13,12 +13,12 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from pipeline.commands.cli import main
-from pipeline.commands.evaluate_pictures import listed
 from pipeline.errors import ModelError, StillmotionError
 from pipeline.judge.gates import check_pictures, load_gates
 from pipeline.judge.on_pictures import compare_on_pictures, evaluate_on_pictures
 from pipeline.judge.photographs import Picture, read_pictures
 from pipeline.judge.real_clips import EfficientNetLite0, check_clip, colours, likeness_db, motion
+from pipeline.runs.held_out import listed
 
 from .small_checkpoints import SMALL
 
