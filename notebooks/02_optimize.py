@@ -147,7 +147,7 @@ prepared.undo()
 if not own_solver:
     use_solver(pipe, min(solver_steps, animator.info.steps))
 figures = {r.name: r for r in result.rungs}
-precision = choose(result.trials).get("unet", torch.float32)
+precision = choose(result.trials, pipe.device).get("unet", torch.float32)
 tried = figures.get("precision")
 if tried is not None and not tried.partial and tried.speedup is not None and tried.speedup < 1:
     precision = torch.float32  # a pass gained, a whole request did not

@@ -256,7 +256,7 @@ def judge(dtype: torch.dtype) -> dict[str, Compared]:
     return held_out.compare(cast, teacher, Counter("judged: clip", news, times=5))
 
 
-precision = choose(precision_trials(student.pipe))["unet"]
+precision = choose(precision_trials(student.pipe), student.pipe.device)["unet"]
 compared = judge(precision)
 if gates and precision is not torch.float32:
     missed = [one.name for one in held_out.held_against(compared[main], load_gates(gates)) if not one.passed]

@@ -173,7 +173,7 @@ class Ladder:
                 kept.extend(own)
 
         rung("teacher", "as the checkpoint has it, float32, PyTorch eager")
-        dropped = f"; no faster in a trial, so not kept, and measured on {_FEW_STEPS} steps"
+        dropped = f"; does not pay here, so not kept, and measured on {_FEW_STEPS} steps"
         note = f"network in {dtype_name(self.dtype)}{'' if self.keep_precision else dropped}"
         few = None if self.keep_precision else _FEW_STEPS
         rung("precision", note, self.precision, keep=self.keep_precision, steps=few)

@@ -264,7 +264,7 @@ class _Session:
         vae_dtype, keep = None, True
         if part == "request":
             self.trials = precision_trials(pipe) if tries_precisions else []
-            fastest = choose(self.trials)
+            fastest = choose(self.trials, pipe.device)
             keep = fastest.get("unet", torch.float32) is not torch.float32
             dtype, vae_dtype = (fastest["unet"], fastest["vae"]) if keep else (torch.bfloat16, torch.float32)
         if part == "pass":

@@ -1,4 +1,4 @@
-"""Half precision where it pays, decided by measurement on the machine at hand.
+"""Half precision where the device has units for it, and where it is faster and close enough to float32.
 
 What stays in float32, and why:
 
@@ -8,8 +8,8 @@ What stays in float32, and why:
 - the autoencoder where its decoder overflows: float16 ends at 65,504, which some published
   autoencoders pass (their config says `force_upcast`); bfloat16 has the range of float32.
 
-On a GPU with tensor cores half precision is the largest single gain. Most CPUs have no arithmetic for
-it and emulate it, several times slower: `choose` then keeps float32.
+On a GPU with tensor cores half precision is the largest single gain. Most CPUs have no matrix units for
+it, and what they gain or lose by it depends on what else they do: `choose` keeps float32 there.
 """
 
 from __future__ import annotations
@@ -185,13 +185,23 @@ def try_precisions(
     return trials
 
 
-def choose(trials: Sequence[Trial], least_psnr_db: float = LEAST_PSNR_DB) -> dict[str, torch.dtype]:
+def has_half_units(device: torch.device) -> bool:
+    """Return whether a device has units that multiply matrices of half precision; of CPUs those with AMX do."""
+    return device.type != "cpu" or torch.cpu._is_amx_tile_supported()  # noqa: SLF001  # PyTorch has no public name
+
+
+def choose(
+    trials: Sequence[Trial], device: torch.device, least_psnr_db: float = LEAST_PSNR_DB
+) -> dict[str, torch.dtype]:
     """Return for each component the fastest precision that is finite and close enough to float32.
 
-    It is float32 where no other is, or where the fastest gains less than `LEAST_GAIN` on it: so little
-    is lost in the noise of a measurement, and pays for no rounding.
+    It is float32 where the device has no units for another one: what a clock says there depends on what else the
+    machine does. So it is where no other is good enough, or where the fastest gains less than `LEAST_GAIN`, which pays
+    for no rounding.
     """
     chosen: dict[str, torch.dtype] = {}
+    if not has_half_units(device):
+        return {trial.component: torch.float32 for trial in trials}
     for component in dict.fromkeys(trial.component for trial in trials):
         good = [t for t in trials if t.component == component and t.finite and t.psnr_db >= least_psnr_db]
         fastest = min(good, key=lambda t: t.seconds, default=None)

@@ -14,7 +14,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import ImageAnimationPipeline
-from pipeline.optimise.precision import LEAST_GAIN, LEAST_PSNR_DB, Trial, choose, set_precision, try_precisions
+from pipeline.optimise.precision import (
+    LEAST_GAIN,
+    LEAST_PSNR_DB,
+    Trial,
+    choose,
+    has_half_units,
+    set_precision,
+    try_precisions,
+)
 from pipeline.optimise.prepared import prepare_once
 
 PARTS = ("unet", "text_encoder", "vae", "image_encoder")
@@ -198,6 +206,16 @@ def test_nothing_is_near_to_a_float32_that_is_not_finite(i2vgen):
     assert not any(t.finite for t in trials if t.component == "unet")
 
 
+GPU = torch.device("cuda")  # of which no more is asked than its kind
+
+
+def test_without_units_for_half_precision_no_clock_chooses_it():
+    cpu = torch.device("cpu")
+    trials = [Trial("unet", "float32", 9.0, 100, finite=True), Trial("unet", "bfloat16", 0.1, 100, finite=True)]
+    assert choose(trials, cpu) == {"unet": torch.bfloat16 if has_half_units(cpu) else torch.float32}
+    assert choose(trials, GPU) == {"unet": torch.bfloat16}
+
+
 trials_of = st.lists(
     st.builds(
         Trial,
@@ -213,7 +231,7 @@ trials_of = st.lists(
 
 @given(trials_of, st.floats(0, 60))
 def test_the_choice_is_the_fastest_that_is_good_enough_and_else_float32(trials, least):
-    chosen = choose(trials, least)
+    chosen = choose(trials, GPU, least)
     assert chosen.keys() == {t.component for t in trials}
     for component, dtype in chosen.items():
         good = [t for t in trials if t.component == component and t.finite and t.psnr_db >= least]
@@ -227,8 +245,8 @@ def test_the_choice_is_the_fastest_that_is_good_enough_and_else_float32(trials, 
 
 def test_a_gain_that_could_be_noise_is_not_taken():
     plain = Trial("unet", "float32", 1.0, 100, finite=True)
-    assert choose([plain, Trial("unet", "bfloat16", 0.9, 60, finite=True)]) == {"unet": torch.float32}
-    assert choose([plain, Trial("unet", "bfloat16", 0.8, 60, finite=True)]) == {"unet": torch.bfloat16}
+    assert choose([plain, Trial("unet", "bfloat16", 0.9, 60, finite=True)], GPU) == {"unet": torch.float32}
+    assert choose([plain, Trial("unet", "bfloat16", 0.8, 60, finite=True)], GPU) == {"unet": torch.bfloat16}
 
 
 def test_a_fast_precision_that_shows_is_not_chosen():
@@ -239,4 +257,4 @@ def test_a_fast_precision_that_shows_is_not_chosen():
         Trial("vae", "float32", 1.0, 100, finite=True),
         Trial("vae", "bfloat16", 0.5, LEAST_PSNR_DB, finite=True),
     ]
-    assert choose(trials) == {"unet": torch.float32, "vae": torch.bfloat16}
+    assert choose(trials, GPU) == {"unet": torch.float32, "vae": torch.bfloat16}
