@@ -70,7 +70,7 @@ from pipeline.console import Counter, news
 from pipeline.distill.checkpoint import read_losses
 from pipeline.distill.data import GeneratedSource
 from pipeline.distill.folders import open_folder
-from pipeline.distill.student import SampleGrid
+from pipeline.distill.student import SampleGrid, grid_problem
 from pipeline.distill.trainer import Distiller, DistillSettings, Trajectory
 from pipeline.errors import StageSkipped, StillmotionError
 from pipeline.judge.gates import load_gates
@@ -78,7 +78,6 @@ from pipeline.machine import machine, versions
 from pipeline.media.images import decode
 from pipeline.media.video import sheet
 from pipeline.model.diffusers_folder import save_changed
-from pipeline.model.solver import solver_problem
 from pipeline.optimise.precision import choose, in_precision, precision_trials
 from pipeline.runs.display import show_clips, show_rows
 from pipeline.runs.held_out import Compared, HeldOut, require
@@ -90,7 +89,7 @@ from pipeline.serve.store import describe
 stage = StageFolder(run_folder, "03_distill", "The student")
 checkpoint = checkpoint or stage.read("01_teacher", "source") or ""
 teacher = open_checkpoint(checkpoint)
-if problem := solver_problem(teacher.pipe.scheduler):
+if problem := grid_problem(teacher.pipe):
     raise StageSkipped(f"no student is trained of the {teacher.info.family} family so far ({problem})")
 judged_here = open_checkpoint(trained) if trained else None
 if judged_here is not None:

@@ -46,6 +46,7 @@ from torch import Tensor
 
 from ..errors import StillmotionError
 from ..model.flow_solver import is_flow
+from ..model.grid_solver import told_in_log_sigma
 
 Predict = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`(z, timesteps, rows) -> prediction`: z `(n, ...)`, timesteps `(n,)`, and the rows of the batch that z
@@ -121,6 +122,10 @@ class Grid:
             kind: PredictionType = "flow_prediction"
             sigmas = scheduler.sigmas.cpu().float()
             alphas = 1 - sigmas
+        elif told_in_log_sigma(scheduler):
+            kind, ratios = "v_prediction", scheduler.sigmas.cpu().double()  # sigma over alpha
+            alphas = (1 / (ratios**2 + 1).sqrt()).float()
+            sigmas = (ratios / (ratios**2 + 1).sqrt()).float()
         else:
             kind, timesteps = scheduler.config.prediction_type, timesteps.to(torch.long)
             alphas, sigmas = _levels_of_betas(scheduler, timesteps)
@@ -150,6 +155,11 @@ class Grid:
     def student_sigmas(self) -> list[float]:
         """Sigmas at which the student's steps begin."""
         return [float(sigma) for sigma in self.sigmas[self.starts[:-1]]]
+
+    @property
+    def student_alphas(self) -> list[float]:
+        """Alphas of the same times."""
+        return [float(alpha) for alpha in self.alphas[self.starts[:-1]]]
 
     def levels(self, at: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return a and s at places `at` of the grid, `(n,)`, shaped so that they multiply `like`, `(n, ...)`."""

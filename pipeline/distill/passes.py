@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..model.families import Cond, Request, cast_cond, guidance_embedding, guidance_width, stack
 from ..model.families.guided import GUIDANCE_WIDTH
-from ..model.guidance import AnyGuidance
+from ..model.guidance import AnyGuidance, ClipGuidance, Guidance
 from .algorithm import Predict
 from .data import Examples
 
@@ -67,9 +67,21 @@ def encode_pictures(
     last_images: Sequence[Image] | None = None,
 ) -> Cond:
     """Return what the network is given of pictures, frame rate and controls, as a call by default gives it."""
-    family, config = teacher.family, teacher.config
-    height, width = teacher.default_size
-    request = Request(
+    request = _request(teacher, pictures, last_images, random)
+    # I2VGen-XL as published draws from its posterior with torch's global generator.
+    with seeded(int(torch.randint(2**62, (), generator=random)), teacher.parts.device):
+        return teacher.family.encode_picture(teacher.parts, request)
+
+
+def _request(
+    teacher: ImageAnimationPipeline,
+    pictures: Sequence[Image] = (),
+    last_images: Sequence[Image] | None = None,
+    random: torch.Generator | None = None,
+) -> Request:
+    """Return a request for pictures as a call by default makes it."""
+    config, (height, width) = teacher.config, teacher.default_size
+    return Request(
         pictures,
         config.num_frames,
         height,
@@ -77,11 +89,15 @@ def encode_pictures(
         config.fps,
         last_images=last_images,
         generator=random,
-        controls={name: one.default for name, one in family.controls.items() if one.default is not None},
+        controls={name: one.default for name, one in teacher.family.controls.items() if one.default is not None},
     )
-    # I2VGen-XL as published draws from its posterior with torch's global generator.
-    with seeded(int(torch.randint(2**62, (), generator=random)), teacher.parts.device):
-        return family.encode_picture(teacher.parts, request)
+
+
+def own_guidance(teacher: ImageAnimationPipeline) -> AnyGuidance:
+    """Return how a teacher is guided by default; where its scale differs between frames, it does so here."""
+    guidance = Guidance(teacher.config.guidance_scale, teacher.config.image_guidance_scale)
+    scale = teacher.family.guide(guidance.text, teacher.family.networks[0], _request(teacher))
+    return ClipGuidance(scale, guidance.image) if isinstance(scale, Tensor) else guidance
 
 
 def last_pictures(examples: Examples) -> list[Image]:

@@ -7,14 +7,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
 from ..media.video import Clip, sheet
 from ..model.families.guided import GUIDANCE_WEIGHTS, guided_unet
+from ..model.grid_solver import GridScheduler, has_levels
 from ..model.solver import log_snr_solver, solver_problem
 from ..serve.engine import load_pipeline
 from .algorithm import Grid, NotSplittable
@@ -25,6 +27,11 @@ from .settings import DistillSettings
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
+
+
+def grid_problem(teacher: ImageAnimationPipeline) -> str | None:
+    """Return why a student's noise levels could not be those of its teacher, or None."""
+    return None if has_levels(teacher.scheduler) else solver_problem(teacher.scheduler)
 
 
 def teacher_grid(
@@ -38,8 +45,8 @@ def teacher_grid(
     Raises:
         NotSplittable: there is no such grid.
     """
-    if problem := solver_problem(teacher.scheduler):
-        raise NotSplittable(problem)  # a student's solver would have other noise levels
+    if (problem := grid_problem(teacher)) is not None:
+        raise NotSplittable(problem)
     parts, family, config = teacher.parts, teacher.family, teacher.config
     shape = (1, *family.latent_shape(parts, config.num_frames, *teacher.default_size))
     ratio = config.boundary_ratio if "boundary_ratio" in family.options else None
@@ -147,12 +154,7 @@ def build_student(
     from ..model.animation import ImageAnimationPipeline
 
     config, family = teacher.config, teacher.family
-    own_grid: dict[str, Any] = {"solver_order": 1, "timesteps": grid.student_timesteps}
-    if grid.prediction_type == "flow_prediction":
-        own_grid |= {"sigmas": grid.student_sigmas}
-    else:
-        own_grid |= {"noise_correction": grid.noise_correction}
-    solver = log_snr_solver(teacher.scheduler, **own_grid)
+    solver = _solver(teacher, grid)
     # The motion adapter of a PIA checkpoint is in its U-Net by now.
     trained = {family.networks[0]: networks} if isinstance(networks, nn.Module) else dict(networks)
     own = {**trained, "scheduler": solver, "motion_adapter": None}
@@ -180,6 +182,22 @@ def build_student(
     if student.text_encoding.placement == "offload":
         student.text_encoder.to("cpu")
     return student
+
+
+def _solver(teacher: ImageAnimationPipeline, grid: Grid) -> SchedulerMixin:
+    """Return what samples a student, with its grid in the config."""
+    told = grid.student_timesteps
+    if grid.prediction_type == "flow_prediction":
+        return log_snr_solver(teacher.scheduler, solver_order=1, timesteps=told, sigmas=grid.student_sigmas)
+    if solver_problem(teacher.scheduler) is None:
+        return log_snr_solver(teacher.scheduler, solver_order=1, timesteps=told, noise_correction=grid.noise_correction)
+    return GridScheduler(
+        told,
+        grid.student_alphas,
+        grid.student_sigmas,
+        grid.prediction_type,
+        teacher.scheduler.config.num_train_timesteps,
+    )
 
 
 class SampleGrid:
@@ -211,6 +229,7 @@ class SampleGrid:
             # The training's own random numbers stay as they were, so that samples change nothing of it.
             with seeded(self.seed + k, pipe.parts.device):
                 noise = torch.Generator().manual_seed(self.seed + k)
-                frames = pipe(picture, caption, generator=noise, output_type="np").frames[0]
+                prompt = caption if pipe.family.takes_prompt else None
+                frames = pipe(picture, prompt, generator=noise, output_type="np").frames[0]
             clips.append((np.asarray(frames) * 255).round().astype(np.uint8))
         return clips

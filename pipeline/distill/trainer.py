@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..console import Counter, tell
 from ..machine import default_device
-from ..model.guidance import AnyGuidance, ClipGuidance, Guidance
+from ..model.guidance import AnyGuidance, ClipGuidance
 from ..model.prompts import TextEncoding
 from ..train.checkpoint import end_of
 from ..train.settings import learning_rate
@@ -36,7 +36,7 @@ from .data import Examples, Source, read
 from .encoded import EncodedSource, encode_once
 from .folders import CaptionedSource
 from .memory import SharedBase, additions_alone, checkpoint_blocks, merge_lora
-from .passes import Networks, conditions, draw_scales, networks_of, seeded, student_pass, teacher_pass
+from .passes import Networks, conditions, draw_scales, networks_of, own_guidance, seeded, student_pass, teacher_pass
 from .settings import DistillSettings
 from .student import build_student, check_guidance_range, shares_base, student_network, teacher_digest, teacher_grid
 
@@ -101,7 +101,7 @@ class Distiller:
                 "another; use MULTI_GPU with lora_rank, which trains in the memory of the teacher's own weights"
             )
         self.teacher: ImageAnimationPipeline = teacher.to(self.accelerator.device)
-        self.guidance = Guidance(teacher.config.guidance_scale, teacher.config.image_guidance_scale)
+        self.guidance = own_guidance(teacher)
         # Processes that gather the teacher's weights together call it as often as each other.
         together = self._sharded and shares_base(settings)
         if together and settings.sample_every:
@@ -399,8 +399,8 @@ class Distiller:
             "data": getattr(self.source, "name", type(self.source).__name__),
             "teacher": f"{type(self.teacher.network).__name__} {self._digest}",
             "teacher_steps": self.grid.teacher_steps,
-            "guidance_scale": self.guidance.text,
-            "image_guidance_scale": self.guidance.image,
+            "guidance_scale": self.teacher.config.guidance_scale,
+            "image_guidance_scale": self.teacher.config.image_guidance_scale,
         }
 
 

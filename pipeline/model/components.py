@@ -41,7 +41,7 @@ _MOVED = {
 }
 """Modules of this project that checkpoints name as they were called when they were saved."""
 
-_OWN = {*_MOVED.values(), "pipeline.model.flow_solver", "pipeline.model.renoising"}
+_OWN = {*_MOVED.values(), "pipeline.model.flow_solver", "pipeline.model.grid_solver", "pipeline.model.renoising"}
 """Modules of this project that a checkpoint may take a component's class from."""
 
 
