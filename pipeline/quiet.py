@@ -32,4 +32,4 @@ def quiet_libraries() -> None:
     # Commands and servers say by themselves when a prompt is read in part.
     logging.getLogger("pipeline.model.prompts").setLevel(logging.ERROR)
     # The published I2VGen-XL and PIA classes announce their own deprecation on each import.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|torch)\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(accelerate|diffusers|transformers|torch)\.")
