@@ -30,9 +30,11 @@ def test_a_share_of_the_requests_is_traced_and_jobs_go_on_without_a_collector(ru
         async with running({"a": 4}, tracing=tracing, service_s=0.01) as fleet:
             for _ in range(25):
                 assert {one.status_code for one in await fleet.jobs(4, fleet.url("a"))} == {200}
-            flags = [one["traceparent"].rpartition("-")[2] for server in fleet.servers["a"] for one in server.headers]
+            seen = [one for server in fleet.servers["a"] for one in server.headers]
+            # By request: on a busy machine one may be tried twice.
+            flags = {one["x-request-id"]: one["traceparent"].rpartition("-")[2] for one in seen}
             assert len(flags) == 100
-            assert 25 <= flags.count("01") <= 75  # 5 standard deviations
+            assert 25 <= list(flags.values()).count("01") <= 75  # 5 standard deviations
 
     asyncio.run(scenario())
 
