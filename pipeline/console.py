@@ -69,7 +69,8 @@ class Counter:
 
     def __init__(self, unit: str, say: Callable[[str], None] = tell, times: int = 10) -> None:
         self.unit, self.say, self.times = unit, say, times
-        self._began, self._first, self._said = time.monotonic(), 0, 0
+        self._began, self._said = time.monotonic(), 0
+        self._first: int | None = None
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Count.
@@ -77,10 +78,14 @@ class Counter:
         Args:
             note: a figure that belongs to the line, such as a loss.
         """
-        self._first = self._first or done  # work may go on from where it was broken off
-        left = (time.monotonic() - self._began) * (total - done) / (done - self._first + 1)
-        parts = [f"{self.unit} {done} of {total}", *([note] if note else [])]
-        line = ", ".join([*parts, *([f"{about(left)} left"] if done < total else [])])
+        parts, now = [f"{self.unit} {done} of {total}", *([note] if note else [])], time.monotonic()
+        if self._first is None and done > 1:
+            # The first batch, or all that was done before work was broken off: its pace is not known yet.
+            self._first, self._began = done, now
+        elif done < total:
+            self._first = self._first or 0
+            parts.append(f"{about((now - self._began) * (total - done) / (done - self._first))} left")
+        line = ", ".join(parts)
         if self.say is tell and sys.stderr.isatty():
             sys.stderr.write(f"\r\033[K{line}" + ("\n" if done == total else ""))
             sys.stderr.flush()

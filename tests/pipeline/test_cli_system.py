@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.cli import main
+from pipeline.console import Counter
 from pipeline.errors import StillmotionError
 from pipeline.runs.settings import parse_value
 from pipeline.writing import held
@@ -134,3 +135,16 @@ def test_a_setting_is_read_by_its_type(text, kind, value):
 def test_a_setting_of_another_type_is_refused(text, kind):
     with pytest.raises(ValueError, match=r"."):
         parse_value(text, kind)
+
+
+def test_the_time_that_is_left_is_said_once_the_pace_is_known():
+    lines = []
+    in_batches = Counter("clip", lines.append)
+    for done in (8, 16, 32):
+        in_batches(done, 32)
+    assert lines == ["clip 8 of 32", "clip 16 of 32, about 10 s left", "clip 32 of 32"]
+    lines.clear()
+    one_by_one = Counter("step", lines.append)
+    for done in (1, 2, 3):
+        one_by_one(done, 3, note="loss 1")
+    assert lines[:2] == [f"step {done} of 3, loss 1, about 10 s left" for done in (1, 2)]
