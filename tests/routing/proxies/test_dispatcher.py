@@ -608,3 +608,13 @@ def test_with_all_lines_full_a_job_is_refused_and_told_when_to_come_back(running
             assert statuses([(await job)[0] for job in jobs]) == {200: 6}
 
     asyncio.run(scenario())
+
+
+def test_jobs_that_come_at_the_same_moment_get_a_server_each(running):
+    async def scenario():
+        async with running({"a": 2}, service_s=0.01) as fleet:
+            for _ in range(100):
+                assert statuses(await fleet.jobs(2, fleet.url("a"))) == {200: 2}
+            assert [server.refused for server in fleet.servers["a"]] == [0, 0]
+
+    asyncio.run(scenario())
