@@ -107,7 +107,7 @@ def read_columns(path: Path, names: Sequence[str], what: str) -> Columns:
     try:
         import pyarrow as pa  # noqa: F401  # only whether it is there
     except ModuleNotFoundError as error:
-        raise RoutingError("tables need pyarrow: pip install 'stillmotion[routing]'") from error
+        raise RoutingError("tables need pyarrow: pip install 'stillmotion[laboratory]'") from error
     table = _parquet(path, names, what) if _is_parquet(path) else _csv(path, names, what)
     return Columns(path, {name: _column(table.column(name)) for name in names})
 

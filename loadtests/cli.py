@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     try:
         from .drill import Drill, run
     except ModuleNotFoundError as error:
-        raise RoutingError(f"{error.name} is not installed: pip install 'stillmotion[loadtests,routing]'") from error
+        raise RoutingError(f"{error.name} is not installed: pip install 'stillmotion[loadtests]'") from error
     if options.plant is not None:
         known(options.plant)
     return run(

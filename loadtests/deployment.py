@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from laboratory.local.about import About
 from laboratory.local.layout import FLEET
+from laboratory.local.records import About
 from routing.errors import InputError
 from routing.fleet import Fleet, load_fleet
 from routing.schema import did_you_mean

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from laboratory.local.launch import Options, running
-from laboratory.local.processes import Process, kill, started
 from routing.console import tell
 from routing.errors import InputError
 from routing.files import read_json, write_atomically
@@ -175,14 +174,14 @@ def _locust(command: Sequence[str], log: Path, limit_s: float) -> int | None:
         process = subprocess.Popen(  # noqa: S603  # the command is ours
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
         )
-        since = started(process.pid)
         try:
             return process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
             return None
         finally:
-            if since is not None:
-                kill([Process(process.pid, since)], gently_s=30.0)
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30.0)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # workers of its own
             process.wait()

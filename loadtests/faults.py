@@ -32,7 +32,7 @@ class Breaker(Protocol):
 
 
 class StandIns:
-    """By the fault switches of the stand-ins of a fleet on this machine (`laboratory.local.faults`).
+    """By the fault switches of the stand-ins of a fleet on this machine (`laboratory.local.gpu.Faults`).
 
     Args:
         servers: their URLs, by region.

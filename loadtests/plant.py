@@ -6,18 +6,16 @@ What is broken stays so until the fleet goes down; the next one is good again.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from laboratory.local.about import About
-from laboratory.local.components import read_state, read_wanted
+import psutil
+
 from laboratory.local.layout import FLEET, PROXIES
-from laboratory.local.processes import Process
-from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, edge_folder
-from routing.envoy.live import write_retries
+from laboratory.local.processes import of_fleet
+from laboratory.local.records import About, read_state, read_wanted
+from routing.envoy.files import BOOTSTRAP, ENDPOINTS, edge_folder, write_retries
 from routing.errors import InputError, RoutingError
 from routing.files import read_text, write_atomically
 from routing.fleet import Fleet, RetryPolicy, load_fleet
@@ -99,7 +97,7 @@ def edge_ignores_table(folder: Path, about: About, _fleet: Fleet, region: str) -
 
 def dead_control_loop(folder: Path, _about: About, _fleet: Fleet, _region: str) -> str:
     """The control loop stands still for good. It is stopped, and not killed: the supervisor would start another."""
-    os.kill(_process(folder, "control").pid, signal.SIGSTOP)
+    _process(folder, "control").suspend()
     return "the control loop stands still"
 
 
@@ -121,21 +119,21 @@ def _read_another(folder: Path, name: str, write: Callable[[Path], object]) -> N
     write_atomically(folder / BOOTSTRAP, bootstrap.replace(str(folder / name), str(planted)))
 
 
-def _process(folder: Path, name: str) -> Process:
+def _process(folder: Path, name: str) -> psutil.Process:
     state = read_state(folder)
-    found = next((one for one in state.components if one.name == name), None) if state else None
-    if found is None or found.pid is None or found.started is None:
+    pid = next((one.pid for one in state.components if one.name == name), None) if state else None
+    if (found := of_fleet(pid, folder)) is None:
         raise RoutingError(
             f"{folder}: {name} does not run; it has {', '.join(one.name for one in read_wanted(folder))}"
         )
-    return Process(found.pid, found.started)
+    return found
 
 
 def _restart(folder: Path, name: str, ready: Callable[[], bool]) -> None:
     """Kill a part, and wait until the supervisor has started it again and it is ready."""
     before = _process(folder, name)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(before.pid, signal.SIGKILL)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        before.kill()
     end = time.monotonic() + _LIMIT_S
     while time.monotonic() < end:
         time.sleep(0.1)

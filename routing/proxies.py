@@ -13,9 +13,8 @@ from typing import Literal
 
 from .dispatcher.binary import HAProxy, find_haproxy
 from .dispatcher.files import CONFIG, check, dispatcher_folder, write_dispatcher
-from .envoy.binary import Envoy, find_envoy
-from .envoy.folders import BOOTSTRAP, edge_folder, write_edge
-from .envoy.validation import validate
+from .envoy.binary import Envoy, find_envoy, validate
+from .envoy.files import BOOTSTRAP, edge_folder, write_edge
 from .fleet import Fleet
 from .table import RoutingTable
 

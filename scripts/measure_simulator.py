@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from laboratory import service_times as service
 from laboratory.machine import machine, versions
 from laboratory.queueing import erlang_b
-from laboratory.simulate import service
 from laboratory.simulate.experiment import Experiment
 from laboratory.simulate.results import results
 from laboratory.simulate.run import Outcome, simulate

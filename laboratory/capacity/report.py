@@ -10,7 +10,7 @@ from typing import Any
 from routing.fleet import Fleet
 
 from ..queueing import erlang_b
-from ..simulate.service import ServiceTimes, of_benchmark
+from ..service_times import ServiceTimes, of_benchmark
 from .history import History, read_history
 from .sensitivity import RetryRow, ServiceRow, to_retries, to_service_time
 from .settings import Planning

@@ -15,7 +15,7 @@ from routing.load import Load
 from routing.planner import plan
 from routing.schema import validated
 
-from ..simulate import service
+from .. import service_times as service
 from ..simulate.experiment import Experiment
 from ..simulate.scenario import Arrivals, Scenario
 from .settings import Planning

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from ..local.report import report
 
         return {"action": "status", **report(folder)}
-    from ..local.stop import down
+    from ..local.processes import down
 
     return {"action": "down", "folder": str(folder), "processes": down(folder)}
 
@@ -99,7 +99,7 @@ def _folder(options: argparse.Namespace) -> Path:
     if options.fleet is not None:
         return _HOME / str(options.fleet.stem)
     found = sorted(path.parent for path in _HOME.glob("*/about.json"))
-    from ..local.stop import runs
+    from ..local.processes import runs
 
     running = [path for path in found if runs(path)] or found
     if len(running) != 1:

@@ -6,17 +6,15 @@ import asyncio
 import contextlib
 import random
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import httpx
 
 from routing.console import tell
 
 from ..local.arrivals import Arrival, burst, poisson
 from ..local.client import Outcome, Summary, send
 from ..local.launch import Options, Started, running
+from ..local.under_test import stand_ins
 from .cases import BURSTS, CAPACITY_RPS, LOADS, REGIONS, Case, fleet_of
 
 _SETTLE_S = 2.0
@@ -130,8 +128,4 @@ async def _cell(fleet: Started, arrivals: list[Arrival], warm_s: float, load: fl
 
 async def _attempts(fleet: Started) -> int:
     """Requests that GPU servers have had."""
-    urls = [url for region in fleet.about.regions.values() for url in region.gpu_servers.values()]
-    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-        pages = await asyncio.gather(*(client.get(f"{url}/standin") for url in urls))
-    counts: list[Mapping[str, int]] = [page.json()["requests"] for page in pages]
-    return sum(sum(one.values()) for one in counts)
+    return sum(sum(page["requests"].values()) for page in await stand_ins(fleet))

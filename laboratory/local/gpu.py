@@ -6,21 +6,24 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import random
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
 from aiohttp import web
+from pydantic import Field
 
 from routing.errors import InputError
+from routing.files import parse_json
 from routing.jobs import Jobs
+from routing.schema import Count, Number, Positive, Strict, validated
 
-from .faults import Faults
-from .faults import parse as parse_faults
-from .ledger import Ledger
-from .series import CONTENT_TYPE, Series
-from .service_times import ServiceTimes
+from ..service_times import ServiceTimes
 
 NAME = "stand-in"
 SERVER = f"stillmotion-{NAME}"
@@ -30,6 +33,56 @@ UPLOAD_S = 20.0
 
 # A GIF of one white pixel: the least that programs take for an animation.
 GIF = base64.b64decode("R0lGODlhAQABAIAAAP///wAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw==")
+
+SUFFIX = ".ledger"
+
+
+class Faults(Strict):
+    """What is wrong with a stand-in now, for tests of everything around it.
+
+    Attributes:
+        ready: whether `/readyz` says so, and jobs are taken.
+        slowness: factor of the time that jobs take.
+        admission: jobs that are taken at once. They are computed one after the other all the same, so that above 1
+            some wait at a server that seems to have taken them.
+        down_s: the stand-in is gone for so long once, its connections cut; 0: it is not.
+    """
+
+    ready: bool = True
+    slowness: Annotated[Positive, Field(le=1000)] = 1.0
+    admission: Annotated[Count, Field(ge=1, le=100)] = 1
+    down_s: Annotated[Number, Field(le=3600)] = 0.0
+
+
+class Ledger:
+    """The lines of one stand-in: which requests it began and ended, so that it can be proved that none is done twice.
+
+    It is written line by line: what a killed stand-in had begun stays known.
+
+    Args:
+        path: of the file, which is appended to; None: nothing is written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = -1 if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+    def note(self, event: Literal["began", "ended", "cancelled"], request_id: str) -> None:
+        """Add a line."""
+        if self._file >= 0:
+            os.write(self._file, f"{event} {request_id}\n".encode())
+
+
+def read(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Event, request id and stand-in, of each line of each ledger in a folder."""
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            event, _, request_id = line.partition(" ")
+            yield event, request_id, path.name.removesuffix(SUFFIX)
+
+
+def computations(folder: Path) -> Counter[str]:
+    """How often each request was begun to be computed."""
+    return Counter(request_id for event, request_id, _ in read(folder) if event == "began")
 
 
 @dataclass
@@ -54,7 +107,7 @@ class StandIn:
     faults: Faults = field(default_factory=Faults)
     draining: bool = False
     down_s: float = 0.0
-    series: Series = field(default_factory=Series)
+    requests: Counter[str] = field(default_factory=Counter)
     _taken: int = 0
     _slot: asyncio.Lock = field(default_factory=asyncio.Lock)
     _busy_since: float | None = None
@@ -84,8 +137,6 @@ class StandIn:
         match request.path:
             case "/livez" | "/healthz":
                 return _text(200, "")
-            case "/metrics":
-                return _whole(200, self._page().encode(), {"Content-Type": CONTENT_TYPE})
             case "/":
                 return _text(200, f"{NAME} {self.gpu}: takes time as a GPU server does, and computes nothing\n")
             case "/docs.json":
@@ -105,14 +156,15 @@ class StandIn:
             "region": self.region,
             "service_time": self.times.text,
             "busy": self.busy,
+            "busy_s": self._count(),
             "ready": self.ready,
-            "requests": dict(self.series.requests),
+            "requests": dict(self.requests),
             "faults": self.faults.model_dump(exclude={"down_s"}),
         }
 
     async def _job(self, request: web.BaseRequest) -> web.StreamResponse:
         response, outcome = await self._admitted(request)
-        self.series.requests[outcome] += 1
+        self.requests[outcome] += 1
         return response
 
     async def _admitted(self, request: web.BaseRequest) -> tuple[web.StreamResponse, str]:
@@ -157,11 +209,8 @@ class StandIn:
             left_s = max(0.0, began + seconds - time.monotonic())
             await asyncio.sleep(left_s % (seconds / STEPS))
             self.ledger.note("cancelled", request_id)
-            self.series.cancelled["disconnected"] = self.series.cancelled.get("disconnected", 0) + 1
             return False
         self.ledger.note("ended", request_id)
-        self.series.compute_seconds.observe(seconds)
-        self.series.step_seconds.observe(seconds / STEPS, STEPS)
         return True
 
     async def _events(
@@ -211,25 +260,16 @@ class StandIn:
             "X-Stillmotion-Gpu": self.gpu,
         }
 
-    def _page(self) -> str:
-        left_s = self._ends_at - time.monotonic() if self.busy else 0.0
-        share = max(0.0, left_s) / (self.times.mean_s or 1.0)
-        one = {"family": NAME, "runtime": NAME, "precision": "none", "steps": str(STEPS), "passes": str(STEPS)}
-        return self.series.text(
-            ready=self.ready,
-            load=int(self.busy),
-            steps_left=min(STEPS, round(share * STEPS)),
-            busy_s=self._count(),
-            info={"region": self.region, "model": NAME, **one},
-        )
-
     async def _admin(self, request: web.BaseRequest) -> web.Response:
         # For whoever is on this machine and speaks to it directly. What proxies pass on has this header.
         if not (request.remote or "").startswith("127.") or "x-forwarded-for" in request.headers:
             return _error(404, "not_found", "there is nothing here")
         if request.path == "/standin/faults" and request.method == "POST":
             try:
-                self.obey(parse_faults(await request.read(), self.faults))
+                # What an order leaves out stays as it is, but for `down_s`.
+                order = parse_json((await request.read()).decode(errors="replace"))
+                given = order if isinstance(order, Mapping) else {"": order}
+                self.obey(validated(Faults, {**self.faults.model_dump(), "down_s": 0.0, **given}))
             except (InputError, web.HTTPRequestEntityTooLarge) as error:
                 return _error(400, "faults", str(error))
         elif request.path != "/standin":

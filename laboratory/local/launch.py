@@ -26,15 +26,14 @@ from routing.proxies import Programs, write_fleet
 from routing.table import RoutingTable
 
 from ..machine import versions
+from ..service_times import ServiceTimes
+from ..service_times import parse as parse_times
 from . import programs
-from .about import About, RegionAbout
-from .components import LOCK, LOGS, Component, Running, read_state, write_wanted
 from .layout import CONTROL, LEDGERS, PROXIES, Layout, ports_needed
 from .pages import dispatcher_now
 from .ports import Reservation, reserve
-from .processes import MARK, Process
-from .service_times import ServiceTimes
-from .stop import down, remove_leftovers
+from .processes import MARK, down, of_fleet, remove_leftovers
+from .records import LOCK, LOGS, About, Component, RegionAbout, Running, read_state, write_wanted
 from .supervisor import RELEASED
 
 _MOST_STARTS = 4
@@ -52,7 +51,7 @@ class Options:
     Attributes:
         servers: what its GPU servers are.
         model: of real servers; None: the newest of the store.
-        service_time: of stand-ins, as `ServiceTimes` has it; None: always the fleet's `service_time_s`.
+        service_time: of stand-ins, as `laboratory.service_times` has it; None: always the fleet's `service_time_s`.
         prometheus: `auto` starts one where it is installed.
         port_base: first port; None: the first that are free.
         control: whether the control loop runs; without it the table stays as it is.
@@ -131,7 +130,7 @@ def up(fleet: Fleet, file: Path, folder: Path, options: Options, *, attached: bo
             components = _prepare(layout, options, installed)
             about = _about(layout, file, options, components, installed)
             about.write(folder)
-            write_wanted(folder, components)
+            write_wanted(folder, tuple(components))
             supervisor, lifeline = _supervise(folder, lock, reservation)
         finally:
             reservation.release()  # the supervisor has it now
@@ -200,7 +199,7 @@ def _laid_out(fleet: Fleet, file: Path, folder: Path, options: Options) -> tuple
 
 
 def _service_time(fleet: Fleet, options: Options) -> ServiceTimes:
-    return ServiceTimes.parse(options.service_time or f"{fleet.service_time_s!r}")
+    return parse_times(options.service_time or f"{fleet.service_time_s!r}")
 
 
 def _prepare(layout: Layout, options: Options, installed: Programs) -> list[Component]:
@@ -295,7 +294,7 @@ def _wait(layout: Layout, about: About, options: Options) -> None:
             if state is None and (time.monotonic() > begun_by):
                 raise RoutingError(f"the supervisor did not start: {_last_lines(layout.folder, 'supervisor')}")
             if state is not None:
-                if not Process(state.pid, state.started).alive:
+                if of_fleet(state.pid, layout.folder) is None:
                     raise RoutingError(f"the supervisor has ended: {_last_lines(layout.folder, 'supervisor')}")
                 _check_starts(layout.folder, state.components)
                 if state.phase == "running" and (missing := _missing(client, about)) is None:

@@ -1,67 +1,57 @@
-"""Processes of a fleet: started so that none outlives it, and found again without ever mistaking another for one.
-
-A process id is used again by the system some day. So it is always kept with the moment at which the process
-started, which no other process with this id can have.
-"""
+"""Processes of a fleet: started so that none outlives it, found by a mark in their environment, and ended."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-MARK = "STILLMOTION_FLEET"
-"""In the environment of each process of a fleet: the folder that it runs in. Whatever they start has it as well."""
+import psutil
 
+from routing.errors import RoutingError
+
+from .records import LOCK, STATE, read_state, read_wanted
+
+MARK = "STILLMOTION_FLEET"
+"""In the environment of each process of a fleet: the folder that it runs in. Whatever they start has it as well, and a
+process of somebody else that was given a process id of ours has not."""
+
+_BEGIN_S = 60.0
 _GONE_S = 60.0  # the kernel ends a killed process at once, but for one that waits for a disk
-_LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-@dataclass(frozen=True)
-class Process:
-    """One process, for good.
-
-    Attributes:
-        pid: its id, which is also the id of its process group.
-        started: when, in the system's own words.
-    """
-
-    pid: int
-    started: str
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs; one that ended and is not waited for yet does not."""
-        return started(self.pid) == self.started
-
-
-def started(pid: int) -> str | None:
-    """When a process started; None when there is none, or it has ended."""
-    if _LINUX:
-        return _started_by_proc(pid)
-    command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed but for a number
-    state, _, moment = done.stdout.strip().partition(" ")
-    return None if done.returncode or state.startswith("Z") else moment.strip()
-
-
-def _started_by_proc(pid: int) -> str | None:
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that ended and is not waited for yet does not."""
     try:
-        # The name in parentheses may have anything in it; fields are counted from behind it.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
-    except OSError:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def of_fleet(pid: int | None, folder: Path) -> psutil.Process | None:
+    """Return the process of this id if it runs and is of the fleet of this folder."""
+    if pid is None:
         return None
-    return None if fields[0] in {"Z", "X"} else f"{boot[:8]}:{fields[19]}"
+    try:
+        found = psutil.Process(pid)
+        return found if alive(found) and found.environ().get(MARK) == str(folder) else None
+    except psutil.Error:
+        return None
+
+
+def marked(folder: Path) -> list[psutil.Process]:
+    """Return all processes with the mark of a fleet's folder, but for this one."""
+    found = (of_fleet(pid, folder) for pid in psutil.pids() if pid != os.getpid())
+    return [one for one in found if one is not None]
 
 
 def spawn(
@@ -86,7 +76,7 @@ def spawn(
         env=dict(environment),
         cwd=folder,
         start_new_session=True,
-        preexec_fn=_tie(os.getpid()) if _LINUX else None,  # noqa: PLW1509  # there are no other threads
+        preexec_fn=_tie(os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509  # there are no other threads
     )
 
 
@@ -102,50 +92,95 @@ def _tie(parent: int) -> Callable[[], None]:
     return tie
 
 
-def marked(folder: Path) -> list[Process]:
-    """All processes with the mark of a fleet's folder, but for this one. Linux only; elsewhere none is found."""
-    wanted = f"{MARK}={folder}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*") if _LINUX else ():
-        pid = int(entry.name)
-        with contextlib.suppress(OSError):
-            since = started(pid)  # before and after: the id may be another's by then
-            if pid != os.getpid() and wanted in (entry / "environ").read_bytes().split(b"\0") and since is not None:
-                one = Process(pid, since)
-                if one.alive:
-                    found.append(one)
-    return found
-
-
-def kill(processes: Iterable[Process], *, gently_s: float = 0.0) -> int:
+def kill(processes: Iterable[psutil.Process], *, gently_s: float = 0.0) -> int:
     """End processes and their groups; how many there were.
 
     Args:
-        processes: those that have ended, or whose id is another's now, are left alone.
+        processes: those that have ended are left alone.
         gently_s: so long they may take after SIGTERM.
     """
-    alive = [one for one in processes if one.alive]
-    count = len(alive)
+    found = [one for one in processes if alive(one)]
     if gently_s > 0:
-        for one in alive:
-            _signal(one, signal.SIGTERM)
-        end = time.monotonic() + gently_s
-        while alive and time.monotonic() < end:
-            time.sleep(0.02)
-            alive = [one for one in alive if one.alive]
-    for one in alive:
-        _signal(one, signal.SIGKILL)
-    end = time.monotonic() + _GONE_S
-    while any(one.alive for one in alive) and time.monotonic() < end:
-        time.sleep(0.01)
+        for one in found:
+            with contextlib.suppress(psutil.Error):
+                one.terminate()
+        _wait(found, gently_s)
+    for one in filter(alive, found):
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getpgid(one.pid) == one.pid:
+                os.killpg(one.pid, signal.SIGKILL)
+            else:
+                one.kill()
+    _wait(found, _GONE_S)
+    return len(found)
+
+
+def _wait(processes: Iterable[psutil.Process], seconds: float) -> None:
+    # Not by `psutil.wait_procs`, which would take the exit status of children from whoever started them.
+    end = time.monotonic() + seconds
+    while any(map(alive, processes)) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def runs(folder: Path) -> bool:
+    """Whether a fleet runs in a folder."""
+    try:
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def down(folder: Path) -> int:
+    """End a fleet; how many processes there were.
+
+    Raises:
+        RoutingError: some cannot be ended.
+    """
+    folder = folder.resolve()
+    count = len(marked(folder))
+    if (supervisor := _supervisor(folder)) is not None:
+        kill([supervisor], gently_s=_longest_s(folder))
+    return max(count, remove_leftovers(folder))
+
+
+def remove_leftovers(folder: Path) -> int:
+    """End what an earlier fleet of this folder has left, if anything; how many processes that were.
+
+    Raises:
+        RoutingError: some cannot be ended.
+    """
+    count = kill(marked(folder))
+    if stubborn := marked(folder):
+        text = ", ".join(str(one.pid) for one in stubborn)
+        raise RoutingError(f"these processes of the fleet do not end: {text}")
+    (folder / STATE).unlink(missing_ok=True)
     return count
 
 
-def _signal(one: Process, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if not one.alive:
-            return
-        if os.getpgid(one.pid) == one.pid and number == signal.SIGKILL:
-            os.killpg(one.pid, number)
-        else:
-            os.kill(one.pid, number)
+def _supervisor(folder: Path) -> psutil.Process | None:
+    """The supervisor; one that is just starting has a little time to say so."""
+    end = time.monotonic() + _BEGIN_S
+    while (state := read_state(folder)) is None:
+        if not runs(folder) or time.monotonic() > end:
+            return None
+        time.sleep(0.05)
+    return of_fleet(state.pid, folder)
+
+
+def _longest_s(folder: Path) -> float:
+    """Time that a supervisor may take: each stage in turn, and a little for itself."""
+    try:
+        components = read_wanted(folder)
+    except (OSError, ValueError):
+        return 60.0
+    longest: dict[int, float] = {}
+    for one in components:
+        longest[one.stage] = max(longest.get(one.stage, 0.0), one.stop_s)
+    return sum(longest.values()) + 30.0

@@ -19,8 +19,8 @@ from routing.metrics.prometheus import MorePage, scrape_config
 from routing.proxies import Programs, Proxy
 from routing.yaml_text import yaml_text
 
-from .components import Component
 from .layout import CONTROL, FLEET, LEDGERS, PROXIES, Layout
+from .records import Component
 
 Servers = Literal["standin", "bentoml"]
 MOST_PROCESSES = 32
@@ -37,7 +37,7 @@ class StandIns:
     """How stand-ins are started.
 
     Attributes:
-        service_time: text of `ServiceTimes`.
+        service_time: as text; see `laboratory.service_times`.
         seed: of the times.
         ledgers: whether they note each computation.
         alone: whether each has a process of its own; None: up to `MOST_PROCESSES` of them.
@@ -145,7 +145,9 @@ def control_loop(layout: Layout, interval_s: float, program: tuple[str, ...] = (
         *("--fleet", str(folder / FLEET), "--out", str(folder / CONTROL)),
         *("--envoy", str(folder / PROXIES), "--listen", layout.control, "--interval", f"{interval_s:g}"),
     )
-    return Component("control", "control", "", _CONTROL, command, (_port(layout.control),))
+    return Component(
+        name="control", kind="control", region="", stage=_CONTROL, command=command, ports=(_port(layout.control),)
+    )
 
 
 def prometheus(layout: Layout) -> Component | None:
@@ -166,7 +168,8 @@ def prometheus(layout: Layout) -> Component | None:
         f"--web.listen-address={layout.prometheus}",
         "--log.level=warn",
     )
-    return Component("prometheus", "prometheus", "", _CONTROL, command, (_port(layout.prometheus),))
+    ports = (_port(layout.prometheus),)
+    return Component(name="prometheus", kind="prometheus", region="", stage=_CONTROL, command=command, ports=ports)
 
 
 def _make_home(home: Path, store: Path) -> None:

@@ -8,16 +8,14 @@ from typing import Any
 
 import httpx
 
-from routing.envoy.clusters import JOBS
+from routing.envoy.edge import JOBS
 from routing.errors import RoutingError
 from routing.metrics.proxies import COMPLETED, RETRIES
 from routing.metrics.reading import Target
 
-from .about import NAME, About, RegionAbout
-from .components import STATE, WANTED, Component, Kind, Running, read_state, read_wanted
 from .pages import dispatcher_now, read
-from .processes import Process
-from .stop import runs
+from .processes import of_fleet, runs
+from .records import ABOUT, STATE, WANTED, About, Component, Kind, RegionAbout, Running, read_state, read_wanted
 
 _LIMIT_S = 20.0
 
@@ -31,7 +29,7 @@ def report(folder: Path) -> dict[str, Any]:
     folder = folder.resolve()
     about, state = About.read(folder), read_state(folder)
     if runs(folder) and (about is None or state is None):
-        what = f"{NAME if about is None else STATE} is missing or damaged, if it is not just starting"
+        what = f"{ABOUT if about is None else STATE} is missing or damaged, if it is not just starting"
         text = f"a fleet runs there, and its {what}; `fleet down --dir {folder}` ends it"
         raise RoutingError(f"{folder}: {text}")
     if about is None or state is None:
@@ -40,9 +38,8 @@ def report(folder: Path) -> dict[str, Any]:
         raise RoutingError(
             f"{folder}: the fleet has crashed; `fleet down` removes what is left, `fleet up` does so too"
         )
-    supervisor = Process(state.pid, state.started)
     kinds = {one.name: (one.kind, one.region) for one in _wanted(folder)}
-    parts = [_part(one, *kinds[one.name]) for one in state.components if one.name in kinds]
+    parts = [_part(folder, one, *kinds[one.name]) for one in state.components if one.name in kinds]
     with httpx.Client(timeout=_LIMIT_S, trust_env=False) as client:
         loop = _json(client, f"{about.control}/status.json") if about.control else {}
         regions = {name: _region(client, name, one, loop) for name, one in about.regions.items()}
@@ -60,16 +57,16 @@ def report(folder: Path) -> dict[str, Any]:
         "frozen": _frozen(loop) if about.control else "",
         "path": about.path,
         "regions": regions,
-        "supervisor": {"pid": supervisor.pid, "alive": supervisor.alive},
+        "supervisor": {"pid": state.pid, "alive": of_fleet(state.pid, folder) is not None},
         "parts": parts,
         "versions": dict(about.versions),
     }
 
 
-def _wanted(folder: Path) -> list[Component]:
+def _wanted(folder: Path) -> tuple[Component, ...]:
     try:
         return read_wanted(folder)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError):
         text = f"is missing or damaged; `fleet down --dir {folder}` ends the fleet"
         raise RoutingError(f"{folder / WANTED}: {text}") from None
 
@@ -131,13 +128,12 @@ def _shares(regions: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} to " + ", ".join(f"{to} {share:.1%}" for to, share in row if share > 0)
 
 
-def _part(one: Running, kind: Kind, region: str) -> dict[str, Any]:
-    alive = one.pid is not None and one.started is not None and Process(one.pid, one.started).alive
+def _part(folder: Path, one: Running, kind: Kind, region: str) -> dict[str, Any]:
     return {
         "name": one.name,
         "kind": kind,
         "region": region,
-        "pid": one.pid if alive else None,
+        "pid": one.pid if of_fleet(one.pid, folder) else None,
         "restarts": max(0, one.starts - 1),
         "exit": one.exit_status,
     }

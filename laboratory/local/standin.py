@@ -22,9 +22,8 @@ from routing.errors import RoutingError
 from routing.jobs import Jobs
 from routing.schema import validated
 
-from .gpu import NAME, StandIn
-from .ledger import SUFFIX, Ledger
-from .service_times import ServiceTimes
+from ..service_times import parse as parse_times
+from .gpu import NAME, SUFFIX, Ledger, StandIn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,14 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--region", required=True, help="that they say they stand in")
     text = "name of the GPU and loopback address, such as us-east-1=127.0.0.1:21004; one or several"
     parser.add_argument("--serve", required=True, action="append", type=_named, metavar="GPU=ADDRESS", help=text)
-    parser.add_argument("--service-time", default="0.5", metavar="TIMES", help="see laboratory/local/service_times.py")
+    parser.add_argument("--service-time", default="0.5", metavar="TIMES", help="see laboratory/service_times.py")
     parser.add_argument("--seed", type=int, default=0, help="of the service times (default: 0)")
     parser.add_argument("--ledger", type=Path, metavar="DIR", help="note each computation there, by request id")
     parser.add_argument("--path", action="append", help="that takes jobs; several times for several")
     parser.add_argument("--ready", help="path that says whether it takes jobs")
     options = parser.parse_args(arguments)
     try:
-        times = ServiceTimes.parse(options.service_time)
+        times = parse_times(options.service_time)
         if options.ledger is not None:
             options.ledger.mkdir(parents=True, exist_ok=True)
         given = {"paths": options.path, "ready": options.ready}

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from .components import LOGS, STATE, Component, Phase, Running, State, read_wanted, write_state
-from .processes import MARK, Process, kill, marked, spawn, started
+from .processes import MARK, kill, marked, spawn
+from .records import LOGS, STATE, Component, Phase, Running, State, read_wanted, write_state
 
 RELEASED = b"ready"
 """What `up` says before it lets the lifeline go."""
@@ -39,7 +39,7 @@ class Watched:
 
     def __init__(self, component: Component, folder: Path) -> None:
         self.component, self._folder = component, folder
-        self.running = Running(component.name)
+        self.running = Running(name=component.name)
         self.process: subprocess.Popen[bytes] | None = None
         self._pause_s = _FIRST_PAUSE_S
         self._began_at = 0.0
@@ -79,22 +79,18 @@ class Watched:
 
     def _start(self, now: float) -> None:
         component = self.component
-        environment = os.environ | component.environment | {MARK: str(self._folder)}
+        environment = {**os.environ, **component.environment, MARK: str(self._folder)}
         with (self._folder / LOGS / f"{component.name}.log").open("ab") as log:
             try:
                 folder = Path(component.folder) if component.folder else None
                 self.process = spawn(component.command, log, environment, folder)
             except OSError as error:
                 log.write(f"{error}\n".encode())
-                self.running = Running(component.name, None, None, self.running.starts + 1, 127)
+                self.running = Running(name=component.name, starts=self.running.starts + 1)
                 self._ended(127, now)
                 return
         self._began_at = now
-        # It may have ended already, and is not waited for: its id is still its own.
-        since = started(self.process.pid) or "ended"
-        self.running = Running(
-            component.name, self.process.pid, since, self.running.starts + 1, self.running.exit_status
-        )
+        self.running = self.running.model_copy(update={"pid": self.process.pid, "starts": self.running.starts + 1})
 
     def _ended(self, status: int, now: float) -> None:
         if now - self._began_at >= _WELL_AFTER_S and self.process is not None:
@@ -102,7 +98,7 @@ class Watched:
         _say(f"{self.component.name} ended with {status}; starts again in {self._pause_s:.1f} s")
         self.process, self._due_at = None, now + self._pause_s
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        self.running = Running(self.component.name, None, None, self.running.starts, status)
+        self.running = self.running.model_copy(update={"pid": None, "exit_status": status})
 
 
 class Supervisor:
@@ -173,9 +169,8 @@ class Supervisor:
             self._lifeline = -1
 
     def _write(self) -> None:
-        own = Process(os.getpid(), started(os.getpid()) or "")
-        state = State(own.pid, own.started, self._phase, tuple(one.running for one in self._watched))
-        write_state(self._folder, state)
+        components = tuple(one.running for one in self._watched)
+        write_state(self._folder, State(pid=os.getpid(), phase=self._phase, components=components))
 
     def _end(self) -> None:
         """End all, those that take requests first."""

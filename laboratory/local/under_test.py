@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from routing.errors import InputError
 from routing.fleet import Fleet
@@ -28,7 +28,6 @@ from .launch import Options, Started, running
 
 MOST_RPS, MOST_S = 300.0, 1800.0
 """One sender in Python keeps up with so many requests per second; longer scenarios belong in the simulator."""
-_BUSY, _JOBS = "stillmotion_busy_seconds_total", "stillmotion_compute_seconds_count"
 
 
 class LocalFleet:
@@ -122,14 +121,14 @@ def _text(experiment: Experiment) -> str:
 
 
 async def busy_seconds(fleet: Started) -> float:
-    """How long a job kept a GPU server busy, in s, by the servers' own metrics: a little longer than the job itself."""
+    """How long a job kept a stand-in busy, in s, as they count it: a little longer than the job itself."""
+    pages = await stand_ins(fleet)
+    jobs = sum(page["requests"].get("ok", 0) for page in pages)
+    return sum(page["busy_s"] for page in pages) / jobs if jobs else math.nan
+
+
+async def stand_ins(fleet: Started) -> list[dict[str, Any]]:
+    """What each stand-in of a fleet says of itself."""
     urls = [url for region in fleet.about.regions.values() for url in region.gpu_servers.values()]
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-        pages = await asyncio.gather(*(client.get(f"{url}/metrics") for url in urls))
-    totals = {_BUSY: 0.0, _JOBS: 0.0}
-    for page in pages:
-        for family in text_string_to_metric_families(page.text):
-            for sample in family.samples:
-                if sample.name in totals:
-                    totals[sample.name] += sample.value
-    return totals[_BUSY] / totals[_JOBS] if totals[_JOBS] else math.nan
+        return [page.json() for page in await asyncio.gather(*(client.get(f"{url}/standin") for url in urls))]

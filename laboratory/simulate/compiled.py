@@ -13,7 +13,7 @@ try:
     import numba
     from numba.extending import intrinsic
 except ModuleNotFoundError as error:  # interpreted, a day of a large fleet takes a week: better said than started
-    raise RoutingError("simulations need numba: pip install 'stillmotion[routing]'") from error
+    raise RoutingError("simulations need numba: pip install 'stillmotion[laboratory]'") from error
 
 _FILES = ("calendar", "choosing", "compiled", "draws", "loop", "state", "streams")
 Function = TypeVar("Function", bound=Callable[..., Any])

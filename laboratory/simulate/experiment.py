@@ -14,8 +14,8 @@ from routing.fleet import Fleet, load_fleet
 from routing.schema import did_you_mean, validated
 from routing.table import RoutingTable
 
+from .. import service_times as service
 from ..columns import read_columns
-from . import service
 from .scenario import HOME, LOOP, PLANNED, Arrivals, Scenario, ServiceTime
 
 Trace = tuple[tuple[float, str], ...]

@@ -12,9 +12,9 @@ from routing.console import tell
 from routing.errors import InputError
 from routing.fleet import Fleet
 
+from .. import service_times as service
 from ..local.arrivals import Arrival
 from ..local.under_test import LocalFleet, check
-from ..simulate import service
 from ..simulate.arrivals import arrivals
 from ..simulate.experiment import Experiment
 from ..simulate.scenario import Arrivals

@@ -12,9 +12,8 @@ from time import monotonic
 
 from ..control.rows import Row
 from ..data_plane import host_and_port
-from ..envoy import delay
-from ..envoy.edge import edge_endpoints
-from ..envoy.folders import ENDPOINTS, RUNTIME, write_endpoints, write_runtime
+from ..envoy.edge import delay_values, edge_endpoints
+from ..envoy.files import ENDPOINTS, RUNTIME, write_endpoints, write_runtime
 from ..errors import InputError, RoutingError
 from ..files import read_text, write_atomically
 from ..fleet import Fleet
@@ -130,7 +129,7 @@ class Agent:
         table = RoutingTable(generated_at=_NO_TIME, shares={self.region: row.shares})
         fleet = self.fleet.avoiding(row.drained)
         write_endpoints(self.folder / ENDPOINTS, edge_endpoints(fleet, self.region, fleet.places(), table))
-        write_runtime(self.folder / RUNTIME, delay.runtime_values(row.delay_share, fleet.retry.delay.max_s))
+        write_runtime(self.folder / RUNTIME, delay_values(row.delay_share, fleet.retry.delay.max_s))
         write_atomically(self.folder / KEPT, f"{url}\n{row.to_json()}\n")
 
     def _recall(self) -> None:

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from ..console import tell
 from ..control.service import read_token, signals
 from ..control.web import listening, serving
-from ..envoy.folders import ENDPOINTS
+from ..envoy.files import ENDPOINTS
 from ..errors import InputError
 from ..fleet import Fleet
 from .agent import Agent

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         options.usage_error(f"--threads {options.threads} is not between 1 and 256")
     from ..dispatcher.files import CONFIG
     from ..envoy.binary import find_envoy
-    from ..envoy.folders import BOOTSTRAP
+    from ..envoy.files import BOOTSTRAP
     from ..errors import InputError, RoutingError
 
     if (options.folder / CONFIG).is_file():

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from ..envoy.folders import RUNTIME, edge_folder
-from ..envoy.live import write_delay, write_table
+from ..envoy.files import RUNTIME, edge_folder, write_delay, write_table
 from ..files import write_atomically
 from ..fleet import Fleet
 from ..table import RoutingTable
@@ -67,7 +66,7 @@ class FolderPublisher:
 
 
 class EnvoyPublisher:
-    """Tells the edges of a fleet through the files that they watch (`routing.envoy.live`).
+    """Tells the edges of a fleet through the files that they watch (`routing.envoy.files`).
 
     Args:
         root: folder of the fleet's files, as `render --target envoy` wrote them.

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from ..console import tell
-from ..envoy.folders import BOOTSTRAP, edge_folder
+from ..envoy.files import BOOTSTRAP, edge_folder
 from ..errors import InputError, RoutingError
 from ..files import read_text
 from ..fleet import Fleet

@@ -1,8 +1,6 @@
 """Envoy as the data plane: what its configuration is, how it is written, checked and changed while Envoy runs.
 
-- `edge`: what an edge does with a request; `bootstrap`, `http`, `clusters`: its parts.
-- `delay`, `keys`, `rate_limit`, `tls`, `metrics`: marginal delay, API keys and their rates, certificates, counters.
-- `folders`: the files of an edge; `live`: those that are replaced while Envoy runs.
-- `validation`: Envoy's own check; `binary`: which Envoy, and how it is started.
-- `messages`: shapes that occur again and again.
+- `edge`: what an edge does with a request, by the templates `edge.yaml.j2` and `routes.yaml.j2`, and its endpoints.
+- `files`: the files of an edge, and those of them that are replaced while Envoy runs.
+- `binary`: which Envoy, how it is started, and its own check of a configuration.
 """

@@ -1,43 +1,63 @@
-"""The edge of a source region: takes users' requests, picks a region by the table, retries with backoff."""
+"""The edge of a source region: takes users' requests, picks a region by the table, retries with backoff.
+
+What it is stands in two templates, `edge.yaml.j2` and `routes.yaml.j2`; the endpoints are the routing table.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
-from pathlib import PurePath
+from collections.abc import Iterator, Mapping
+from functools import cache
+from math import ceil
+from pathlib import Path, PurePath
+from typing import Any
 
-from ..data_plane import Place
-from ..fleet import Fleet, RetryPolicy
-from ..jobs import Jobs
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+
+from ..data_plane import Place, bind_address, host_and_port
+from ..fleet import DelayPolicy, Fleet, RetryPolicy
+from ..jobs import Jobs, RateLimit
 from ..retries import RETRIABLE_CONDITIONS, RETRIABLE_STATUSES, attempt_groups, job_timeout_s
 from ..table import RoutingTable
-from . import delay, tls
-from .bootstrap import bootstrap
-from .clusters import ENDPOINTS, JOBS, PAGES, edge_cluster
-from .http import (
-    ATTEMPTS_HEADER,
-    MIB,
-    SOURCE_HEADER,
-    TIMEOUT_HEADER,
-    access_log,
-    connection_manager,
-    health_filter,
-    listener,
-)
-from .keys import FILTER, key_filter
-from .messages import Message, extension, file_source, header, seconds, socket_address, typed
-from .rate_limit import client_descriptors, job_limits, limit_filter
-from .tracing import tracing_of
+
+Message = dict[str, Any]
+"""One message of Envoy's API. What Envoy reads is YAML or JSON of its protocol buffers; Envoy itself checks it."""
 
 ROUTES_KIND = "envoy.config.route.v3.RouteConfiguration"
-ROUTES = "edge"
-_IDLE_S = 60.0  # of what is no job
-_BUFFER = "envoy.filters.http.buffer"
+JOBS = "jobs"
+"""Name of the cluster that takes jobs; counters have it."""
+ENDPOINTS = "regions"
+"""Name of the endpoints that both clusters take from one file."""
+RUNTIME_LAYER = "live"
+
 _WEIGHT = 1_000_000  # of a whole row of the table: shares of a millionth are kept
+_OWN_ANSWERS = (
+    (400, "bad_request", "the request is malformed"),
+    (401, "unauthorized", "give an API key: the header X-API-Key"),
+    (404, "not_found", "there is nothing here"),
+    (408, "slow_upload", "the request did not arrive in time"),
+    (413, "too_large", "the request is larger than this service takes"),
+    (429, "rate_limited", "this API key sends more jobs than it may"),
+    (426, "upgrade_required", "use HTTP/1.1 or HTTP/2"),
+    (431, "too_large", "the headers are larger than this service takes"),
+    (501, "not_implemented", "the request asks for what this service does not do"),
+    (503, "unavailable", "no server can take this now"),
+    (504, "deadline", "not finished in time"),
+)
+"""Answers that Envoy makes itself, by status, in the shape of the service's own."""
+
+STEPS = 8
+"""Filters of marginal delay: Envoy's fault filter in front of the router, where retries do not pass again. A filter has
+one delay and draws for itself whether to apply it. So that delays spread over 0 to `max_s`, and a share of 1 delays
+each job once, each filter is for the requests whose id ends in its two hexadecimal digits: Envoy draws the id, and a
+request has one. All draw with the same probability."""
+_SHARE, _MILLION = "stillmotion.delay.share", 1_000_000
 
 
 def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> Message:
-    """All of an edge that does not change while it runs.
+    """Return all of an edge that does not change while it runs.
 
     Args:
         fleet: with its data plane.
@@ -46,145 +66,54 @@ def edge_bootstrap(fleet: Fleet, region: str, place: Place, root: PurePath) -> M
         root: folder of the edge's files, as Envoy sees it.
     """
     plane = fleet.data_plane
-    limits = plane.limits
-    users = tls.users_socket(root / "tls.yaml") if plane.tls else None
-    mutual = plane.mutual_tls
-    peers = tls.calling_socket(mutual, root / "peers.yaml", root / "authority.yaml") if mutual else None
-    manager = connection_manager(
-        "edge",
-        {"rds": {"route_config_name": ROUTES, "config_source": file_source(root / "routes.yaml")}},
-        _filters(fleet, root),
-        limits,
-        request_timeout=seconds(limits.upload_s),
-        stream_idle_timeout=seconds(_IDLE_S),
-        **({"access_log": [access_log()]} if plane.access_log else {}),
-        **({"tracing": tracing_of(plane.tracing, region)} if plane.tracing else {}),
+    found = _filled(
+        "edge.yaml.j2",
+        root,
+        region=region,
+        place=place,
+        plane=plane,
+        limits=plane.limits,
+        mutual_tls=plane.mutual_tls,
+        jobs=fleet.jobs,
+        job_paths=_regex(fleet.jobs),
+        own_answers=_OWN_ANSWERS,
+        delay_steps=STEPS,
     )
-    return bootstrap(
-        region,
-        place.admin,
-        limits,
-        root / "runtime.yaml",
-        # The answer goes into this buffer, so that a slow reader keeps no GPU from being counted as free.
-        [listener("users", place.edge, manager, limits.response_mb * MIB, users)],
-        [edge_cluster(name, root / "endpoints.yaml", limits, peers) for name in (JOBS, PAGES)],
-        place.metrics,
-        plane.tracing,
-    )
+    edge: Message = found["edge"]
+    return edge
 
 
 def edge_routes(fleet: Fleet, region: str, policy: RetryPolicy | None = None) -> Message:
-    """Routes of an edge, with its retry policy.
+    """Return the routes of an edge, with its retry policy.
 
     Args:
         fleet: with its data plane.
         region: where the edge's users are.
         policy: for jobs; None: the fleet's.
     """
-    timeout_s = job_timeout_s(fleet, policy)
-    jobs: Message = {
-        "match": {"safe_regex": {"regex": _regex(fleet.jobs)}, "headers": [_method("POST")]},
-        # Counters of jobs by their last answer: `envoy_vhost_route_upstream_rq`.
-        "stat_prefix": "jobs",
-        "route": {
-            "cluster": JOBS,
-            # Of the whole job with all its attempts; `TIMEOUT_HEADER` of the user takes its place (`_filters`).
-            # A dispatcher is told what is left of it (`x-envoy-expected-rq-timeout-ms`).
-            "timeout": seconds(timeout_s),
-            # A job is silent while it waits and computes. Above the limit before, which gives a proper answer.
-            "idle_timeout": seconds(timeout_s + 5),
-            "retry_policy": job_retries(policy or fleet.retry),
-        },
-        "request_headers_to_add": [_default_header(TIMEOUT_HEADER, str(round(timeout_s * 1000)))],
-        # Above 1 MiB, its default, a body is sent once and not again.
-        "request_body_buffer_limit": fleet.jobs.body_bytes,
-    }
-    if fleet.data_plane.rate_limit is not None:
-        jobs["typed_per_filter_config"] = job_limits(fleet.data_plane.rate_limit)
-        jobs["route"]["rate_limits"] = client_descriptors()
-    bad_timeout: Message = {
-        "match": {**jobs["match"], "headers": [_method("POST"), _no_timeout()]},
-        "direct_response": {"status": 400},
-    }
-    pages: Message = {
-        "route": {
-            "cluster": PAGES,
-            "timeout": seconds(15),
-            # Safe to ask twice, whatever happened to the first.
-            "retry_policy": {"retry_on": "5xx,reset,connect-failure,refused-stream", "num_retries": 2},
-        },
-    }
-    alive: Message = {
-        "match": {"path": "/livez"},
-        "direct_response": {"status": 200, "body": {"inline_string": "alive\n"}},
-    }
-    if fleet.data_plane.api_keys is not None:
-        alive["typed_per_filter_config"] = {FILTER: typed("envoy.config.route.v3.FilterConfig", disabled=True)}
-    # By its length, before any of it is here: the buffer, which would wait for the body, is passed by.
-    buffer_passed_by = typed("envoy.config.route.v3.FilterConfig", disabled=True)
-    oversize: Message = {
-        "match": {"prefix": "/", "headers": [_longer_than(fleet.jobs.body_bytes)]},
-        "direct_response": {"status": 413},
-        "typed_per_filter_config": {_BUFFER: buffer_passed_by},
-    }
-    others = [{"match": match, **pages} for match in _pages(fleet.jobs)]
-    return {
-        "name": ROUTES,
-        "virtual_hosts": [
-            {
-                "name": "edge",
-                "domains": ["*"],
-                "routes": [oversize, alive, bad_timeout, jobs, *others],
-                # By `x-envoy-attempt-count` a dispatcher knows who was refused before.
-                "include_request_attempt_count": True,
-                "request_headers_to_add": [header(SOURCE_HEADER, region)],
-                "response_headers_to_add": [header(ATTEMPTS_HEADER, "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")],
-                "response_headers_to_remove": ["x-envoy-overloaded", "x-envoy-upstream-service-time"],
-            }
-        ],
-    }
-
-
-def job_retries(policy: RetryPolicy) -> Message:
-    """A retry policy whose retries compute nothing twice.
-
-    A job is tried again when no server has begun it: the connection was not made, the stream was refused, or
-    the answer is 429 (busy) or 503 (nobody there). Never after its answer was lost (`5xx`, `reset`).
-
-    Envoy waits uniform(0, min(base * 2^(k-1), max)) before retry k. It would also take Retry-After of a refusal
-    into account, if told to: not here, since the next attempt finds other servers.
-    """
-    if policy.attempts == 1:
-        return {"num_retries": 0}
-    return {
-        "retry_on": ",".join([*RETRIABLE_CONDITIONS, "retriable-status-codes"]),
-        "retriable_status_codes": list(RETRIABLE_STATUSES),
-        "num_retries": policy.attempts - 1,
-        "retry_back_off": {
-            "base_interval": seconds(policy.base_interval_s),
-            "max_interval": seconds(policy.max_interval_s),
-        },
-        # First by the table, then ring by ring (`attempt_groups`): who is refused has met a full line.
-        "retry_priority": extension(
-            "envoy.retry_priorities.previous_priorities",
-            "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
-            update_frequency=1,
-        ),
-        # Within a row of several regions, another one: the picks go by the weights, so that one of 1 % takes some.
-        "retry_host_predicate": [
-            extension(
-                "envoy.retry_host_predicates.previous_hosts",
-                "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
-            )
-        ],
-        "host_selection_retry_max_attempts": 100,
-    }
+    limit = fleet.data_plane.rate_limit
+    found = _filled(
+        "routes.yaml.j2",
+        PurePath(),
+        region=region,
+        plane=fleet.data_plane,
+        jobs=fleet.jobs,
+        job_paths=_regex(fleet.jobs),
+        policy=policy or fleet.retry,
+        retry_on=",".join([*RETRIABLE_CONDITIONS, "retriable-status-codes"]),
+        statuses=RETRIABLE_STATUSES,
+        timeout_s=job_timeout_s(fleet, policy),
+        buckets=[] if limit is None else list(_buckets(limit)),
+        retry_after="" if limit is None else str(max(1, ceil(1 / limit.rps))),
+    )
+    routes: Message = found["routes"]
+    return routes
 
 
 def edge_endpoints(fleet: Fleet, region: str, places: Mapping[str, Place], table: RoutingTable) -> Message:
-    """The table's row, as localities: each is a region, its hosts are the dispatchers.
+    """Return the table's row, as localities: each is a region, its hosts are the dispatchers.
 
-    Priorities are `attempt_groups`: retries get to the second and those after it by `job_retries`.
+    Priorities are `attempt_groups`: retries get to the second and those after it by the retry policy.
     """
     groups = attempt_groups(fleet, region, table.shares[region])
     found = [{name: share for name, share in group.items() if places[name].dispatchers} for group in groups]
@@ -202,6 +131,22 @@ def edge_endpoints(fleet: Fleet, region: str, places: Mapping[str, Place], table
     }
 
 
+def delay_values(share: float, max_s: float) -> dict[str, Any]:
+    """Runtime values that delay a share of the jobs by uniform(0, max_s), in `STEPS` steps.
+
+    Step i waits (i + 1/2) / STEPS * max_s, so that the mean is max_s / 2.
+    """
+    values: dict[str, Any] = {_SHARE: {"numerator": round(share * _MILLION), "denominator": "MILLION"}}
+    for step in range(STEPS):
+        values[f"stillmotion.delay.step_{step}_ms"] = round((step + 0.5) / STEPS * max_s * 1000)
+    return values
+
+
+def resting_delay(policy: DelayPolicy) -> dict[str, Any]:
+    """Runtime values while no burst is seen."""
+    return delay_values(policy.share, policy.max_s)
+
+
 def _locality(name: str, place: Place, weight: int, priority: int) -> Message:
     return {
         "locality": {"region": name, "zone": name},
@@ -217,26 +162,24 @@ def _locality(name: str, place: Place, weight: int, priority: int) -> Message:
     }
 
 
-def _filters(fleet: Fleet, root: PurePath) -> list[Message]:
-    """In order: health needs no key, keys come before work, a whole request comes before delay and routing."""
-    plane = fleet.data_plane
-    whole = extension(
-        _BUFFER,
-        "envoy.extensions.filters.http.buffer.v3.Buffer",
-        # A request goes on when all of it is here: a slow upload keeps no GPU waiting. Larger ones: 413.
-        max_request_bytes=fleet.jobs.body_bytes,
-    )
-    # The router takes its timeout from a header of its own, which users cannot send.
-    taken = {"append": header("x-envoy-upstream-rq-timeout-ms", f"%REQ({TIMEOUT_HEADER})%")}
-    timeout = extension(
-        "stillmotion.timeout",
-        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-        mutations={"request_mutations": [taken]},
-    )
-    keys = [] if plane.api_keys is None else [key_filter(root / "keys.yaml")]
-    limits = [] if plane.rate_limit is None else [limit_filter()]
-    health = [health_filter(path, JOBS) for path in ("/readyz", "/healthz")]
-    return [*health, *keys, *limits, whole, timeout, *delay.filters(_regex(fleet.jobs))]
+def seconds(value: float) -> str:
+    """A duration."""
+    return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
+
+
+def socket_address(address: str) -> Message:
+    """An `Address` of the fleet."""
+    host, port = host_and_port(address)
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def file_source(path: PurePath) -> Message:
+    """Configuration that Envoy reads from a file, again each time something is renamed in its folder.
+
+    The folder is watched, not the file: Kubernetes replaces a mounted file by a link one level above it.
+    """
+    watched = {"path": str(path.parent)}
+    return {"path_config_source": {"path": str(path), "watched_directory": watched}, "resource_api_version": "V3"}
 
 
 def _regex(jobs: Jobs) -> str:
@@ -244,28 +187,31 @@ def _regex(jobs: Jobs) -> str:
     return "|".join(re.escape(path) for path in jobs.paths)
 
 
-def _pages(jobs: Jobs) -> list[Message]:
-    """Return matches of what a server has for people and programs. Not its /metrics, which are the operator's."""
-    found: list[Message] = [{"path": "/"}] if jobs.pages else []
-    found += [{"path_separated_prefix": path} for path in jobs.pages]
-    # By another method than POST: the server says what it takes.
-    return [*found, {"safe_regex": {"regex": _regex(jobs)}}]
+def _buckets(limit: RateLimit) -> Iterator[dict[str, Any]]:
+    """Give the token bucket of each client that has one of its own, and that which each of the others has."""
+    for client, rps in (*limit.clients.items(), (None, limit.rps)):
+        size = max(1, round(limit.burst * rps / limit.rps))
+        # Envoy fills in whole tokens: one at a time, or some each 50 ms, which is as often as it takes.
+        tokens = max(1, ceil(rps * 0.05))
+        yield {"client": client, "size": max(size, tokens), "tokens": tokens, "every_s": tokens / rps}
 
 
-def _longer_than(size: int) -> Message:
-    """Matches requests whose Content-Length is above this."""
-    return {"name": "content-length", "range_match": {"start": size + 1, "end": 2**63 - 1}}
+def _filled(template: str, root: PurePath, **values: Any) -> Any:
+    """Return the content of a template; files are named as seen from `root`."""
+    text = _templates().get_template(template).render(**values, root=root)
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  # both are safe
 
 
-def _method(name: str) -> Message:
-    return {"name": ":method", "string_match": {"exact": name}}
-
-
-def _no_timeout() -> Message:
-    """Matches requests with a timeout that is none: to ignore it would make a client wait for longer than it does."""
-    text = {"safe_regex": {"regex": "[1-9][0-9]{0,8}"}}
-    return {"name": TIMEOUT_HEADER, "string_match": text, "invert_match": True}
-
-
-def _default_header(key: str, value: str) -> Message:
-    return {"header": {"key": key, "value": value}, "append_action": "ADD_IF_ABSENT"}
+@cache
+def _templates() -> Environment:
+    # autoescape is for HTML; what goes into these files is numbers, checked names, and text as JSON.
+    found = Environment(  # noqa: S701
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    found.filters |= {
+        "address": lambda address: json.dumps(socket_address(address)),
+        "bind": bind_address,
+        "file": pass_context(lambda context, name: json.dumps(file_source(context["root"] / name))),
+        "seconds": seconds,
+    }
+    return found

@@ -33,7 +33,7 @@ def least_cost(problem: Problem, overflow: Floats, *, by_home_load: bool = False
         from scipy import sparse
         from scipy.optimize import linprog
     except ImportError as error:
-        raise RoutingError("the solver lp needs SciPy: pip install 'stillmotion[routing]'") from error
+        raise RoutingError("the solver lp needs SciPy: pip install 'stillmotion[laboratory]'") from error
     flow = np.zeros_like(problem.latency_ms)
     reach = np.zeros(len(problem.names), dtype=np.int64)
     for (_, ring), excess in zip(problem.thresholds, problem.excess, strict=True):

@@ -8,8 +8,8 @@ import yaml
 
 from routing.cli import build_parser
 from routing.dispatcher.files import check as check_with_haproxy
-from routing.envoy.validation import check as check_with_envoy
-from routing.envoy.validation import self_contained
+from routing.envoy.binary import check as check_with_envoy
+from routing.envoy.binary import self_contained
 
 from .conftest import BASE, REGIONS
 

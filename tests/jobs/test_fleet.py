@@ -12,10 +12,10 @@ from collections import Counter
 
 import pytest
 
-from laboratory.local.components import read_state
+from laboratory.local.gpu import computations, read
 from laboratory.local.launch import Options, running
 from laboratory.local.layout import LEDGERS
-from laboratory.local.ledger import computations, read
+from laboratory.local.records import read_state
 from routing.fleet import load_fleet
 
 from .conftest import Client, Process, free_port, until

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from laboratory.local.stop import runs
+from laboratory.local.processes import runs
 from loadtests.plant import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]

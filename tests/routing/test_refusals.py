@@ -6,8 +6,8 @@ import json
 import pytest
 import yaml
 
-from laboratory.local.about import NAME
-from laboratory.local.components import LOCK, STATE, WANTED
+from laboratory.local.records import ABOUT as ABOUT_FILE
+from laboratory.local.records import LOCK, STATE, WANTED
 from routing.cli import main
 
 FLEET = {
@@ -104,18 +104,18 @@ def running_folder(tmp_path):
 
 
 ABOUT = json.dumps({"fleet_file": "fleet.yaml", "servers": "stand-in", "started_at": "2025-01-31", "regions": {}})
-RUNS = json.dumps({"pid": 1, "started": "1", "phase": "running", "components": []})
+RUNS = json.dumps({"pid": 1, "phase": "running", "components": []})
 
 
 @pytest.mark.parametrize(
     ("files", "text"),
     [
-        ({NAME: "{", STATE: RUNS}, "about.json: is damaged ("),
-        ({NAME: "{}", STATE: RUNS}, "about.json: is damaged (fleet_file: is missing"),
+        ({ABOUT_FILE: "{", STATE: RUNS}, "about.json: is damaged ("),
+        ({ABOUT_FILE: "{}", STATE: RUNS}, "about.json: is damaged (fleet_file: is missing"),
         ({STATE: RUNS}, "a fleet runs there, and its about.json is missing or damaged"),
-        ({NAME: ABOUT, STATE: "{"}, "a fleet runs there, and its state.json is missing or damaged"),
-        ({NAME: ABOUT, STATE: RUNS}, "components.json: is missing or damaged"),
-        ({NAME: ABOUT, STATE: RUNS, WANTED: "[]"}, "components.json: is missing or damaged"),
+        ({ABOUT_FILE: ABOUT, STATE: "{"}, "a fleet runs there, and its state.json is missing or damaged"),
+        ({ABOUT_FILE: ABOUT, STATE: RUNS}, "components.json: is missing or damaged"),
+        ({ABOUT_FILE: ABOUT, STATE: RUNS, WANTED: "[]"}, "components.json: is missing or damaged"),
     ],
 )
 def test_a_damaged_file_does_not_make_a_running_fleet_none(files, text, running_folder, command):

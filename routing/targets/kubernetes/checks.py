@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from ...data_plane import host_and_port, seen_from
-from ...envoy.keys import read_keys
+from ...envoy.files import read_keys
 from ...errors import InputError
 from ...files import read_text
 from ...fleet import Fleet

@@ -8,23 +8,27 @@ from pathlib import Path, PurePosixPath
 from ...data_plane import Certificate, DataPlane, MutualTls, Place, seen_from
 from ...dispatcher.config import Settings
 from ...dispatcher.files import SOCKET
-from ...envoy import delay, tls
-from ...envoy.edge import ROUTES_KIND, edge_bootstrap, edge_endpoints, edge_routes
-from ...envoy.folders import (
+from ...envoy.edge import ROUTES_KIND, edge_bootstrap, edge_endpoints, edge_routes, resting_delay
+from ...envoy.files import (
     AUTHORITY,
     BOOTSTRAP,
     ENDPOINTS,
     ENDPOINTS_KIND,
+    EXTENSION_CONFIG,
     KEYS,
     PEERS,
     ROUTES,
     RUNTIME,
     RUNTIME_KIND,
+    SECRET,
     TLS,
+    authority_secret,
+    certificate_secret,
+    key_config,
+    read_keys,
     resources_text,
     runtime_resource,
 )
-from ...envoy.keys import EXTENSION_CONFIG, key_config, read_keys
 from ...fleet import Fleet
 from ...retries import job_timeout_s
 from ...table import RoutingTable
@@ -53,12 +57,12 @@ def edge_files(fleet: Fleet, region: str, table: RoutingTable) -> dict[str, str]
         BOOTSTRAP: yaml_text(edge_bootstrap(fleet, region, place, LIVE)),
         ENDPOINTS: resources_text(ENDPOINTS_KIND, [edge_endpoints(fleet, region, fleet.places(), table)]),
         ROUTES: resources_text(ROUTES_KIND, [edge_routes(fleet, region)]),
-        RUNTIME: resources_text(RUNTIME_KIND, [runtime_resource(delay.resting(fleet.retry.delay))]),
+        RUNTIME: resources_text(RUNTIME_KIND, [runtime_resource(resting_delay(fleet.retry.delay))]),
         **_peers(plane),
     }
     if plane.tls is not None:
         own = Certificate(certificate="tls.crt", key="tls.key")
-        files[TLS] = resources_text(tls.SECRET, [tls.certificate_secret(tls.USERS, own, Path(USERS_CERTIFICATE))])
+        files[TLS] = resources_text(SECRET, [certificate_secret("users", own, Path(USERS_CERTIFICATE))])
     return files
 
 
@@ -121,6 +125,6 @@ def _peers(plane: DataPlane) -> dict[str, str]:
     own = MutualTls(ca="ca.crt", certificate="tls.crt", key="tls.key")
     where = Path(PEERS_CERTIFICATE)
     return {
-        PEERS: resources_text(tls.SECRET, [tls.certificate_secret(tls.PEERS, own, where)]),
-        AUTHORITY: resources_text(tls.SECRET, [tls.authority_secret(own, where)]),
+        PEERS: resources_text(SECRET, [certificate_secret("peers", own, where)]),
+        AUTHORITY: resources_text(SECRET, [authority_secret(own, where)]),
     }

@@ -18,11 +18,11 @@ import pytest
 
 from laboratory.local.arrivals import poisson
 from laboratory.local.client import Summary, send
-from laboratory.local.components import read_state, read_wanted
+from laboratory.local.gpu import computations, read
 from laboratory.local.launch import Options, running
 from laboratory.local.layout import CONTROL, LEDGERS
-from laboratory.local.ledger import computations, read
 from laboratory.local.processes import marked
+from laboratory.local.records import read_state, read_wanted
 from laboratory.local.under_test import busy_seconds
 from routing.control.publishing import TABLE
 from routing.errors import RoutingError

@@ -15,7 +15,7 @@ from laboratory.local.layout import CONTROL, PROXIES
 from laboratory.local.pages import dispatcher_now
 from routing.console import tell
 from routing.dispatcher.files import dispatcher_folder
-from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, edge_folder
+from routing.envoy.files import BOOTSTRAP, ENDPOINTS, edge_folder
 
 HERE = Path(__file__).parent
 LOST = 502  # a job whose server died: it may have been computed, so it is not tried again

@@ -12,10 +12,9 @@ import httpx
 import pytest
 import yaml
 
-from laboratory.local.components import STATE, Running, read_state
 from laboratory.local.launch import _check_starts
-from laboratory.local.processes import marked, started
-from laboratory.local.stop import down
+from laboratory.local.processes import down, marked
+from laboratory.local.records import STATE, Running, read_state
 from routing.cli import main
 from routing.errors import RoutingError
 
@@ -104,7 +103,7 @@ def test_a_fleet_comes_up_says_how_it_is_and_goes_down(commands):
     assert east["gpus_ready"] == 2
     assert east["shares"]["us-east"] > 0.9
     assert len(found["parts"]) == 4 + 2 + 2 + 1
-    assert all(started(part["pid"]) for part in found["parts"])
+    assert {part["pid"] for part in found["parts"]} <= {one.pid for one in marked(commands.home)}
     ports = [int(url.rpartition(":")[2]) for url in (east["edge"], east["dispatcher"], *east["gpu_servers"].values())]
     assert max(ports) < 32_768
 
@@ -185,12 +184,12 @@ def test_a_part_that_does_not_start_is_named_with_its_last_words(commands):
     (commands.home / "logs").mkdir(parents=True)
     (commands.home / "logs" / "edge-a.log").write_text("first\nit does not like its configuration\n")
     with pytest.raises(RoutingError, match=r"edge-a ends with 1: .*does not like its configuration"):
-        _check_starts(commands.home, (Running("edge-a", None, None, 4, 1),))
+        _check_starts(commands.home, (Running(name="edge-a", starts=4, exit_status=1),))
     # As Envoy says it when a user has no inotify instances left, above a stack of 30 lines.
     line = "[...][critical][assert] [watcher_impl.cc:25] assert failure: inotify_fd_ >= 0. Details: Consider increasing"
     (commands.home / "logs" / "edge-a.log").write_text("\n".join([line, *["[...] #1 UNKNOWN"] * 30]))
     with pytest.raises(RoutingError, match=r"edge-a ends with -6: inotify_fd_ >= 0. Details: Consider increasing"):
-        _check_starts(commands.home, (Running("edge-a", None, None, 4, -6),))
+        _check_starts(commands.home, (Running(name="edge-a", starts=4, exit_status=-6),))
 
 
 def test_wrong_use_is_told(commands):
@@ -216,8 +215,8 @@ def test_a_process_that_has_the_id_of_one_of_the_fleet_is_left_alone(commands):
     commands.home.mkdir(parents=True)
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        one = {"name": "edge", "pid": bystander.pid, "started": "yesterday", "starts": 1, "exit_status": None}
-        state = {"pid": bystander.pid, "started": "yesterday", "phase": "running", "components": [one]}
+        one = {"name": "edge", "pid": bystander.pid, "starts": 1, "exit_status": None}
+        state = {"pid": bystander.pid, "phase": "running", "components": [one]}
         (commands.home / STATE).write_text(json.dumps(state))
         assert down(commands.home) == 0
         assert not (commands.home / STATE).exists()

@@ -17,7 +17,7 @@ from laboratory.local.arrivals import burst, merged, poisson
 from laboratory.local.launch import Options
 from laboratory.local.layout import PROXIES
 from routing.console import tell
-from routing.envoy.live import write_table
+from routing.envoy.files import write_table
 from routing.table import RoutingTable
 
 from .conftest import REGIONS

@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from laboratory.local import processes
-from laboratory.local.components import (
+from laboratory.local.processes import MARK, down, kill, marked, of_fleet, spawn
+from laboratory.local.records import (
     LOGS,
     STATE,
     Component,
@@ -22,8 +23,6 @@ from laboratory.local.components import (
     write_state,
     write_wanted,
 )
-from laboratory.local.processes import MARK, Process, kill, marked, spawn, started
-from laboratory.local.stop import down
 from laboratory.local.supervisor import RELEASED
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -40,23 +39,14 @@ def until(condition, limit_s=60.0):
     pytest.fail(f"not after {limit_s} s")
 
 
-def test_a_process_is_known_by_its_start_too():
-    process = subprocess.Popen(SLEEP)
-    one = Process(process.pid, started(process.pid))
-    assert one.alive
-    assert not Process(process.pid, "another moment").alive
+def test_a_process_is_of_the_fleet_whose_mark_it_has_until_it_ends(tmp_path):
+    process = subprocess.Popen(SLEEP, env={**os.environ, MARK: str(tmp_path)})
+    assert of_fleet(process.pid, tmp_path).pid == process.pid
+    assert of_fleet(process.pid, tmp_path / "other") is None  # as when the id was another's before
     process.kill()
-    until(lambda: not one.alive)  # before it is waited for
-    process.wait()
-    assert started(process.pid) is None
-
-
-def test_a_process_whose_id_is_another_now_is_left_alone():
-    process = subprocess.Popen(SLEEP)
-    assert kill([Process(process.pid, "of one that had this id before")]) == 0
-    assert process.poll() is None
-    process.kill()
-    process.wait()
+    until(lambda: of_fleet(process.pid, tmp_path) is None)  # before it is waited for
+    assert process.wait() == -signal.SIGKILL
+    assert of_fleet(None, tmp_path) is None
 
 
 def test_what_does_not_end_gently_is_killed():
@@ -65,7 +55,7 @@ def test_what_does_not_end_gently_is_killed():
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"on\n"
-    one = Process(process.pid, started(process.pid))
+    one = psutil.Process(process.pid)
     began = time.monotonic()
     assert kill([one], gently_s=0.3) == 1
     assert time.monotonic() - began >= 0.3
@@ -97,11 +87,11 @@ def test_a_spawned_process_ends_when_its_parent_is_killed(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "log")]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     child = int(parent.stdout.readline())
-    assert started(child)
+    assert psutil.pid_exists(child)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    until(lambda: started(child) is None)
+    until(lambda: not psutil.pid_exists(child))
 
 
 @linux
@@ -109,20 +99,20 @@ def test_a_spawned_process_leads_a_group_of_its_own(tmp_path):
     with (tmp_path / "log").open("wb") as log:
         process = spawn(SLEEP, log, os.environ)
     assert os.getpgid(process.pid) == process.pid
-    processes.kill([Process(process.pid, started(process.pid))])
+    kill([psutil.Process(process.pid)])
     process.wait()
 
 
 def test_what_is_to_run_and_what_runs_are_read_as_they_were_written(tmp_path):
-    component = Component("a", "gpu", "x", 0, ("program", "--flag"), (1, 2), {"NAME": "value"}, "/", 1.0, 2.0)
-    write_wanted(tmp_path, [component])
-    assert read_wanted(tmp_path) == [component]
-    state = State(1, "then", "running", (Running("a", 2, "later", 3, -9),))
+    component = program("a", 1, ("program", "--flag"), ports=(1, 2), environment={"NAME": "value"}, stop_s=2.0)
+    write_wanted(tmp_path, (component,))
+    assert read_wanted(tmp_path) == (component,)
+    state = State(pid=1, phase="running", components=(Running(name="a", pid=2, starts=3, exit_status=-9),))
     write_state(tmp_path, state)
     assert read_state(tmp_path) == state
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"pid": 1}', '{"pid": 1, "started": "", "components": [{}]}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"pid": 1}', '{"pid": 1, "phase": "running", "components": [{}]}'])
 def test_a_damaged_state_is_none(tmp_path, text):
     (tmp_path / STATE).write_text(text)
     assert read_state(tmp_path) is None
@@ -169,7 +159,7 @@ def supervised(tmp_path):
 
 
 def program(name, stage=0, command=SLEEP, **more):
-    return Component(name, "gpu", "", stage, command, (), **more)
+    return Component(name=name, kind="gpu", region="", stage=stage, command=command, **more)
 
 
 def running(folder):
@@ -210,7 +200,7 @@ def test_all_end_with_the_lifeline_unless_it_was_released(supervised, tmp_path):
     pid = until(lambda: running(tmp_path)).components[0].pid
     one.let_go()
     assert one.process.wait(60) == 0
-    assert started(pid) is None
+    assert not psutil.pid_exists(pid)
     assert not (tmp_path / STATE).exists()
 
 

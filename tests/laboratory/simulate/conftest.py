@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from laboratory.simulate import service
+from laboratory import service_times as service
 from laboratory.simulate.experiment import Experiment
 from laboratory.simulate.run import simulate
 from laboratory.simulate.scenario import Scenario

@@ -92,4 +92,4 @@ def test_without_numba_the_command_says_what_to_install(examples):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 1
-    assert done.stderr == "error: simulations need numba: pip install 'stillmotion[routing]'\n"
+    assert done.stderr == "error: simulations need numba: pip install 'stillmotion[laboratory]'\n"

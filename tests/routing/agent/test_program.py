@@ -23,7 +23,7 @@ from routing.agent.loops import ControlLoop
 from routing.cli import main
 from routing.control.rows import Row
 from routing.dispatcher.files import dispatcher_folder
-from routing.envoy.folders import edge_folder
+from routing.envoy.files import edge_folder
 from routing.errors import RoutingError
 from routing.fleet import Fleet
 from routing.proxies import Programs, write_fleet

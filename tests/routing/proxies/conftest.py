@@ -23,8 +23,7 @@ import pytest
 
 from routing.dispatcher.files import dispatcher_folder
 from routing.dispatcher.runtime import Runtime
-from routing.envoy.folders import edge_folder
-from routing.envoy.live import write_table
+from routing.envoy.files import edge_folder, write_table
 from routing.errors import RoutingError
 from routing.fleet import Fleet
 from routing.metrics.pages import page_url, read_page

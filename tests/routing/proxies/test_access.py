@@ -11,8 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from routing.envoy.folders import BOOTSTRAP, KEYS, edge_folder
-from routing.envoy.keys import read_keys
+from routing.envoy.files import BOOTSTRAP, KEYS, edge_folder, read_keys
 from routing.errors import InputError
 from routing.proxies import write_fleet
 

@@ -1,12 +1,13 @@
 """A share of the jobs waits before its first attempt, and both are changed while an edge runs."""
 
 import asyncio
+from pathlib import PurePath
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.envoy import delay
-from routing.envoy.live import write_delay
+from routing.envoy.edge import STEPS, delay_values, edge_bootstrap
+from routing.envoy.files import write_delay
 
 
 def seconds(responses) -> list[float]:
@@ -65,9 +66,9 @@ def test_a_job_is_delayed_once_and_its_retries_are_not(running):
 
 @given(share=st.floats(0, 1), max_s=st.floats(0, 1e6))
 def test_delays_are_uniform_up_to_the_longest(share, max_s):
-    values = delay.runtime_values(share, max_s)
+    values = delay_values(share, max_s)
     steps = [value for name, value in values.items() if name.endswith("_ms")]
-    assert len(steps) == delay.STEPS
+    assert len(steps) == STEPS
     assert steps == sorted(steps)
     assert all(0 <= step <= max_s * 1000 for step in steps)
     assert abs(sum(steps) / len(steps) - max_s * 1000 / 2) <= 0.5
@@ -75,7 +76,11 @@ def test_delays_are_uniform_up_to_the_longest(share, max_s):
     assert abs(drawn / 1e6 - share) < 1e-6
 
 
-def test_every_request_id_has_one_delay():
-    regexes = [one["typed_config"]["headers"][1]["string_match"]["safe_regex"]["regex"] for one in delay.filters("/x")]
-    digits = "".join(regex.removeprefix(".*[").removesuffix("]") for regex in regexes)
+def test_every_request_id_has_one_delay(example_fleet):
+    name = example_fleet.names[0]
+    bootstrap = edge_bootstrap(example_fleet, name, example_fleet.places()[name], PurePath("/etc/edge"))
+    chain = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]
+    filters = chain["filters"][0]["typed_config"]["http_filters"]
+    delays = [one["typed_config"]["headers"] for one in filters if one["name"].startswith("stillmotion.delay")]
+    digits = "".join(one[1]["string_match"]["safe_regex"]["regex"].removeprefix(".*[")[:-1] for one in delays)
     assert sorted(digits) == sorted("0123456789abcdef")

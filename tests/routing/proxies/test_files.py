@@ -15,9 +15,9 @@ from routing.dispatcher import binary as haproxy_binary
 from routing.dispatcher.files import dispatcher_folder
 from routing.dispatcher.runtime import set_servers
 from routing.envoy import binary
+from routing.envoy.binary import check
 from routing.envoy.edge import edge_endpoints
-from routing.envoy.folders import BOOTSTRAP, ENDPOINTS, edge_folder
-from routing.envoy.validation import check
+from routing.envoy.files import BOOTSTRAP, ENDPOINTS, edge_folder
 from routing.errors import InputError, RoutingError
 from routing.fleet import Fleet, load_fleet
 from routing.proxies import write_fleet

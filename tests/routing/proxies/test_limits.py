@@ -8,7 +8,7 @@ import httpx
 import pytest
 import yaml
 
-from routing.envoy.folders import BOOTSTRAP
+from routing.envoy.files import BOOTSTRAP
 
 MIB = 2**20
 

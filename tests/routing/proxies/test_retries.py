@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-from routing.envoy.folders import ROUTES
-from routing.envoy.live import write_retries
+from routing.envoy.files import ROUTES, write_retries
 from routing.fleet import RetryPolicy
 from routing.metrics.proxies import ANSWERS, GPUS
 from routing.metrics.reading import Target

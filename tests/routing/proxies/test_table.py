@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from routing.envoy.folders import ENDPOINTS, edge_folder
+from routing.envoy.files import ENDPOINTS, edge_folder
 
 UPDATES = r"cluster\.jobs\.update_success"
 REJECTED = r"cluster\.jobs\.update_(rejected|failure)"

@@ -1,10 +1,18 @@
-"""How long a GPU server computes: distributions as equally likely times, or measured ones from a benchmark."""
+"""How long a GPU server computes: one distribution for simulated servers and for stand-ins, given as text or by a file.
+
+0.5                  always 0.5 s, also written fixed:0.5
+exponential:0.5      mean 0.5 s
+lognormal:0.5,0.3    mean 0.5 s, standard deviation 0.3 of the mean
+bench.json           the times that `python -m pipeline bench --json` measured of its last rung that was kept
+bench.json#8 x 1     of the rung of this name
+"""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
@@ -17,6 +25,8 @@ from routing.files import read_json
 from routing.schema import MOST, did_you_mean
 
 _ATOMS = 4096
+_LONGEST_S = 3600.0
+_KINDS = "seconds, exponential:MEAN, lognormal:MEAN,VARIATION, or a file of `pipeline bench --json`"
 _DIGITS = 9  # beyond them, mathematical libraries differ
 
 
@@ -38,6 +48,45 @@ class ServiceTimes:
     def cv(self) -> float:
         """Standard deviation over mean."""
         return 1.0 if self.atoms is None else float(np.std(self.atoms)) / self.mean_s
+
+    def draw(self, generator: random.Random) -> float:
+        """One time in seconds."""
+        if self.atoms is None:
+            return generator.expovariate(1 / self.mean_s)
+        return float(self.atoms[generator.randrange(len(self.atoms))])
+
+
+def parse(text: str) -> ServiceTimes:
+    """Return the distribution that a text names; its own `text` names the same distribution again.
+
+    Raises:
+        InputError: the text names none, or the file cannot be used.
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon and _number(text) is not None:
+        kind, rest = "fixed", text
+    match kind, [_number(part) for part in rest.split(",")]:
+        case "fixed", [float() as mean_s] if 0 <= mean_s <= _LONGEST_S:
+            return replace(fixed(mean_s), text=text)
+        case "exponential", [float() as mean_s] if 0 < mean_s <= _LONGEST_S:
+            return replace(exponential(mean_s), text=text)
+        case "lognormal", [float() as mean_s, float() as cv] if 0 < mean_s <= _LONGEST_S and cv >= 0:
+            return replace(lognormal(mean_s, cv), text=text)
+        case "fixed" | "exponential" | "lognormal", _:
+            raise InputError(f"{text} cannot be used; give {_KINDS}, up to {_LONGEST_S:g} s", key="--service-time")
+    name, _, rung = text.partition("#")
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"{text} is none of {_KINDS}", key="--service-time")
+    return replace(of_benchmark(path, rung=rung or None), text=f"{path.resolve()}#{rung}")
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def fixed(mean_s: float) -> ServiceTimes:

@@ -4,12 +4,12 @@ import statistics
 
 import pytest
 
-from laboratory.local.service_times import ServiceTimes
+from laboratory.service_times import parse
 from routing.errors import InputError
 
 
 def drawn(text, count=20_000):
-    times, generator = ServiceTimes.parse(text), random.Random(1)
+    times, generator = parse(text), random.Random(1)
     return times, [times.draw(generator) for _ in range(count)]
 
 
@@ -60,16 +60,16 @@ def test_a_benchmark_gives_the_median_of_a_named_rung_that_has_no_times(bench):
 )
 def test_what_is_no_distribution_is_an_error_that_names_the_argument(text):
     with pytest.raises(InputError, match="--service-time"):
-        ServiceTimes.parse(text)
+        parse(text)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "nothing", '{"rungs": [{"name": "a", "median_s": null}]}'])
 def test_a_file_without_times_is_an_error_that_names_it(tmp_path, content):
     (tmp_path / "bench.json").write_text(content)
     with pytest.raises(InputError, match=r"bench\.json"):
-        ServiceTimes.parse(str(tmp_path / "bench.json"))
+        parse(str(tmp_path / "bench.json"))
 
 
 def test_a_rung_that_is_not_there_is_an_error_that_names_it(bench):
-    with pytest.raises(InputError, match="no times of the rung student"):
-        ServiceTimes.parse(f"{bench}#student")
+    with pytest.raises(InputError, match="there is none named student"):
+        parse(f"{bench}#student")
