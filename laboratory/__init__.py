@@ -6,6 +6,6 @@ none of it, but for the command line, which has the commands where this package 
 - `simulate`: a fleet of any size, event by event, with the real control loop in it.
 - `capacity`: GPUs for each region, from past traffic and a goal; `queueing` has the formulas.
 - `tune`: policies that meet a goal, searched for on the simulator.
-- `planning`: how far plans are from the optimum.
+- `service_times`: how long jobs take; `planning`: how far plans are from the optimum.
 - `commands`: those of `python -m routing` that are about all this.
 """

@@ -10,8 +10,7 @@ import numpy as np
 from routing.fleet import Fleet, Region, Threshold
 from routing.load import Load
 from routing.planner.iterative import solve
-from routing.planner.linear import least_cost
-from routing.planner.problem import Floats, state
+from routing.planner.problem import Floats, least_cost, state
 
 _RINGS_MS = ((40.0, 90.0, 200.0, 400.0), (15.0, 60.0, 120.0, 400.0), (25.0, 400.0), (400.0,))
 

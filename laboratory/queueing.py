@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 
@@ -144,3 +145,15 @@ def ideal_queue(
         return took[min(len(took) - 1, int(share * len(took)))] if took else 0.0
 
     return Queue(failed / len(times) if times else 0.0, quantile(0.50), quantile(0.95), quantile(0.99))
+
+
+def wilson(count: int, of: int, z: float = 1.96) -> tuple[float, float]:
+    """Interval of a share, 95 % by default (Wilson 1927): it is right for few and for none too."""
+    if of == 0:
+        return 0.0, 1.0
+    share = count / of
+    middle = share + z * z / (2 * of)
+    half = z * sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    scale = 1 + z * z / of
+    # At the ends rounding would leave the share itself outside.
+    return min(share, max(0.0, (middle - half) / scale)), max(share, min(1.0, (middle + half) / scale))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from laboratory.chance import wilson
+from laboratory.queueing import wilson
 from laboratory.simulate.scenario import Failure
 from routing.fleet import Fleet
 from routing.load import Load

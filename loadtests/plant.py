@@ -17,10 +17,9 @@ from laboratory.local.processes import of_fleet
 from laboratory.local.records import About, read_state, read_wanted
 from routing.envoy.files import BOOTSTRAP, ENDPOINTS, edge_folder, write_retries
 from routing.errors import InputError, RoutingError
-from routing.files import read_text, write_atomically
+from routing.files import read_text, write_atomically, yaml_text
 from routing.fleet import Fleet, RetryPolicy, load_fleet
 from routing.schema import did_you_mean
-from routing.yaml_text import yaml_text
 
 from .deployment import ask
 from .roles import resolve

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from laboratory.chance import wilson
 from laboratory.machine import machine, versions
+from laboratory.queueing import wilson
 
 from .findings import Run
 from .generator import overload

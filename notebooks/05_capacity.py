@@ -33,9 +33,9 @@ run_folder = "runs/notebook"  # results go to its folder 05_capacity
 import json
 from pathlib import Path
 
+from laboratory.capacity.planning import load_planning
 from laboratory.capacity.plots import gpus_figure, sensitivity_figure, week_figure
 from laboratory.capacity.report import plan_capacity, results
-from laboratory.capacity.settings import load_planning
 from laboratory.charts import picture
 from pipeline.runs.display import show_rows
 from pipeline.runs.results import Row, StageFolder

@@ -21,10 +21,9 @@ from typing import Any
 
 from laboratory.local.under_test import LocalFleet
 from laboratory.machine import machine, versions
-from laboratory.simulate.experiment import Experiment, service_times
-from laboratory.simulate.scenario import Scenario
-from laboratory.tune.confirm import simulated
-from laboratory.tune.figures import confirm
+from laboratory.simulate.scenario import Experiment, Scenario, service_times
+from laboratory.tune.goal import confirm
+from laboratory.tune.report import simulated
 from routing.console import tell
 from routing.fleet import Fleet, load_fleet
 from routing.jobs import Queue

@@ -22,10 +22,9 @@ import numpy as np
 from laboratory import service_times as service
 from laboratory.machine import machine, versions
 from laboratory.queueing import erlang_b
-from laboratory.simulate.experiment import Experiment
 from laboratory.simulate.results import results
 from laboratory.simulate.run import Outcome, simulate
-from laboratory.simulate.scenario import Scenario
+from laboratory.simulate.scenario import Experiment, Scenario
 from routing.console import tell
 from routing.fleet import Fleet
 

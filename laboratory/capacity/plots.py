@@ -10,8 +10,8 @@ import numpy as np
 from routing.errors import RoutingError
 
 from ..charts import figure, plain, save, style
+from .planning import HOURS
 from .report import CapacityPlan
-from .week import HOURS
 
 _BLUE, _GREY, _RED, _GREEN, _ORANGE = "#0072B2", "#BBBBBB", "#D55E00", "#009E73", "#E69F00"
 

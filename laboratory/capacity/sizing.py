@@ -28,8 +28,7 @@ from routing.planner import plan
 from routing.schema import validated
 
 from ..queueing import erlang_b, gpus_for
-from .settings import Planning
-from .week import Week
+from .planning import Planning, Week
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 MOST_GPUS = 1_000_000

@@ -28,8 +28,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Plan once."""
     from routing.fleet import load_fleet
 
+    from ..capacity.planning import load_planning
     from ..capacity.report import plan_capacity, results
-    from ..capacity.settings import load_planning
 
     fleet = load_fleet(options.fleet)
     planning = load_planning(options.scenario, fleet)

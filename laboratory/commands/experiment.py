@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, and write the results."""
-    from ..experiment.cases import CASES
-    from ..experiment.measure import FULL, QUICK, measure
-    from ..experiment.results import document, write
+    from ..experiment import CASES, FULL, QUICK, document, measure, write
 
     effort = QUICK if options.quick else FULL
     began = time.monotonic()
@@ -39,6 +37,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The table."""
-    from ..experiment.results import table
+    from ..experiment import table
 
     return table(result)

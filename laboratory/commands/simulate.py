@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run it once."""
-    from ..simulate.experiment import load_experiment
+    from ..simulate.scenario import load_experiment
 
     if options.seed is not None and options.seed < 0:
         options.usage_error("--seed: should be 0 or more")
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
         write_arrivals(experiment, outcome.seed, options.trace)
     if options.plot is not None:
-        from ..simulate.plots import plot
+        from ..simulate.results import plot
 
         plot(found, options.plot)
     return found

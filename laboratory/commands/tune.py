@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Search once."""
     from routing.errors import InputError
 
-    from ..simulate.experiment import load_experiment
+    from ..simulate.scenario import load_experiment
     from ..tune.goal import load_goal
     from ..tune.report import results
     from ..tune.search import Trial, tune
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         tell(f"{count} policies tried; the best {'meets the goal' if best.met else 'misses it'}: {best.score:.4g}")
 
     if options.confirm:
-        from ..tune.confirm import can_be_confirmed, confirmed
+        from ..tune.report import can_be_confirmed, confirmed
 
         can_be_confirmed(options.scenario, experiments, options.seed)
     tuned = tune(experiments, goal, options.seed, progress=progress)
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.confirm:
         found |= confirmed(experiments, tuned)
     if options.plot is not None:
-        from ..tune.plots import plot
+        from ..tune.report import plot
 
         plot(found, options.plot)
     return found

@@ -14,7 +14,7 @@ import aiohttp
 
 from routing.jobs import Jobs
 
-from ..chance import wilson
+from ..queueing import wilson
 from .arrivals import Arrival
 from .gpu import GIF
 

@@ -29,11 +29,10 @@ from ..machine import versions
 from ..service_times import ServiceTimes
 from ..service_times import parse as parse_times
 from . import programs
-from .layout import CONTROL, LEDGERS, PROXIES, Layout, ports_needed
-from .pages import dispatcher_now
-from .ports import Reservation, reserve
+from .layout import CONTROL, LEDGERS, PROXIES, Layout, Reservation, ports_needed, reserve
 from .processes import MARK, down, of_fleet, remove_leftovers
 from .records import LOCK, LOGS, About, Component, RegionAbout, Running, read_state, write_wanted
+from .report import dispatcher_now
 from .supervisor import RELEASED
 
 _MOST_STARTS = 4

@@ -13,11 +13,10 @@ from typing import Literal
 
 from routing.data_plane import host_and_port
 from routing.errors import RoutingError
-from routing.files import write_atomically
+from routing.files import write_atomically, yaml_text
 from routing.metrics.pages import targets
 from routing.metrics.prometheus import MorePage, scrape_config
 from routing.proxies import Programs, Proxy
-from routing.yaml_text import yaml_text
 
 from .layout import CONTROL, FLEET, LEDGERS, PROXIES, Layout
 from .records import Component

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ import httpx
 
 from routing.envoy.edge import JOBS
 from routing.errors import RoutingError
-from routing.metrics.proxies import COMPLETED, RETRIES
-from routing.metrics.reading import Target
+from routing.metrics.observation import Page, Target
+from routing.metrics.pages import page_url, read_page
+from routing.metrics.proxies import COMPLETED, RETRIES, Dispatcher
 
-from .pages import dispatcher_now, read
 from .processes import of_fleet, runs
 from .records import ABOUT, STATE, WANTED, About, Component, Kind, RegionAbout, Running, read_state, read_wanted
 
@@ -179,3 +181,26 @@ def _json(client: httpx.Client, url: str) -> dict[str, Any]:
 
 def _text(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
+
+
+def read(client: httpx.Client, proxy: Target, address: str) -> Page | None:
+    """Return a proxy's page, or None where it cannot be had.
+
+    Args:
+        client: that asks.
+        proxy: whose page it is.
+        address: of the page, with scheme and port.
+    """
+    try:
+        return read_page(proxy, time.monotonic(), client.get(page_url(proxy, address)).text, [])
+    except (httpx.HTTPError, ValueError):
+        return None
+
+
+def dispatcher_now(client: httpx.Client, region: str, address: str) -> Dispatcher | None:
+    """Return a dispatcher's ready servers, jobs in service and queue, or None where its page cannot be had."""
+    found = Dispatcher(Target(region, "dispatcher", address))
+    page = read(client, found.proxy, address)
+    if page is not None:
+        found.take(page, math.inf, [])
+    return found if found.heard_at is not None else None

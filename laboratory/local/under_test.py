@@ -18,10 +18,9 @@ from routing.fleet import Fleet
 from routing.table import RoutingTable
 
 from ..simulate.arrivals import arrivals
-from ..simulate.experiment import Experiment
 from ..simulate.run import first_table
-from ..simulate.scenario import LOOP, Proxies
-from ..tune.figures import Figures
+from ..simulate.scenario import LOOP, Experiment, Proxies
+from ..tune.goal import Figures
 from .arrivals import Arrival
 from .client import Outcome, quantile, send
 from .launch import Options, Started, running
@@ -31,7 +30,7 @@ MOST_RPS, MOST_S = 300.0, 1800.0
 
 
 class LocalFleet:
-    """A fleet under test (`laboratory.tune.figures.FleetUnderTest`) that runs for as long as the scenario does.
+    """A fleet under test (`laboratory.tune.goal.FleetUnderTest`) that runs for as long as the scenario does.
 
     Attributes:
         busy_s: of the last measurement: how long a job kept a GPU server busy, by the servers' own metrics.

@@ -9,8 +9,8 @@ from pathlib import Path
 from routing.files import write_atomically
 
 from .build import build
-from .experiment import TRACE_COLUMNS, Experiment
-from .streams import NEVER, next_arrival
+from .events import NEVER, next_arrival
+from .scenario import TRACE_COLUMNS, Experiment
 
 
 def arrivals(experiment: Experiment, seed: int) -> list[tuple[float, str]]:

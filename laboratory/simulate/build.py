@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from routing.errors import InputError
 
 from . import state as st
+from .compiled import key_of
 from .demand import check_size, given_times, rates
-from .draws import key_of
-from .experiment import Experiment
 from .loop import MOST_HOSTS, MOST_SOURCES
+from .scenario import Experiment
 
 _RATE_ARRIVALS, _RATE_JOBS, _GIVEN_JOBS = 1, 2, 3  # streams of draws
 _BUCKETS_A_GPU = 2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from routing.control.controller import Controller
-from routing.metrics.observation import Kind
+from routing.metrics.observation import Kind, Page, Reading, Sample, ScrapeFailure, Target
 from routing.metrics.proxies import (
     ACTIVE,
     ANSWERS,
@@ -27,11 +27,9 @@ from routing.metrics.proxies import (
     SESSIONS,
     UPTIME_STEP_S,
 )
-from routing.metrics.reading import Page, Reading, Sample, ScrapeFailure, Target
 from routing.metrics.regions import Regions
 
-from .snapshot import Counts, Snapshot, take
-from .state import VANISHED
+from .state import VANISHED, Counts, Snapshot, take
 
 if TYPE_CHECKING:
     from .run import Simulation

@@ -13,8 +13,7 @@ from routing.fleet import Fleet
 from routing.retries import Waits
 from routing.schema import MOST
 
-from .experiment import Experiment
-from .scenario import Day
+from .scenario import Day, Experiment
 
 DAY_STEP_S = 60.0
 """Curves of a day are steps of a minute; demand changes by 0.3 % in one at most."""

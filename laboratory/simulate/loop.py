@@ -15,12 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .calendar import add, first_time, take
-from .choosing import NOBODY, choose
-from .compiled import borrowed, cached, compiled, compiled_apart, digest
-from .draws import bits, exponential, uniform
+from .compiled import bits, borrowed, cached, compiled, compiled_apart, digest, exponential, uniform
+from .events import NOBODY, add, begin, choose, draw_next, first_settled, first_time, take
 from .state import BINS, SMALLEST_EXPONENT, SUBDIVISIONS, VANISHED, State
-from .streams import begin, draw_next, first_settled
 
 DONE, MORE_EVENTS, MORE_JOBS = 0, 1, 2
 """Why the loop has returned: the time is reached, or an array is full."""

@@ -7,24 +7,24 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from random import Random
 
 import numpy as np
 
-from routing.control.smoothing import Shares
+from routing.control.state import Shares
+from routing.fleet import Fleet
 from routing.load import Load
 from routing.planner import plan
+from routing.retries import attempt_groups
 from routing.schema import validated
 
 from . import loop
 from .build import build
+from .compiled import key_of
 from .control_adapter import ControlInTheLoop
 from .demand import rates
-from .experiment import Experiment
-from .failures import Failures
-from .scenario import HOME, LOOP, PLANNED
-from .snapshot import Snapshot, take
-from .state import State, with_more_events, with_more_jobs
-from .table import Rows
+from .scenario import HOME, LOOP, PLANNED, Experiment, Failure
+from .state import REFUSES, UP, VANISHED, Snapshot, State, take, with_more_events, with_more_jobs
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -182,3 +182,186 @@ def first_table(experiment: Experiment) -> Shares:
     wanted = {name: demand.get(name, 0.0) for name in fleet.names}
     load = validated(Load, {"demand_rps": wanted, "capacity_rps": capacity})
     return plan(fleet, load, generated_at=_EPOCH).shares
+
+
+_TURNS = 4  # streams of draws; others are in `build`
+
+
+class Rows:
+    """The table, and which regions edges know to be dead.
+
+    Args:
+        fleet: whose regions they are.
+        seed: of the turns at which rotations begin.
+
+    Attributes:
+        shares: the table as published.
+        dead: regions that edges send nothing to.
+    """
+
+    def __init__(self, fleet: Fleet, seed: int) -> None:
+        self._fleet, self._seed = fleet, seed
+        self._index = {name: i for i, name in enumerate(fleet.names)}
+        self._written = 0
+        self.shares: Shares = {}
+        self.dead: set[str] = set()
+
+    def write(self, state: State) -> None:
+        """Make all edges use it. Their rotations begin anew, each anywhere in its turn (Envoy draws the number of
+        its first picks).
+        """
+        self._written += 1
+        for source, i in self._index.items():
+            groups = self._alive(source)
+            state.row_lengths[:, i] = 0
+            for group, row in enumerate(groups[: state.rows.shape[0]]):
+                total = sum(row.values())
+                places = []
+                for to, share in row.items():
+                    key = key_of(self._seed, _TURNS, self._written, i, self._index[to])
+                    part = share / total
+                    places.append((int(key >> 11) * 2.0**-53 / part, self._index[to], part))
+                places.sort()  # a heap by the time they are due
+                state.row_lengths[group, i] = len(places)
+                for k, (due, to_index, part) in enumerate(places):
+                    state.rows[group, i, k] = (to_index, part, due)
+
+    def _alive(self, source: str) -> list[dict[str, float]]:
+        """The groups of attempts without dead regions, and without groups of which none is alive."""
+        found = []
+        for group in attempt_groups(self._fleet, source, self.shares[source]):
+            alive = {to: share for to, share in group.items() if share > 0 and self._is_alive(to)}
+            if alive:
+                found.append(alive)
+        return found
+
+    def _is_alive(self, name: str) -> bool:
+        # A dispatcher without GPU servers is never ready.
+        return name not in self.dead and self._fleet.regions[name].gpus > 0
+
+
+class Failures:
+    """The failures of a scenario.
+
+    Args:
+        simulation: that they happen to.
+    """
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._run = simulation
+        self._index = {name: i for i, name in enumerate(simulation.experiment.fleet.names)}
+        # Mersenne Twister, whose integers are the same on all machines; failures are few.
+        self._random = Random(simulation.seed)  # noqa: S311  # no secret
+
+    def plan(self) -> None:
+        """Have them happen."""
+        for failure in self._run.experiment.scenario.failures:
+            self._plan(failure)
+
+    def _plan(self, failure: Failure) -> None:
+        run, region = self._run, self._index[failure.region]
+        back = failure.until_s
+        if failure.slowness != 1.0:
+            run.at(failure.at_s, lambda: self._set_slowness(region, failure.slowness))
+            if back is not None:
+                run.at(back, lambda: self._set_slowness(region, 1.0))
+            return
+        if failure.gpus is not None:
+            count = failure.gpus
+            dead: list[int] = []
+            run.at(failure.at_s, lambda: dead.extend(self._kill_some(region, count)))
+            if back is not None:
+                run.at(back, lambda: self._revive(region, dead))
+            return
+        known_s = run.experiment.scenario.proxies.detection_s
+        run.at(failure.at_s, lambda: self._kill_all(region, VANISHED if failure.vanishes else REFUSES))
+        run.at(failure.at_s + known_s, lambda: self._know(failure.region, dead=True))
+        if back is not None:
+            run.at(back, lambda: self._revive_all(region))
+            run.at(back + known_s, lambda: self._know(failure.region, dead=False))
+
+    def _set_slowness(self, region: int, factor: float) -> None:
+        self._run.state.regions["slowness"][region] = factor
+
+    def _know(self, name: str, *, dead: bool) -> None:
+        rows = self._run.rows
+        rows.dead = rows.dead | {name} if dead else rows.dead - {name}
+        rows.write(self._run.state)
+
+    def _hosts(self, region: int) -> range:
+        here = self._run.state.regions[region]
+        return range(int(here["first_host"]), int(here["first_host"] + here["hosts"]))
+
+    def _count_busy(self, region: int) -> None:
+        here = self._run.state.regions[region]
+        here["busy_s"] += here["busy"] * (self._run.now - here["busy_at"])
+        here["busy_at"] = self._run.now
+
+    def _kill_all(self, region: int, how: int) -> None:
+        """The whole region: its computations end here, and so do the jobs that wait at its dispatchers."""
+        state = self._run.state
+        self._count_busy(region)
+        here = state.regions[region]
+        here["lost"] += here["busy"]
+        here["busy"], here["gpus"], here["state"] = 0, 0, how
+        for host in self._hosts(region):
+            self._lose_waiting(region, host)
+            at = state.hosts[host]
+            at["epoch"] += 1
+            at["gpus"], at["free"], at["doomed"] = 0, 0, 0
+
+    def _lose_waiting(self, region: int, host: int) -> None:
+        """Jobs that wait at a dispatcher without a GPU: accepted, and lost."""
+        state = self._run.state
+        at, scalars = state.hosts[host], state.scalars
+        while at["waiting"] > 0:
+            job = int(at["first"])
+            one = state.jobs[job]
+            at["first"], at["waiting"] = one["next"], at["waiting"] - 1
+            state.regions[region]["lost"] += 1
+            state.served_flow[int(one["source"]), region] += 1
+            state.attempts_taken[int(one["source"]), int(one["attempt"])] += 1
+            one["next"] = scalars["free_job"][0]
+            scalars["free_job"][0] = job
+            scalars["jobs"][0] -= 1
+
+    def _revive_all(self, region: int) -> None:
+        run = self._run
+        region_of = list(run.experiment.fleet.regions.values())[region]
+        hosts = self._hosts(region)
+        run.state.regions[region]["gpus"], run.state.regions[region]["state"] = region_of.gpus, UP
+        for k, host in enumerate(hosts):
+            gpus = region_of.gpus // len(hosts) + (k < region_of.gpus % len(hosts))
+            run.state.hosts[host]["gpus"], run.state.hosts[host]["free"] = gpus, gpus
+
+    def _kill_some(self, region: int, count: int) -> list[int]:
+        """So many GPU servers, each as likely: their hosts. Those that computed lose their jobs."""
+        state, hosts, dead = self._run.state, self._hosts(region), []
+        self._count_busy(region)
+        here = state.regions[region]
+        for _ in range(min(count, int(here["gpus"]))):
+            left = self._random.randrange(int(here["gpus"]))
+            for host in hosts:
+                at = state.hosts[host]
+                if left < at["gpus"]:
+                    break
+                left -= int(at["gpus"])
+            if left < at["gpus"] - at["free"]:
+                at["doomed"] += 1
+                here["busy"] -= 1
+                here["lost"] += 1
+            else:
+                at["free"] -= 1
+            at["gpus"] -= 1
+            here["gpus"] -= 1
+            if at["gpus"] == 0:
+                self._lose_waiting(region, host)
+            dead.append(host)
+        return dead
+
+    def _revive(self, region: int, hosts: list[int]) -> None:
+        state = self._run.state
+        for host in hosts:
+            state.hosts[host]["gpus"] += 1
+            state.hosts[host]["free"] += 1
+            state.regions[region]["gpus"] += 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from laboratory.capacity.planning import load_planning
 from laboratory.capacity.report import plan_capacity, results
-from laboratory.capacity.settings import load_planning
 from routing.files import write_atomically
 from routing.fleet import Fleet
 

@@ -20,8 +20,7 @@ from ..control.web import listening, serving
 from ..envoy.files import ENDPOINTS
 from ..errors import InputError
 from ..fleet import Fleet
-from .agent import Agent
-from .loops import ControlLoop
+from .agent import Agent, ControlLoop
 
 _GAUGES = {
     "table_version": "Version of the row in the edge's files; 0: the one that they were made with",

@@ -32,8 +32,8 @@ def _seconds(text: str) -> float:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Drain it; how many requests were left."""
     from ..dispatcher.runtime import Runtime
-    from ..draining import EdgeAdmin, drain
     from ..errors import RoutingError
+    from ..proxies import EdgeAdmin, drain
 
     proxy = EdgeAdmin(options.admin) if options.socket is None else Runtime(options.socket)
     if left := drain(proxy, options.leave, options.limit):

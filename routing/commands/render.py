@@ -108,8 +108,8 @@ def _envoy(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) -> di
 
 
 def _kubernetes(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) -> dict[str, Any]:
-    from ..targets.kubernetes.overlays import write_overlays
-    from ..targets.kubernetes.settings import load_settings
+    from ..kubernetes.overlays import write_overlays
+    from ..kubernetes.settings import load_settings
 
     settings, folder = load_settings(options.settings), options.fleet.parent
     if options.validate:
@@ -123,7 +123,7 @@ def _kubernetes(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) 
 
 
 def _remove_stale(options: argparse.Namespace, written: Iterable[Path]) -> None:
-    from ..targets.stale import remove_stale
+    from ..files import remove_stale
 
     for path in remove_stale(options.out, options.target, written):
         tell(f"note: {path} is removed, which an earlier rendering wrote and this one does not")

@@ -12,9 +12,25 @@ from ..metrics.observation import UNSEEN, Observation, RegionSeen
 from ..planner import plan
 from ..schema import validated
 from ..table import RoutingTable
-from .bursts import NO_BURST, BurstPolicy, Sign, next_burst
-from .smoothing import EPSILON, Estimate, Shares, largest_change, no_more_than_now, step
-from .state import NO_ORDERS, Change, ControlState, Decision, HoldReason, Orders, RegionState
+from .state import (
+    EPSILON,
+    NO_BURST,
+    NO_ORDERS,
+    BurstPolicy,
+    Change,
+    ControlState,
+    Decision,
+    Estimate,
+    HoldReason,
+    Orders,
+    RegionState,
+    Shares,
+    Sign,
+    largest_change,
+    next_burst,
+    no_more_than_now,
+    step,
+)
 
 Planner = Callable[[Fleet, Load], RoutingTable]
 

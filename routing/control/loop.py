@@ -14,12 +14,10 @@ from ..errors import RoutingError
 from ..metrics.observation import Observation
 from ..table import RoutingTable
 from .controller import Controller
-from .folder import Saved
 from .journal import Journal
-from .publishing import Publisher
+from .publishing import Publisher, Saved
 from .rows import Row, Rows
-from .smoothing import RoundTrips
-from .state import ControlState, Decision, Orders
+from .state import ControlState, Decision, Orders, RoundTrips
 from .switches import Switches
 
 ASSURE_EVERY_S = 15.0

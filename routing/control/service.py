@@ -18,14 +18,12 @@ from ..envoy.files import BOOTSTRAP, edge_folder
 from ..errors import InputError, RoutingError
 from ..files import read_text
 from ..fleet import Fleet
-from ..metrics.collector import Collector, make_collector
+from ..metrics.pages import Collector, make_collector
 from .controller import Controller
-from .exported import Exported
-from .folder import Leader, last_good
 from .journal import NAME, Journal
 from .loop import Loop, Snapshot, wall_clock
-from .publishing import TABLE, EnvoyPublisher, FolderPublisher, Publishers
-from .status import Status, status
+from .publishing import TABLE, EnvoyPublisher, FolderPublisher, Leader, Publishers, last_good
+from .status import Exported, Status, status
 from .switches import Switches
 from .web import Pages, listening, serving
 

@@ -13,8 +13,11 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import uvicorn
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -25,7 +28,6 @@ from ..errors import InputError, RoutingError
 from ..files import parse_json
 from ..fleet import Fleet
 from .loop import Loop
-from .page import render
 from .rows import Row
 from .status import Status
 from .switches import Switches
@@ -232,3 +234,16 @@ async def serving(app: Starlette, sock: socket.socket) -> AsyncIterator[None]:
     finally:
         server.should_exit = True
         await task
+
+
+@cache
+def _template() -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    # Names and reasons come from elsewhere: all is escaped.
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return pages.get_template("page.html.j2")
+
+
+def render(status: Status) -> str:
+    """Return the page of a status."""
+    return _template().render(status=status)

@@ -65,7 +65,7 @@ class Runtime:
             raise RoutingError(f"{self.path}: HAProxy refuses `{command}`: {answer}")
 
     def take_out(self) -> None:
-        """Make the dispatcher's `/readyz` 503: it is about to stop (`routing.draining`)."""
+        """Make the dispatcher's `/readyz` 503: it is about to stop (`routing.proxies.drain`)."""
         self.do("set server switch/ready state maint")
 
     def in_flight(self) -> int:

@@ -19,8 +19,7 @@ import yaml
 
 from ..console import tell
 from ..errors import RoutingError
-from ..files import read_text
-from ..yaml_text import yaml_text
+from ..files import read_text, yaml_text
 from .edge import Message
 from .files import AUTHORITY, BOOTSTRAP, ENDPOINTS, KEYS, PEERS, ROUTES, RUNTIME, TLS
 

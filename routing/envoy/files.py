@@ -18,10 +18,9 @@ from typing import Any
 
 from ..data_plane import Certificate, MutualTls, seen_from
 from ..errors import InputError, RoutingError
-from ..files import read_yaml, write_atomically
+from ..files import read_yaml, write_atomically, yaml_text
 from ..fleet import Fleet, RetryPolicy
 from ..table import RoutingTable
-from ..yaml_text import yaml_text
 from .edge import (
     ROUTES_KIND,
     RUNTIME_LAYER,

@@ -1,9 +1,7 @@
 """Metrics: what the control loop knows of a fleet, read from its dispatchers and edges, region by region.
 
 - `settings`: the section `metrics` of `fleet.yaml`.
-- `pages`, `prometheus`: the two sources, the proxies' own pages or a Prometheus that scrapes them; `reading` is what
-  both give.
-- `proxies`: what the page of one dispatcher, or of one edge, says.
-- `regions`: all of it by region, with what a request costs; `collector`: a round.
-- `observation`: the result, with what was missing, late or absurd.
+- `pages`, `prometheus`: the two sources, the proxies' own pages or a Prometheus, and rounds of either.
+- `proxies`: what the page of one dispatcher, or of one edge, says; `regions`: all of it by region, and what a job costs.
+- `observation`: what sources give, and the result, with what was missing, late or absurd.
 """

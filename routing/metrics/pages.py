@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from time import monotonic
+from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 import aiohttp
@@ -14,10 +16,11 @@ from yarl import URL
 from ..data_plane import Place
 from ..errors import InputError
 from ..fleet import Fleet
-from .observation import Kind, ScrapeProblem
+from .observation import Kind, Observation, Page, Reading, Sample, ScrapeFailure, ScrapeProblem, Target, Tier, checked
+from .prometheus import PrometheusSource
 from .proxies import SERIES
-from .reading import Page, Reading, Sample, ScrapeFailure, Target, Tier, checked
-from .settings import Pages
+from .regions import Regions
+from .settings import Pages, PrometheusServer
 
 LONGEST = 4 * 2**20
 """Bytes of a page. An edge's and a dispatcher's have some KB of what is asked for."""
@@ -189,3 +192,58 @@ async def _get(session: aiohttp.ClientSession, proxy: Target, url: str) -> tuple
 
 def _short(error: Exception) -> str:
     return " ".join(f"{type(error).__name__} {error}".split())[:200]
+
+
+class Source(Protocol):
+    """Where pages come from."""
+
+    async def read(self) -> Reading:
+        """The newest pages; never later than its time limit, and without an exception for what proxies do."""
+
+    async def close(self) -> None:
+        """Give up its connections."""
+
+
+class Collector:
+    """Takes a fleet's metrics.
+
+    Args:
+        source: of the pages.
+        regions: that know the fleet.
+    """
+
+    def __init__(self, source: Source, regions: Regions) -> None:
+        self._source, self._regions = source, regions
+
+    async def collect(self) -> Observation:
+        """One round. Rates need two: the first knows no demand yet."""
+        reading = await self._source.read()
+        return self._regions.observe(reading, monotonic())
+
+    async def close(self) -> None:
+        """Give up the source's connections."""
+        await self._source.close()
+
+
+def make_collector(fleet: Fleet, base: Path, prometheus: str | None = None) -> Collector:
+    """Return the collector that a fleet file asks for.
+
+    Args:
+        fleet: with its section `metrics`.
+        base: folder that paths of secrets are seen from.
+        prometheus: URL to use instead of the file's, with what else the file says of it.
+
+    Raises:
+        InputError: no proxy is known, or the URL is none.
+    """
+    server = fleet.metrics.prometheus
+    if prometheus is not None:
+        known = {} if server is None else server.model_dump(exclude={"url"})
+        try:
+            server = PrometheusServer.model_validate({**known, "url": prometheus})
+        except ValueError:
+            raise InputError(f"{prometheus} is no address such as http://127.0.0.1:9090", key="--prometheus") from None
+    if server is not None:
+        return Collector(PrometheusSource(fleet, server, base), Regions(fleet))
+    found = targets(fleet)
+    return Collector(PageSource(fleet, found), Regions(fleet, found))

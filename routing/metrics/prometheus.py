@@ -22,9 +22,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from ..fleet import Fleet
-from .observation import Kind, ScrapeProblem
+from .observation import Kind, Page, Reading, Sample, ScrapeProblem, Target, Tier, checked
 from .proxies import GPUS, SERIES
-from .reading import Page, Reading, Sample, Target, Tier, checked
 from .settings import PrometheusServer
 
 RANGE_S = 60

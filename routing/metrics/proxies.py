@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
-from .observation import Kind, ScrapeProblem
-from .reading import Page, Target, Tier
+from .observation import Kind, Page, ScrapeProblem, Target, Tier
 
 SERVERS_UP = "haproxy_backend_active_servers"
 SESSIONS = "haproxy_backend_current_sessions"

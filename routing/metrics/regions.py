@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from math import exp
 
 from ..fleet import Fleet
-from .observation import Kind, Observation, RegionSeen, ScrapeProblem
+from .observation import Kind, Observation, Page, Reading, RegionSeen, ScrapeFailure, ScrapeProblem, Target
 from .proxies import Dispatcher, Edge, Traffic, Work
-from .reading import Page, Reading, ScrapeFailure, Target
 
 USUAL_S = 60.0
 """Time constant of how many answers an edge usually gets from a region."""

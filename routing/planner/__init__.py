@@ -1,8 +1,7 @@
 """The planner: a pure function of a fleet and its load to a routing table.
 
-- `problem`: both as arrays, with the law (`never`) and the money (`cost_ms`).
+- `problem`: both as arrays, with the law (`never`) and the money (`cost_ms`), and the optimum to compare with.
 - `iterative`, `paths`: the region nearest to its maximum offloads a chunk, where that goes, and why.
-- `linear`: the optimum for the same overflow and reach, to compare with.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def plan(
     problem = state(fleet, load)
     placed = solve(problem)
     if solver == "lp":
-        from .linear import least_cost
+        from .problem import least_cost
 
         placed = Placed(least_cost(problem, placed.flow.sum(axis=1)))
         moves = _direct_moves(problem, placed)

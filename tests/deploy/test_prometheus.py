@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from laboratory.local.ports import reserve
+from laboratory.local.layout import reserve
 from routing.metrics.prometheus import ENVOY_FILTER
 
 from .conftest import ROOT

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from laboratory.local.launch import Options, running
-from laboratory.local.ports import reserve
+from laboratory.local.layout import reserve
 from routing.fleet import Fleet
 from routing.schema import validated
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laboratory.simulate.experiment import TRACE_COLUMNS, load_experiment
-from laboratory.simulate.scenario import Change, Day
+from laboratory.simulate.scenario import TRACE_COLUMNS, Change, Day, load_experiment
 from loadtests.arrivals import even, part, schedule, thinned, write_trace
 from loadtests.demand import Rate
 

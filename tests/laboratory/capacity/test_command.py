@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from laboratory.capacity.settings import load_planning
+from laboratory.capacity.planning import load_planning
 from routing.cli import main
 from routing.errors import InputError
 from routing.fleet import load_fleet

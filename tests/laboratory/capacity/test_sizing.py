@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laboratory.capacity.settings import Goal, Planning
+from laboratory.capacity.planning import Goal, Planning, Week
 from laboratory.capacity.sizing import size
-from laboratory.capacity.week import Week
 from laboratory.queueing import erlang_b, erlang_c, gpus_for, mean_wait_mdc, mean_wait_mmc
 from routing.errors import InputError
 from routing.fleet import Fleet

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from laboratory.capacity.history import read_history
-from laboratory.capacity.settings import Launch, Planning
-from laboratory.capacity.week import hour_name, planned_week
+from laboratory.capacity.planning import Launch, Planning, hour_name, planned_week
 
 
 @pytest.fixture

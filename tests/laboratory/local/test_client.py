@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laboratory.chance import wilson
 from laboratory.local.arrivals import Arrival, burst, merged, poisson
 from laboratory.local.client import Outcome, Summary, quantile, send
+from laboratory.queueing import wilson
 
 
 def test_poisson_arrivals_have_their_rate_and_exponential_gaps():

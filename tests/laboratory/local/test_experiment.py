@@ -4,9 +4,19 @@ import json
 
 import pytest
 
-from laboratory.experiment.cases import BURSTS, CASES, LOADS, fleet_of
-from laboratory.experiment.measure import Cell, Effort, Measured, measure
-from laboratory.experiment.results import document, table, write
+from laboratory.experiment import (
+    BURSTS,
+    CASES,
+    LOADS,
+    Cell,
+    Effort,
+    Measured,
+    document,
+    fleet_of,
+    measure,
+    table,
+    write,
+)
 from laboratory.local.client import Outcome, Summary
 from routing.fleet import Fleet
 

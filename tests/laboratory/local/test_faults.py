@@ -12,7 +12,7 @@ import pytest
 
 from laboratory.local.launch import Options
 from laboratory.local.layout import CONTROL, PROXIES
-from laboratory.local.pages import dispatcher_now
+from laboratory.local.report import dispatcher_now
 from routing.console import tell
 from routing.dispatcher.files import dispatcher_folder
 from routing.envoy.files import BOOTSTRAP, ENDPOINTS, edge_folder

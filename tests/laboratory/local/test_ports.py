@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from laboratory.local.ports import FIRST_PORT, reserve
+from laboratory.local.layout import FIRST_PORT, reserve
 from routing.errors import RoutingError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -67,7 +67,7 @@ def test_ports_out_of_range_are_an_error(tmp_path, base):
 
 
 def test_a_reservation_ends_with_its_process(tmp_path):
-    code = "import sys; from pathlib import Path; from laboratory.local.ports import reserve\n"
+    code = "import sys; from pathlib import Path; from laboratory.local.layout import reserve\n"
     code += "one = reserve(10, folder=Path(sys.argv[1])); print(one.first)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

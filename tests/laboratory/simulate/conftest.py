@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from laboratory import service_times as service
-from laboratory.simulate.experiment import Experiment
 from laboratory.simulate.run import simulate
-from laboratory.simulate.scenario import Scenario
+from laboratory.simulate.scenario import Experiment, Scenario
 from routing.fleet import Fleet
 
 KINDS = {

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from laboratory.simulate.experiment import load_experiment
+from laboratory.simulate.scenario import load_experiment
 from routing.cli import main
 
 KEYS = {"requests", "failures", "attempts_per_request", "in_region_share", "wait_s", "events", "events_per_s"}

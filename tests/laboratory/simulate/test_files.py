@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from laboratory.service_times import lognormal, of_benchmark
-from laboratory.simulate.experiment import load_experiment, read_trace
+from laboratory.simulate.scenario import load_experiment, read_trace
 from routing.errors import InputError
 
 GOOD = {"name": "x", "fleet": "fleet.yaml", "duration_s": 60, "arrivals": {"load": 0.5}}

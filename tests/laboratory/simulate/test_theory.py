@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 
 from laboratory.queueing import erlang_b, mean_wait_mdc, mean_wait_mmc
 from laboratory.simulate.run import simulate
-from laboratory.simulate.snapshot import mean, quantile
+from laboratory.simulate.state import mean, quantile
 
 # Student's t for a two-sided 99 % interval with 37 degrees of freedom: 38 batches.
 T_99 = 2.715

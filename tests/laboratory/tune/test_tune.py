@@ -6,11 +6,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laboratory.simulate.experiment import load_experiment
-from laboratory.tune.figures import Figures, SimulatedFleet, confirm, missed, score
-from laboratory.tune.goal import Goal, load_goal
-from laboratory.tune.search import tune
-from laboratory.tune.space import dimensions, fragment, place_of, policy_at, policy_of, with_policy
+from laboratory.simulate.scenario import load_experiment
+from laboratory.tune.goal import Figures, Goal, SimulatedFleet, confirm, load_goal, missed, score
+from laboratory.tune.search import dimensions, fragment, place_of, policy_at, policy_of, tune, with_policy
 from routing.cli import main
 from routing.errors import InputError
 from routing.fleet import load_fleet

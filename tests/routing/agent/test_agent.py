@@ -8,8 +8,7 @@ import httpx
 import pytest
 import yaml
 
-from routing.agent.agent import Agent, measure_round_trips
-from routing.agent.loops import ControlLoop
+from routing.agent.agent import Agent, ControlLoop, measure_round_trips
 from routing.control.rows import Row
 from routing.fleet import Fleet
 from routing.proxies import write_fleet

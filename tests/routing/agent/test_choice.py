@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.agent.loops import Choice
+from routing.agent.agent import Choice
 from routing.control.rows import Row
 
 WELL = Row(region="a", epoch=1, version=1, shares={"a": 1.0})

@@ -18,8 +18,8 @@ import httpx
 import pytest
 import yaml
 
-from laboratory.local.ports import reserve
-from routing.agent.loops import ControlLoop
+from laboratory.local.layout import reserve
+from routing.agent.agent import ControlLoop
 from routing.cli import main
 from routing.control.rows import Row
 from routing.dispatcher.files import dispatcher_folder

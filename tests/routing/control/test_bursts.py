@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.control.bursts import NO_BURST, BurstPolicy, Sign, next_burst
+from routing.control.state import NO_BURST, BurstPolicy, Sign, next_burst
 
 POLICY = BurstPolicy(retries_together=4.0)
 

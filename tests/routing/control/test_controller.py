@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing.control.controller import Controller
-from routing.control.smoothing import largest_change
-from routing.control.state import Orders
+from routing.control.state import Orders, largest_change
 from routing.metrics.observation import Observation, RegionSeen
 
 TAU_S = 20.0

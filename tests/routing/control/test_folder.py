@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from routing.control.folder import Leader
+from routing.control.publishing import Leader
 from routing.errors import RoutingError
 
 

@@ -5,10 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from routing.control.controller import Controller
-from routing.control.folder import last_good
 from routing.control.journal import Journal
 from routing.control.loop import ASSURE_EVERY_S, Loop
-from routing.control.publishing import FolderPublisher, Publishers
+from routing.control.publishing import FolderPublisher, Publishers, last_good
 from routing.control.rows import Row
 from routing.control.switches import Switches
 from routing.errors import RoutingError

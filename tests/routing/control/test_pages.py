@@ -6,12 +6,10 @@ from html.parser import HTMLParser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from routing.control.exported import Exported
 from routing.control.journal import Journal
 from routing.control.loop import Snapshot
-from routing.control.page import render
-from routing.control.status import status
-from routing.control.web import listening
+from routing.control.status import Exported, status
+from routing.control.web import listening, render
 from routing.errors import InputError, RoutingError
 from routing.metrics.observation import Observation, RegionSeen
 

@@ -3,8 +3,8 @@ import yaml
 
 from routing.control.controller import Controller
 from routing.control.publishing import EnvoyPublisher
+from routing.metrics.observation import Target
 from routing.metrics.pages import targets
-from routing.metrics.reading import Target
 from routing.proxies import write_fleet
 
 

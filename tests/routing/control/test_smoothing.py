@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.control.smoothing import Estimate
+from routing.control.state import Estimate
 
 TAU_S = 20.0
 seconds = st.floats(0.1, 100.0)

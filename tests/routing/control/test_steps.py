@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.control.smoothing import largest_change, no_more_than_now, step
+from routing.control.state import largest_change, no_more_than_now, step
 
 NAMES = ("a", "b", "c", "d")
 

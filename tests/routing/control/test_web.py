@@ -8,10 +8,9 @@ import httpx
 import pytest
 
 from routing.control.controller import Controller
-from routing.control.folder import Saved
 from routing.control.journal import Journal
 from routing.control.loop import Loop
-from routing.control.publishing import FolderPublisher
+from routing.control.publishing import FolderPublisher, Saved
 from routing.control.status import status
 from routing.control.switches import Switches
 from routing.control.web import Pages, listening, serving

@@ -4,8 +4,7 @@ import pytest
 
 from routing.fleet import Fleet
 from routing.metrics import proxies
-from routing.metrics.observation import ScrapeProblem
-from routing.metrics.reading import Page, Reading, Target, checked
+from routing.metrics.observation import Page, Reading, ScrapeProblem, Target, checked
 from routing.metrics.regions import Regions
 
 

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from routing.metrics.collector import make_collector
-from routing.metrics.observation import Kind
-from routing.metrics.pages import PageSource, read_samples, targets
-from routing.metrics.reading import Target
+from routing.metrics.observation import Kind, Target
+from routing.metrics.pages import PageSource, make_collector, read_samples, targets
 
 LONG_S = 60.0
 """For an answer that comes: a busy machine takes its time."""

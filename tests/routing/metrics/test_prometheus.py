@@ -5,11 +5,9 @@ import httpx
 import pytest
 import yaml
 
-from routing.metrics.collector import Collector
-from routing.metrics.observation import Kind
-from routing.metrics.pages import targets
+from routing.metrics.observation import Kind, Target
+from routing.metrics.pages import Collector, targets
 from routing.metrics.prometheus import PrometheusSource, scrape_config
-from routing.metrics.reading import Target
 from routing.metrics.regions import Regions
 from routing.metrics.settings import PrometheusServer
 

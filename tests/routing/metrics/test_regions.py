@@ -1,7 +1,6 @@
 import pytest
 
-from routing.metrics.observation import Kind
-from routing.metrics.reading import ScrapeFailure, Target
+from routing.metrics.observation import Kind, ScrapeFailure, Target
 from routing.metrics.regions import Regions
 
 

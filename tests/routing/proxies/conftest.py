@@ -26,9 +26,9 @@ from routing.dispatcher.runtime import Runtime
 from routing.envoy.files import edge_folder, write_table
 from routing.errors import RoutingError
 from routing.fleet import Fleet
+from routing.metrics.observation import Page, Target
 from routing.metrics.pages import page_url, read_page
 from routing.metrics.proxies import Dispatcher
-from routing.metrics.reading import Page, Target
 from routing.proxies import Programs, Proxy, write_fleet
 from routing.schema import validated
 from routing.table import RoutingTable

@@ -2,9 +2,9 @@
 
 import asyncio
 
+from routing.metrics.observation import Target
 from routing.metrics.pages import PageSource, targets
 from routing.metrics.proxies import Dispatcher, Edge
-from routing.metrics.reading import Target
 
 
 def test_the_collector_counts_each_job_once_and_where_it_was_served(running):

@@ -3,8 +3,8 @@
 import asyncio
 import json
 
+from routing.metrics.observation import Target
 from routing.metrics.proxies import COMPLETED
-from routing.metrics.reading import Target
 
 
 def test_another_machine_reads_counters_and_nothing_else(running, free_ports):

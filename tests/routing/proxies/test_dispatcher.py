@@ -12,8 +12,8 @@ from collections import Counter
 import pytest
 
 from routing.dispatcher.runtime import Runtime, drain_server, set_servers
-from routing.draining import drain
 from routing.errors import RoutingError
+from routing.proxies import drain
 
 
 def statuses(responses) -> Counter:

@@ -8,8 +8,8 @@ import pytest
 
 from routing.envoy.files import ROUTES, write_retries
 from routing.fleet import RetryPolicy
+from routing.metrics.observation import Target
 from routing.metrics.proxies import ANSWERS, GPUS
-from routing.metrics.reading import Target
 
 
 def statuses(responses) -> Counter:

@@ -8,24 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...dispatcher.files import texts
-from ...errors import InputError, RoutingError
-from ...files import write_atomically
-from ...fleet import Fleet
-from ...table import RoutingTable
-from ...yaml_text import yaml_text
-from .checks import check, read_secrets
+from ..dispatcher.files import texts
+from ..errors import InputError, RoutingError
+from ..files import write_atomically, yaml_text
+from ..fleet import Fleet
+from ..table import RoutingTable
 from .patches import (
+    CONTROL_PORT,
     control_patches,
+    dispatcher_drain_s,
     dispatcher_patches,
+    dispatcher_settings,
+    edge_drain_s,
+    edge_files,
     edge_patches,
+    key_file,
     network_patches,
     scaling_patch,
     suffix,
     traces_policy,
 )
-from .place import CONTROL_PORT, dispatcher_drain_s, dispatcher_settings, edge_drain_s, edge_files, key_file
-from .settings import KubernetesSettings, image_parts
+from .settings import KubernetesSettings, check, image_parts, read_secrets
 
 _FLEET = "fleet.yaml"
 _SECRETS = "secrets"
