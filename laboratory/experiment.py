@@ -19,7 +19,7 @@ from routing.files import write_atomically
 from routing.fleet import Fleet
 from routing.schema import validated
 
-from .local.arrivals import Arrival, burst, poisson
+from .arrivals import Arrival, burst, poisson
 from .local.client import Outcome, Summary, send
 from .local.launch import Options, Started, running
 from .local.under_test import stand_ins

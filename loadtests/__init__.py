@@ -1,7 +1,6 @@
 """Load tests with Locust: scenarios in terms of a fleet, open-loop arrivals at its edges, and verdicts.
 
-- `scenario`, `roles`: what a file says; `demand`: arrivals per second that follow from it for a fleet; `arrivals`: when
-  each request is sent.
+- `scenario`, `roles`: what a file says; `demand`: arrivals per second that follow from it for a fleet.
 - `deployment`: edges, and what is known of the fleet behind them; `form`: what is sent.
 - `locustfile`: what Locust runs; `options`: its arguments; `loadtest`, `master`, `worker`: one run; `pages`: its web
   pages; `sender`: sends each request at its time; `watch`: looks at the control loop meanwhile; `faults`: what a

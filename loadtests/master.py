@@ -12,12 +12,12 @@ import psutil
 from locust.env import Environment
 from locust.runners import STATE_MISSING, MasterRunner
 
+from laboratory.arrivals import write_trace
 from laboratory.simulate.scenario import Failure
 from routing.console import tell
 from routing.errors import InputError, RoutingError
 from routing.files import write_atomically
 
-from .arrivals import write_trace
 from .deployment import unfit
 from .findings import Run
 from .generator import complaints

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laboratory.local.arrivals import Arrival
+from laboratory.arrivals import Arrival, schedule
 from laboratory.simulate.scenario import Failure
 from routing.errors import InputError
 from routing.fleet import Fleet
 from routing.retries import job_timeout_s
 
-from .arrivals import schedule
-from .demand import herds, rates
+from .demand import demand
 from .deployment import KEY_HEADER, Deployment, deployment_by_file, local_deployment
 from .faults import Breaker, Hook, StandIns
 from .form import PROMPT, Form, make_form
@@ -109,10 +108,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     roles = resolve(scenario.roles, fleet, _pairs(options.role))
     objectives, failures = _for_roles(scenario, roles)
     seed = scenario.seed if options.seed < 0 else options.seed
-    demand = rates(scenario, fleet, roles, timed)
-    together = herds(scenario, fleet, roles, timed)
-    seconds = timed(scenario.duration_s)
-    arrivals = schedule(demand, together, seconds, seed, spaced=scenario.traffic.spacing == "even")
+    arrivals = schedule(*demand(scenario, fleet, roles, timed), seed, spaced=scenario.traffic.spacing == "even")
     if not arrivals:
         raise InputError(f"{options.scenario}: there is no demand in it, so that there would be nothing to send")
     key = os.environ.get(KEY, "")
@@ -143,8 +139,7 @@ def see_that_it_fits(scenario: Scenario, fleet: Fleet, timed: Timed) -> None:
     """
     roles = resolve(scenario.roles, fleet)
     _for_roles(scenario, roles)
-    rates(scenario, fleet, roles, timed)
-    herds(scenario, fleet, roles, timed)
+    demand(scenario, fleet, roles, timed)
 
 
 def _for_roles(scenario: Scenario, roles: Roles) -> tuple[tuple[Objective, ...], tuple[Failure, ...]]:

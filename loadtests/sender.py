@@ -14,7 +14,7 @@ from gevent.pool import Group
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 
-from laboratory.local.arrivals import Arrival
+from laboratory.arrivals import Arrival
 from routing.fleet import Fleet
 
 from .form import Form

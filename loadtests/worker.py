@@ -15,7 +15,6 @@ from locust.runners import WorkerRunner
 from routing.console import tell
 from routing.errors import RoutingError
 
-from .arrivals import part
 from .options import prepare
 from .sender import Sender
 from .tally import Outcome, Tally
@@ -84,7 +83,9 @@ class Worker:
         )
         meter = gevent.spawn(_measure_cpu, tally)
         try:
-            sender.send(part(prepared.arrivals, *self._part), self._start)
+            # Each `count`-th, so that all workers have the same load at each moment.
+            number, count = self._part
+            sender.send(prepared.arrivals[number::count], self._start)
         finally:
             meter.kill()
         self._done()

@@ -37,9 +37,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     outcome = simulate(experiment, options.seed)
     found = results(outcome)
     if options.trace is not None:
-        from ..simulate.arrivals import write_arrivals
+        from ..arrivals import write_trace
+        from ..simulate.build import arrivals
 
-        write_arrivals(experiment, outcome.seed, options.trace)
+        write_trace(arrivals(experiment, outcome.seed), options.trace)
     if options.plot is not None:
         from ..simulate.results import plot
 

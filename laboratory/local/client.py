@@ -14,8 +14,8 @@ import aiohttp
 
 from routing.jobs import Jobs
 
+from ..arrivals import Arrival
 from ..queueing import wilson
-from .arrivals import Arrival
 from .gpu import GIF
 
 LATE_S = 0.05

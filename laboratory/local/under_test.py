@@ -17,11 +17,11 @@ from routing.errors import InputError
 from routing.fleet import Fleet
 from routing.table import RoutingTable
 
-from ..simulate.arrivals import arrivals
+from ..arrivals import Arrival
+from ..simulate.build import arrivals
 from ..simulate.run import first_table
 from ..simulate.scenario import LOOP, Experiment, Proxies
 from ..tune.goal import Figures
-from .arrivals import Arrival
 from .client import Outcome, quantile, send
 from .launch import Options, Started, running
 
@@ -50,7 +50,7 @@ class LocalFleet:
             InputError: the scenario has what this fleet cannot do; the key says what.
             RoutingError: the fleet does not start.
         """
-        wanted = [Arrival(at_s, region) for at_s, region in arrivals(experiment, seed)]
+        wanted = arrivals(experiment, seed)
         check(experiment, wanted)
         scenario = experiment.scenario
         with tempfile.TemporaryDirectory(prefix="stillmotion-test-") as folder:

@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from routing.errors import InputError
 
+from ..arrivals import Arrival
 from . import state as st
 from .compiled import key_of
-from .demand import check_size, given_times, rates
+from .demand import check_size, given_times, rates_of
+from .events import NEVER, next_arrival
 from .loop import MOST_HOSTS, MOST_SOURCES
 from .scenario import Experiment
 
@@ -113,12 +115,13 @@ def _hosts_and_regions(experiment: Experiment) -> tuple[st.Records, st.Records]:
 def _streams(experiment: Experiment, seed: int) -> tuple[st.Records, NDArray[np.float64], NDArray[np.float64]]:
     """Streams of arrivals, with the times and rates that they read."""
     fleet = experiment.fleet
-    given = given_times(experiment)
+    scenario = experiment.scenario
+    given = given_times(scenario.arrivals, experiment.trace, scenario.duration_s)
     streams: list[tuple[int, int, int, int, np.uint64, np.uint64]] = []
     times: list[NDArray[np.float64]] = []
     rate: list[NDArray[np.float64]] = []
     at = 0
-    for i, (name, of_region) in enumerate(rates(experiment).items()):
+    for i, (name, of_region) in enumerate(rates_of(experiment).items()):
         if of_region.rates.any():
             keys = key_of(seed, _RATE_ARRIVALS, i), key_of(seed, _RATE_JOBS, i)
             streams.append((i, 0, at, at + len(of_region.rates), *keys))
@@ -137,3 +140,12 @@ def _streams(experiment: Experiment, seed: int) -> tuple[st.Records, NDArray[np.
         found[i]["source"], found[i]["trace"], found[i]["position"], found[i]["end"] = source, trace, position, end
         found[i]["arrival_key"], found[i]["job_key"] = arrival_key, job_key
     return found, np.concatenate(times), np.concatenate(rate)
+
+
+def arrivals(experiment: Experiment, seed: int) -> list[Arrival]:
+    """Draw the arrivals of a run alone, in order of time: what a simulated fleet and a real one can both be given."""
+    state, names = build(experiment, seed), experiment.fleet.names
+    found = []
+    while (source := next_arrival(state, NEVER)) >= 0:
+        found.append(Arrival(float(state.scalars["now"][0]), names[source]))
+    return found

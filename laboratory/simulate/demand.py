@@ -3,81 +3,60 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from routing.errors import InputError
 from routing.fleet import Fleet
 from routing.retries import Waits
 from routing.schema import MOST
 
-from .scenario import Day, Experiment
+from ..arrivals import Floats, Rates
+from .scenario import Arrivals, Day, Experiment, Trace
 
-DAY_STEP_S = 60.0
+STEPS_A_DAY = 1440
 """Curves of a day are steps of a minute; demand changes by 0.3 % in one at most."""
-_DAY_S = 86_400.0
 MOST_REQUESTS, MOST_WAITING = 100_000_000, 10_000_000
 """Of one simulation: minutes of computation, and a gigabyte."""
 MOST_PIECES = 10_000_000
 """Of demand that is constant piece by piece, in all regions."""
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Requests per second of one region.
+def rates(arrivals: Arrivals, fleet: Fleet, seconds: float, service_s: float) -> dict[str, Rates]:
+    """Demand by region, without bursts and traces.
 
-    Attributes:
-        times: (pieces + 1,), in s: piece i is from times[i] to times[i + 1].
-        rates: (pieces,)
+    Args:
+        arrivals: of a scenario.
+        fleet: that it meets.
+        seconds: for so long.
+        service_s: mean time of a job, which loads are shares of.
     """
-
-    times: NDArray[np.float64]
-    rates: NDArray[np.float64]
-
-    def mean(self) -> float:
-        """Over the whole time."""
-        return float((self.rates * np.diff(self.times)).sum() / (self.times[-1] - self.times[0]))
-
-    def at(self, time: float) -> float:
-        """At one moment, in s."""
-        at = int(np.searchsorted(self.times, time, side="right")) - 1
-        return float(self.rates[min(max(at, 0), len(self.rates) - 1)])
-
-
-def base_rps(experiment: Experiment) -> dict[str, float]:
-    """Demand before days and changes, by region."""
-    arrivals, fleet, mean_s = experiment.scenario.arrivals, experiment.fleet, experiment.times.mean_s
-    return {
-        name: arrivals.rps.get(name, arrivals.region_load.get(name, arrivals.load) * region.gpus / mean_s)
-        for name, region in fleet.regions.items()
-    }
-
-
-def rates(experiment: Experiment) -> dict[str, Rates]:
-    """Demand by region, without bursts and traces."""
-    scenario = experiment.scenario
-    arrivals, end = scenario.arrivals, scenario.duration_s
-    base, found = base_rps(experiment), {}
-    for name in experiment.fleet.names:
+    found = {}
+    for name, region in fleet.regions.items():
+        load = arrivals.region_load.get(name, arrivals.load)
         changes = [one for one in arrivals.changes if not one.regions or name in one.regions]
-        edges = {0.0, end}
-        edges |= {time for one in changes for time in (one.at_s, one.until_s or end) if time < end}
+        edges = {0.0, seconds}
+        edges |= {time for one in changes for time in (one.at_s, one.until_s or seconds) if time < seconds}
         if arrivals.day is not None:
-            edges |= set(np.arange(0.0, end, DAY_STEP_S).tolist())
+            edges |= set(np.arange(0.0, seconds, arrivals.day.length_s / STEPS_A_DAY).tolist())
         times = np.array(sorted(edges))
         middle = (times[:-1] + times[1:]) / 2
-        rate = np.full(len(middle), base[name])
+        rate = np.full(len(middle), arrivals.rps.get(name, load * region.gpus / service_s))
         if arrivals.day is not None:
-            rate *= day_curve(arrivals.day, experiment.fleet, name, middle)
+            rate *= day_curve(arrivals.day, fleet, name, middle)
         for one in changes:
-            rate[(middle >= one.at_s) & (middle < (one.until_s or end))] *= one.factor
+            rate[(middle >= one.at_s) & (middle < (one.until_s or seconds))] *= one.factor
         found[name] = Rates(times, rate)
     return found
 
 
-def day_curve(day: Day, fleet: Fleet, region: str, times: NDArray[np.float64]) -> NDArray[np.float64]:
+def rates_of(experiment: Experiment) -> dict[str, Rates]:
+    """Demand of an experiment; see `rates`."""
+    scenario = experiment.scenario
+    return rates(scenario.arrivals, experiment.fleet, scenario.duration_s, experiment.times.mean_s)
+
+
+def day_curve(day: Day, fleet: Fleet, region: str, times: Floats) -> Floats:
     """Demand as a share of the peak's.
 
     Args:
@@ -87,7 +66,7 @@ def day_curve(day: Day, fleet: Fleet, region: str, times: NDArray[np.float64]) -
         times: s from the start of the scenario.
     """
     offset = day.utc_offset.get(region, (fleet.regions[region].longitude or 0.0) / 15)
-    hours = day.starts_at + offset + times * 24 / _DAY_S
+    hours = day.starts_at + offset + times * 24 / day.length_s
     phase = (1 + np.cos((hours - day.peak_hour) * (math.pi / 12))) / 2
     # Rounded, since cosines differ in the last digit from machine to machine.
     return np.round(day.trough + (1 - day.trough) * phase, 9)
@@ -105,14 +84,13 @@ def check_size(experiment: Experiment) -> None:
     if (most := max(capacity.values())) > MOST:
         text = f"{mean_s:g} s lets a region compute {most:g} requests per second; {MOST:g} is the most"
         raise InputError(text, key="service_time.mean_s")
-    if scenario.arrivals.day is not None and (pieces := len(fleet.names) * seconds / DAY_STEP_S) > MOST_PIECES:
-        text = (
-            f"{seconds:g} is {pieces:.3g} minutes of all regions, and {MOST_PIECES:,} are the most with a day's curve"
-        )
+    day = scenario.arrivals.day
+    if day is not None and (pieces := len(fleet.names) * seconds / day.length_s * STEPS_A_DAY) > MOST_PIECES:
+        text = f"{seconds:g} is {pieces:.3g} minutes of all regions' days, and {MOST_PIECES:,} are the most"
         raise InputError(text, key="duration_s")
     together = sum(burst.jobs for burst in scenario.arrivals.bursts)
-    demand = rates(experiment)
-    requests = sum(one.mean() for one in demand.values()) * seconds + together + len(experiment.trace)
+    demand = rates_of(experiment)
+    requests = sum(one.count for one in demand.values()) + together + len(experiment.trace)
     if requests > MOST_REQUESTS:
         raise InputError(f"{requests:.3g} requests in {seconds:g} s; {MOST_REQUESTS:,} are the most", key="arrivals")
     waits = fleet.retry.delay.max_s + Waits.of(fleet.retry).total_longest_s
@@ -123,13 +101,12 @@ def check_size(experiment: Experiment) -> None:
         raise InputError(f"{text}, and {over:.3g} requests per second are more than GPUs compute", key="arrivals")
 
 
-def given_times(experiment: Experiment) -> dict[str, NDArray[np.float64]]:
+def given_times(arrivals: Arrivals, trace: Trace, seconds: float) -> dict[str, Floats]:
     """Bursts and traces, by region, in order of time; a region without has none."""
-    scenario = experiment.scenario
     found: dict[str, list[float]] = {}
-    for time, region in experiment.trace:
+    for time, region in trace:
         found.setdefault(region, []).append(time)
-    for burst in scenario.arrivals.bursts:
+    for burst in arrivals.bursts:
         times = burst.at_s + np.arange(burst.jobs) * (burst.over_s / burst.jobs)
-        found.setdefault(burst.region, []).extend(times[times <= scenario.duration_s].tolist())
+        found.setdefault(burst.region, []).extend(times[times <= seconds].tolist())
     return {region: np.array(sorted(times)) for region, times in found.items()}

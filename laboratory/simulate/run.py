@@ -22,7 +22,7 @@ from . import loop
 from .build import build
 from .compiled import key_of
 from .control_adapter import ControlInTheLoop
-from .demand import rates
+from .demand import rates_of
 from .scenario import HOME, LOOP, PLANNED, Experiment, Failure
 from .state import REFUSES, UP, VANISHED, Snapshot, State, take, with_more_events, with_more_jobs
 
@@ -177,7 +177,7 @@ def first_table(experiment: Experiment) -> Shares:
     if kind == HOME:
         return {name: {name: 1.0} for name in fleet.names}
     assert kind in {LOOP, PLANNED}
-    demand = {name: one.at(0.0) for name, one in rates(experiment).items()} if kind == PLANNED else {}
+    demand = {name: one.at(0.0) for name, one in rates_of(experiment).items()} if kind == PLANNED else {}
     capacity = {name: region.gpus / experiment.times.mean_s for name, region in fleet.regions.items()}
     wanted = {name: demand.get(name, 0.0) for name in fleet.names}
     load = validated(Load, {"demand_rps": wanted, "capacity_rps": capacity})

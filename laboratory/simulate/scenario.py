@@ -18,6 +18,7 @@ from routing.schema import Count, Items, Number, Positive, RegionName, Share, St
 from routing.table import RoutingTable
 
 from .. import service_times as service
+from ..arrivals import TRACE_COLUMNS
 from ..columns import read_columns
 
 LONGEST_S = 366 * 86_400.0
@@ -75,12 +76,14 @@ class Day(Strict):
         trough: lowest demand as a share of the highest.
         starts_at: hour of the day (UTC) at which the scenario begins.
         utc_offset: hours by region; a region that is left out has its longitude / 15.
+        length_s: how long the day takes.
     """
 
     peak_hour: Annotated[Number, Field(lt=24)] = 20.0
     trough: Share = 0.4
     starts_at: Annotated[Number, Field(lt=24)] = 0.0
     utc_offset: Mapping[RegionName, Annotated[float, Field(ge=-14, le=14)]] = {}
+    length_s: Annotated[Positive, Field(ge=10)] = 86_400.0
 
 
 class Span(Strict):
@@ -284,7 +287,6 @@ class Scenario(Strict):
 
 
 Trace = tuple[tuple[float, str], ...]
-TRACE_COLUMNS = ("scheduled_at_s", "region")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from routing.fleet import Fleet
 
 from .. import service_times as service
 from ..charts import figure, plain, save
-from ..local.arrivals import Arrival
 from ..local.under_test import LocalFleet, check
-from ..simulate.arrivals import arrivals
+from ..simulate.build import arrivals
 from ..simulate.scenario import Arrivals, Experiment
 from .goal import Figures, SimulatedFleet, confirm, missed
 from .search import CONFIRM_SEEDS, Trial, Tuned, fragment, with_policy
@@ -79,7 +78,7 @@ def can_be_confirmed(paths: Sequence[Path], experiments: Sequence[Experiment], s
     """
     for path, experiment in zip(paths, experiments, strict=True):
         try:
-            check(experiment, [Arrival(at_s, region) for at_s, region in arrivals(experiment, seed)])
+            check(experiment, arrivals(experiment, seed))
         except InputError as error:
             raise error.within(path) from None
 
@@ -122,7 +121,7 @@ def simulated(experiment: Experiment, fleet: Fleet, seed: int, busy_s: float, se
     same = replace(
         experiment,
         scenario=experiment.scenario.model_copy(update={"arrivals": Arrivals()}),
-        trace=tuple(arrivals(experiment, seed)),
+        trace=tuple((one.at_s, one.region) for one in arrivals(experiment, seed)),
         times=times,
     )
     runs = [SimulatedFleet().measure(same, fleet, one) for one in range(seeds)]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from jobs.metrics import Metrics
-from laboratory.local.arrivals import poisson
+from laboratory.arrivals import poisson
 from laboratory.local.client import send
 from laboratory.local.launch import Options, running
 from routing.cli import main

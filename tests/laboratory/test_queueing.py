@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laboratory.local.arrivals import poisson
+from laboratory.arrivals import poisson
 from laboratory.queueing import erlang_b, ideal_queue
 
 

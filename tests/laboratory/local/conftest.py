@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from laboratory.local.arrivals import poisson
+from laboratory.arrivals import poisson
 from laboratory.local.client import Summary, send
 from laboratory.local.gpu import computations, read
 from laboratory.local.launch import Options, running

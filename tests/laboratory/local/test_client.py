@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laboratory.local.arrivals import Arrival, burst, merged, poisson
+from laboratory.arrivals import Arrival, burst, merged, poisson
 from laboratory.local.client import Outcome, Summary, quantile, send
 from laboratory.queueing import wilson
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from laboratory.local.arrivals import burst, merged, poisson
+from laboratory.arrivals import burst, merged, poisson
 from laboratory.local.launch import Options
 from laboratory.local.layout import PROXIES
 from routing.console import tell
