@@ -87,14 +87,15 @@ class Queue(Strict):
     """The line of a region, which its dispatcher keeps: the oldest job of the higher class is next.
 
     Attributes:
-        max_wait_s: a job that would be expected to wait longer is refused with 429 and a Retry-After; the edge then
-            tries elsewhere. None: 1.75 times what a job takes (`service_time_s`).
+        max_wait_s: a job that would be expected to wait longer, or has waited for so long, is refused with 429 and a
+            Retry-After; the edge then tries elsewhere. None: 1.75 times what a job takes (`service_time_s`).
         spill_max_wait_s: `max_wait_s` of a job that another region's line has refused. None: half of what a job
             takes. A job that spills over finds room where there is some, and costs the users of no other full region
             their place: if both bounds were the same, each refusal would cause another in the next region.
         batch_clients: names of clients (of the API keys) whose jobs wait behind everybody else's. Any client may ask
             for that by the header `x-job-class: batch`.
-        batch_max_wait_s: `max_wait_s` of the class batch; None: four times that.
+        batch_max_wait_s: `max_wait_s` of the class batch; None: four times that where there are `batch_clients`, else
+            the same. The longest bound is also the longest that any job waits in the line, however it was let in.
     """
 
     max_wait_s: Positive | None = None
@@ -105,7 +106,7 @@ class Queue(Strict):
     def bounds_s(self, service_time_s: float) -> tuple[float, float]:
         """Return the longest expected wait of interactive jobs and of batch jobs, in seconds."""
         interactive = self.max_wait_s or 1.75 * service_time_s
-        return interactive, self.batch_max_wait_s or 4 * interactive
+        return interactive, self.batch_max_wait_s or interactive * (4 if self.batch_clients else 1)
 
     def spill_bounds_s(self, service_time_s: float) -> tuple[float, float]:
         """Return `bounds_s` of jobs that another region has refused: those of batch are shorter in proportion."""

@@ -59,8 +59,8 @@ def dispatcher_config(fleet: Fleet, settings: Settings) -> str:
     limits, mutual = fleet.data_plane.limits, settings.certificate
     wait_s, batch_wait_s = fleet.queue.bounds_s(fleet.service_time_s)
     spill_s, batch_spill_s = fleet.queue.spill_bounds_s(fleet.service_time_s)
-    # By their mean nobody waits longer than the bound; single jobs may, and are given up at twice that.
-    queue_s = 2 * max(wait_s, batch_wait_s) + fleet.service_time_s
+    # Whom the mean has let in all the same does not wait longer than the bound: older jobs may have come before it.
+    queue_s = max(wait_s, batch_wait_s)
     sources = fleet.latencies(settings.region) if settings.emulate_latency else {}
     return _template().render(
         region=settings.region,

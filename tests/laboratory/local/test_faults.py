@@ -156,11 +156,11 @@ def test_when_all_regions_are_hot_each_serves_its_own_and_all_recover(local_flee
         assert found.home_share >= 0.8
         shares = fleet.table().shares
         assert all(shares[name][name] > 0.8 for name in shares)
-        # The bound is an expected wait: jobs that are older, since other lines refused them, come before it.
+        # Jobs that are older, since other lines refused them, come first; nobody waits for longer all the same.
         bound_s = fleet.fleet.queue.bounds_s(0.5)[0]
         longest = [longest_in_line_s(fleet, name) for name in "abc"]
         tell(f"115 %: {longest} s at most in line, {found}")
-        assert all(0 < one <= 3 * bound_s for one in longest)
+        assert all(0 < one <= bound_s + 0.1 for one in longest)
         await asyncio.sleep(5)
         after = summarised(await fleet.poisson(0.5, 8.0, seed=2))
         assert after.failures == 0

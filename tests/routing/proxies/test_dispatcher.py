@@ -100,6 +100,22 @@ def test_batch_jobs_wait_behind_interactive_ones_by_header_or_client(running):
     asyncio.run(scenario())
 
 
+def test_a_job_that_was_let_in_waits_no_longer_than_the_bound_all_the_same(running):
+    async def scenario():
+        def change(content):
+            with_line(0.5)(content)
+            content["service_time_s"] = 0.5
+
+        async with one_server_busy(running, change) as (fleet, release):
+            refused = await send(fleet)  # it has a place, and its turn does not come
+            assert (refused.status_code, refused.content) == (429, b"")
+            assert refused.headers["retry-after"] == "1"
+            release.set()
+            assert (await send(fleet)).status_code == 200
+
+    asyncio.run(scenario())
+
+
 def test_a_full_line_of_batch_jobs_leaves_interactive_jobs_their_places(running):
     async def scenario():
         def change(content):
