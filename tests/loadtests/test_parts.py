@@ -273,7 +273,7 @@ def test_a_drill_without_what_fleets_need_says_what_to_install(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1
-    assert done.stderr == "error: httpx is not installed: pip install 'stillmotion[loadtests,routing]'\n"
+    assert done.stderr == "error: httpx is not installed: pip install 'stillmotion[loadtests]'\n"
 
 
 def test_routing_knows_nothing_of_load_tests():

@@ -41,7 +41,7 @@ def until(condition, limit_s=60.0):
 
 def test_a_process_is_of_the_fleet_whose_mark_it_has_until_it_ends(tmp_path):
     process = subprocess.Popen(SLEEP, env={**os.environ, MARK: str(tmp_path)})
-    assert of_fleet(process.pid, tmp_path).pid == process.pid
+    assert until(lambda: of_fleet(process.pid, tmp_path)).pid == process.pid  # once it is more than a fork
     assert of_fleet(process.pid, tmp_path / "other") is None  # as when the id was another's before
     process.kill()
     until(lambda: of_fleet(process.pid, tmp_path) is None)  # before it is waited for
