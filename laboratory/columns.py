@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,24 +26,12 @@ class Column:
     """One column.
 
     Attributes:
-        distinct: array of pyarrow with its distinct values, in the order in which they first occur; text, of a CSV.
+        values: distinct values, in the order in which they first occur; text, of a CSV.
         codes: (rows,), which of them each row has.
     """
 
-    distinct: Any
+    values: list[Any]
     codes: NDArray[np.int64]
-
-    @cached_property
-    def values(self) -> list[Any]:
-        """The distinct values as objects of Python.
-
-        Raises:
-            InputError: Python has no such year or time zone.
-        """
-        try:
-            return list(self.distinct.to_pylist())
-        except (ValueError, OverflowError, LookupError) as error:
-            raise InputError(f"holds values that cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -124,7 +111,11 @@ def _column(arrow: Any) -> Column:
     if isinstance(one, pa.ChunkedArray):
         raise InputError("has a column with more than 2 GiB of text")
     encoded = one.dictionary_encode("encode")
-    return Column(encoded.dictionary, np.asarray(encoded.indices, dtype=np.int64))
+    try:
+        values = list(encoded.dictionary.to_pylist())
+    except (ValueError, OverflowError, LookupError) as error:  # Python has no such year or time zone
+        raise InputError(f"holds values that cannot be read: {error}") from None
+    return Column(values, np.asarray(encoded.indices, dtype=np.int64))
 
 
 def _is_parquet(path: Path) -> bool:

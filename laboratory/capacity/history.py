@@ -32,7 +32,6 @@ _HOUR_S = 3600.0
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MICROSECOND = timedelta(microseconds=1)
 Number = TypeVar("Number", np.int64, np.float64)
-_ISO_8601 = r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?[+-]\d\d:\d\d$"
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 
 
@@ -95,7 +94,7 @@ class _History:
         self._naive = False
 
     def read(self) -> History:
-        times = self._times()
+        times = self._numbers("time", self._time, np.int64)
         regions = self._numbers("region", self._region, np.int64)
         requests = self._numbers("requests", _count, np.float64)
         _check_thousands(self._columns.columns["requests"])
@@ -115,14 +114,6 @@ class _History:
         """(rows,) of a column."""
         values, codes = self._columns.parsed(name, parse)
         return np.array(values, dtype=kind)[codes]
-
-    def _times(self) -> NDArray[np.int64]:
-        """(rows,) microseconds since 1970, UTC."""
-        column = self._columns.columns["time"]
-        if (found := _with_offsets(column.distinct)) is None:
-            return self._numbers("time", self._time, np.int64)
-        moments, self._offsets = found
-        return moments[column.codes]
 
     def _time(self, value: Any) -> int:
         """Microseconds since 1970, UTC."""
@@ -219,31 +210,6 @@ class _History:
             elif missing:
                 text = f"{missing} of {len(rps)} intervals are missing and taken from the same time of other days"
                 self._repairs.append(f"{name}: {text}")
-
-
-def _with_offsets(distinct: Any) -> tuple[NDArray[np.int64], set[timedelta | None]] | None:
-    """(values,) microseconds since 1970, UTC, and the offsets of times that all have one and the usual form: what
-    pyarrow reads a hundred times faster than a value at a time. None: others are among them, perhaps wrong ones.
-    """
-    import pyarrow as pa
-    from pyarrow import compute
-
-    offsets: set[timedelta | None] = {timedelta(0)}
-    if pa.types.is_string(distinct.type):
-        texts = compute.replace_substring_regex(distinct, pattern="Z$", replacement="+00:00")
-        if not compute.all(compute.match_substring_regex(texts, pattern=_ISO_8601)).as_py():
-            return None
-        written = compute.unique(compute.utf8_slice_codeunits(texts, start=-6)).to_pylist()
-        try:
-            offsets = {datetime.fromisoformat(f"2000-01-01T00:00{offset}").utcoffset() for offset in written}
-            distinct = texts.cast(pa.timestamp("us", tz="UTC"))
-        except (ValueError, pa.ArrowException):
-            return None
-    elif not (pa.types.is_timestamp(distinct.type) and distinct.type.tz == "UTC") or distinct.null_count:
-        return None
-    moments = np.asarray(distinct.cast(pa.int64()))
-    first, last = (datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1e6 for year in (FIRST_YEAR, LAST_YEAR + 1))
-    return (moments, offsets) if len(moments) and first <= moments.min() and moments.max() < last else None
 
 
 def _iso(moment: np.int64) -> str:

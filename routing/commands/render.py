@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +96,6 @@ def _envoy(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) -> di
         seen_at=options.seen_at,
         emulate_latency=bool(options.emulate_latency),
     )
-    _remove_stale(options, (file for one in proxies for file in one.folder.iterdir() if file.is_file()))
     if options.validate:
         Programs.find().check(proxies)
         tell(f"Envoy and HAProxy accept all {len(proxies)}")
@@ -115,18 +113,10 @@ def _kubernetes(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) 
     if options.validate:
         _try_with_programs(fleet, table, folder)
     rendered = write_overlays(options.out, fleet, table, settings, base=options.base or _BASE, folder=folder)
-    _remove_stale(options, rendered.files)
     for note in rendered.notes:
         tell(f"note: {note}")
     about = [{"region": name, "folder": str(path)} for name, path in zip(fleet.names, rendered.folders, strict=True)]
     return {"validated": bool(options.validate), "overlays": about, "notes": list(rendered.notes)}
-
-
-def _remove_stale(options: argparse.Namespace, written: Iterable[Path]) -> None:
-    from ..files import remove_stale
-
-    for path in remove_stale(options.out, options.target, written):
-        tell(f"note: {path} is removed, which an earlier rendering wrote and this one does not")
 
 
 def _try_with_programs(fleet: Fleet, table: RoutingTable, folder: Path) -> None:

@@ -51,31 +51,6 @@ def command(capsys):
     return run
 
 
-def test_files_of_regions_that_are_no_more_are_removed(fleet_of, command, tmp_path):
-    out = tmp_path / "out"
-    assert command("render", "--out", out, "--fleet", fleet_of("a", "b", "c"))[0] == 0
-    before = {path.relative_to(out).as_posix() for path in out.rglob("*")}
-    (out / "notes.yaml").write_text("of somebody else\n")
-    status, said = command("render", "--out", out, "--fleet", fleet_of("a", "b"))
-    assert status == 0
-    after = {path.relative_to(out).as_posix() for path in out.rglob("*")}
-    gone = before - after
-    assert gone
-    assert all(name.split("/")[0].split(".")[0] == "c" for name in gone)
-    assert not any(name.split("/")[0] in {"c", "c.yaml"} for name in after)
-    assert "notes.yaml" in after
-    assert "is removed, which an earlier rendering wrote" in said
-
-
-def test_a_record_that_points_elsewhere_removes_nothing(fleet_of, command, tmp_path):
-    out, other = tmp_path / "out", tmp_path / "other.yaml"
-    assert command("render", "--out", out, "--fleet", fleet_of("a", "b"))[0] == 0
-    other.write_text("of somebody else\n")
-    (out / ".rendered").write_text(f"envoy ../other.yaml\nenvoy {other}\nenvoy .\nenvoy\n")
-    assert command("render", "--out", out, "--fleet", fleet_of("a", "b"))[0] == 0
-    assert other.exists()
-
-
 @pytest.mark.parametrize("name", ["x.jpg", "x.svg", "x", "x.png.gz"])
 def test_a_plot_that_is_no_png_is_refused_before_any_work(name, command, tmp_path):
     status, said = command("simulate", "--scenario", tmp_path / "none.yaml", "--plot", tmp_path / name)
