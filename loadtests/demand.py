@@ -38,7 +38,6 @@ def demand(scenario: Scenario, fleet: Fleet, roles: Roles, timed: Timed) -> tupl
     arrivals = in_simulator(scenario.traffic, fleet, roles, timed)
     found = rates(arrivals, fleet, seconds, fleet.service_time_s)
     _check(sum(one.count for one in found.values()), MOST_REQUESTS, "traffic.load")
-    _check(sum(one.jobs for one in arrivals.bursts), MOST_REQUESTS, "traffic.herds")
     return found, given_times(arrivals, (), seconds)
 
 
@@ -62,11 +61,13 @@ def in_simulator(traffic: Traffic, fleet: Fleet, roles: Roles, timed: Timed) -> 
         )
         for i, one in enumerate(traffic.changes)
     ]
-    bursts = []
+    bursts, together = [], 0
     for i, herd in enumerate(traffic.herds):
         for region in regions(roles, herd.region, f"traffic.herds.{i}.region"):
             jobs = round(herd.jobs_per_gpu * fleet.regions[region].gpus)
-            _check(jobs, MOST_TOGETHER, f"traffic.herds.{i}.jobs_per_gpu")
+            together += jobs
+            for count, most in ((together, MOST_REQUESTS), (jobs, MOST_TOGETHER)):
+                _check(count, most, f"traffic.herds.{i}.jobs_per_gpu")
             if jobs:
                 bursts.append(Burst(at_s=timed(herd.at_s), region=region, jobs=jobs, over_s=timed(herd.over_s)))
     return Arrivals(
