@@ -53,6 +53,57 @@ class TeacherSettings:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class VideoVaeSettings:
+    """How the video autoencoder is built and trained; the defaults make the shipped one.
+
+    The first `still_steps` see single frames, which cost a fifth; then come clips of `frames`. It is judged on `judged`
+    clips of twice that length.
+    """
+
+    size: int = 64
+    frames: int = 9
+    channels: int = 32
+    base: int = 24
+    decoder_base: int = 32
+    still_steps: int = 1500
+    steps: int = 3000
+    batch: int = 8
+    learning_rate: float = 1e-3
+    kl_weight: float = 1e-5
+    judged: int = 64
+    workers: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class WanTeacherSettings:
+    """How the teacher is built and trained; the defaults make the shipped one.
+
+    For the first `bind_steps` the scenes are plain, no caption is dropped and nearly all noise levels are 1: motion is
+    bound to the caption. Then come all scenes, all levels and the dropping.
+    """
+
+    size: int = 64
+    frames: int = 17
+    fps: int = 12
+    held: bool = True
+    width: int = 192
+    layers: int = 8
+    text_width: int = 64
+    steps: int = 12000
+    bind_steps: int = 2500
+    batch: int = 16
+    learning_rate: float = 1e-3
+    drop_text: float = 0.1
+    shift: float = 3.0
+    guidance_scale: float = 2.0
+    teacher_steps: int = 40
+    ema_decay: float = 0.999
+    workers: int = 1
+    seed: int = 0
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, hold: float = 0.0, end: float = 0.02) -> float:
     """Rise linearly for `warmup` steps, stay at the peak for the share `hold` of the rest, then fall along half a
     cosine to the share `end` of it.

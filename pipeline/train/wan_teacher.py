@@ -1,0 +1,326 @@
+"""Trains a small teacher in Wan's own classes: a diffusion transformer on the latents of a video autoencoder.
+
+Flow matching (Lipman et al. 2023) of scenes (`pipeline.clips.scenes`), with the text encoder trained along. The picture
+is given as Wan gives it: as the first latent frame (`held`, as TI2V-5B), or beside the noise with a mask (as A14B).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+from ..clips.phrases import words
+from ..clips.scenes import Scene, SceneGenerator
+from ..errors import StillmotionError
+from ..model.animation import ImageAnimationPipeline
+from ..model.families.base import Request
+from ..writing import write_beside
+from .checkpoint import Checkpoint, end_of
+from .settings import WanTeacherSettings, learning_rate
+
+logger = logging.getLogger(__name__)
+
+_SHORT = 32  # tokens of a caption in training; what is left of Wan's 512 is padding, all of it the same
+
+
+def build_tokenizer() -> T5Tokenizer:
+    """Return a tokenizer that has a token for each word of captions and spells out all other text."""
+    characters = [chr(code) for code in range(33, 127)]
+    pieces = [*(f"▁{word}" for word in words()), *characters, "▁"]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    vocab += [(piece, -1.0 if len(piece) > 1 else -8.0) for piece in dict.fromkeys(pieces)]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)
+
+
+def build_pipeline(settings: WanTeacherSettings, vae: AutoencoderKLWan) -> ImageAnimationPipeline:
+    """Return an untrained teacher around a trained autoencoder."""
+    s, tokenizer, latents = settings, build_tokenizer(), vae.config.z_dim
+    heads = s.width // 32
+    text = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(tokenizer), d_model=s.text_width, d_kv=16, d_ff=2 * s.text_width, num_layers=2,
+            num_heads=max(1, s.text_width // 16), dropout_rate=0.0, decoder_start_token_id=0,
+        )
+    )  # fmt: skip
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2) if s.held else (1, 1, 1),
+        num_attention_heads=heads,
+        attention_head_dim=32,
+        in_channels=latents if s.held else 2 * latents + vae.config.scale_factor_temporal,
+        out_channels=latents,
+        text_dim=s.text_width,
+        freq_dim=128,
+        ffn_dim=3 * s.width,
+        num_layers=s.layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=64,
+    )
+    nn.init.zeros_(transformer.proj_out.weight)
+    pipe = ImageAnimationPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text,
+        vae=vae.requires_grad_(requires_grad=False).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=s.shift),
+        transformer=transformer,
+        expand_timesteps=s.held,
+        num_inference_steps=s.teacher_steps,
+        guidance_scale=s.guidance_scale,
+        num_frames=s.frames,
+        height=s.size,
+        width=s.size,
+        fps=s.fps,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class FoldedPadding:
+    """Cross-attention of `WanTransformer3DModel` in which one key stands for all padding of a caption.
+
+    The padding of Wan's 512 tokens is zeros, so that its keys and values are all the same. With log(count) added to its
+    score, one of them weighs what `count` would: the same result to rounding, for a fifteenth of the keys.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.bias = math.log(count)
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
+        if encoder_hidden_states is None:
+            raise ValueError("a self-attention has no padding to fold")
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        key = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        value = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        bias = query.new_zeros(1, 1, 1, key.shape[2])
+        bias[..., -1] = self.bias
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        out = out.transpose(1, 2).flatten(2, 3)
+        return cast(Tensor, attn.to_out[1](attn.to_out[0](out)))
+
+
+@dataclass
+class SceneBatch:
+    """Scenes as the training sees them.
+
+    Attributes:
+        latents: `(batch, channels, latent frames, h, w)`, scaled.
+        picture: what the family makes of the pictures.
+        captions: one for each scene.
+    """
+
+    latents: Tensor
+    picture: dict[str, Tensor]
+    captions: list[str]
+
+
+@torch.no_grad()
+def encoded(pipe: ImageAnimationPipeline, scenes: list[Scene]) -> SceneBatch:
+    """Return scenes as the training sees them."""
+    clips = torch.stack([scene.clip for scene in scenes]) * 2 - 1
+    frames, height, width = clips.shape[2:]
+    request = Request([scene.picture() for scene in scenes], frames, height, width, fps=pipe.config.fps)
+    return SceneBatch(
+        latents=pipe.family.encode_clip(pipe.parts, clips.to(pipe.parts.device)),
+        picture=dict(pipe.family.encode_picture(pipe.parts, request)),
+        captions=[scene.caption for scene in scenes],
+    )
+
+
+class _Scenes(IterableDataset[SceneBatch]):
+    def __init__(self, settings: WanTeacherSettings, pipe: ImageAnimationPipeline, seed: int, plain: bool) -> None:
+        self.settings, self.pipe, self.seed, self.plain = settings, pipe, seed, plain
+
+    def __iter__(self) -> Iterator[SceneBatch]:
+        torch.set_num_threads(1)
+        s, worker = self.settings, get_worker_info()
+        seed = self.seed + (0 if worker is None else 1_000_003 * worker.id)
+        source = SceneGenerator(s.size, s.frames, seed=seed, plain=self.plain)
+        while True:
+            yield encoded(self.pipe, [source.scene() for _ in range(s.batch)])
+
+
+def draw_levels(count: int, progress: float | None, shift: float, generator: torch.Generator) -> Tensor:
+    """Return noise levels of a batch, `(count,)`, in 0 to 1.
+
+    Only near 1 does the caption say what the clip does: everywhere else the noisy frames give it away. While motion is
+    being bound nearly all draws are 1 itself; then they follow the shifted grid on which the teacher is sampled.
+
+    Args:
+        progress: through the steps after the binding, 0 to 1; None while binding.
+        shift: of the sampling grid; sigma = shift u / (1 + (shift - 1) u) of a uniform u.
+    """
+    at_end = 0.9 if progress is None else 0.3 - 0.2 * progress
+    u = torch.rand(count, generator=generator)
+    if progress is None:
+        u = 1 - u**3
+    levels = shift * u / (1 + (shift - 1) * u)
+    ends = torch.rand(count, generator=generator) < at_end
+    return torch.where(ends, torch.ones(count), levels)
+
+
+def motion_weight(clean: Tensor, progress: float | None) -> Tensor:
+    """Return weight of each latent cell in the loss, `(batch, 1, frames, h, w)`: what moves counts more early on."""
+    extra = 4.0 if progress is None else 4.0 * max(0.0, 1 - progress / 0.9)
+    moves = (clean - clean[:, :, :1]).square().mean(dim=1, keepdim=True) > 0.1
+    return 1.0 + extra * moves.to(clean.dtype)
+
+
+class WanTeacherTrainer:
+    """One training run: the model, what it has learned so far, and one step of it."""
+
+    def __init__(self, settings: WanTeacherSettings, vae: AutoencoderKLWan, device: torch.device | str = "cpu") -> None:
+        torch.manual_seed(settings.seed)
+        self.settings, self.device = settings, torch.device(device)
+        self.pipe = build_pipeline(settings, vae).to(self.device)
+        self.pipe.transformer.requires_grad_()
+        self.pipe.text_encoder.requires_grad_()
+        self.modules = nn.ModuleDict({"transformer": self.pipe.transformer, "text": self.pipe.text_encoder}).train()
+        # The text is reached by little gradient and learns slowly: twice the pace.
+        slow: list[nn.Parameter] = []
+        fast: list[nn.Parameter] = []
+        for name, parameter in self.modules.named_parameters():
+            of_text = name.startswith("text") or "attn2" in name or "text_embedder" in name
+            (fast if of_text else slow).append(parameter)
+        groups = [{"params": slow, "pace": 1.0}, {"params": fast, "pace": 2.0}]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, betas=(0.9, 0.99))
+        self.ema = EMAModel(self.modules.parameters(), decay=settings.ema_decay, use_ema_warmup=False, foreach=True)
+        self.random = torch.Generator().manual_seed(settings.seed + 1)
+        self.whole = dict(self.pipe.transformer.attn_processors)
+        self.folded = {
+            name: FoldedPadding(512 - _SHORT + 1) if "attn2" in name else processor
+            for name, processor in self.whole.items()
+        }
+
+    def text(self, captions: list[str]) -> Tensor:
+        """Return hidden states of captions, `(batch, tokens, width)`, zeros where they end; the last one is padding."""
+        tokens = self.pipe.tokenizer(
+            captions, padding="max_length", max_length=_SHORT, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        mask = tokens.attention_mask.clone()
+        mask[:, -1] = 0
+        hidden = self.pipe.text_encoder(tokens.input_ids, mask).last_hidden_state
+        text: Tensor = hidden * mask[..., None]
+        return text
+
+    def loss(self, batch: SceneBatch, progress: float | None) -> Tensor:
+        """Return mean squared error of the flow v = noise - x at z = (1 - sigma) x + sigma noise."""
+        s, clean = self.settings, batch.latents.to(self.device)
+        sigma = draw_levels(len(clean), progress, s.shift, self.random).to(self.device)
+        noise = torch.randn(clean.shape, generator=self.random).to(self.device)
+        level = sigma.view(-1, 1, 1, 1, 1)
+        captions = batch.captions
+        if progress is not None:
+            kept = torch.rand(len(captions), generator=self.random) >= s.drop_text
+            captions = [text if keep else "" for text, keep in zip(captions, kept, strict=True)]
+        cond = {"text": self.text(captions), **{name: one.to(self.device) for name, one in batch.picture.items()}}
+        z = self.pipe.family.hold((1 - level) * clean + level * noise, cond)
+        predicted = self.pipe.family.predict(self.pipe.transformer, z, 1000 * sigma, cond)
+        error = motion_weight(clean, progress) * (predicted - (noise - clean)).square()
+        made = slice(1, None) if s.held else slice(None)  # a frame that is given is not judged
+        loss: Tensor = error[:, :, made].mean()
+        return loss
+
+    def progress(self, step: int) -> float | None:
+        """Return how far the steps after the binding have come, 0 to 1; None while binding."""
+        s = self.settings
+        return None if step < s.bind_steps else (step - s.bind_steps) / max(1, s.steps - s.bind_steps)
+
+    def step(self, batch: SceneBatch, step: int) -> float:
+        s = self.settings
+        for group, pace in zip(self.optimizer.param_groups, (1.0, 2.0), strict=True):
+            group["lr"] = pace * learning_rate(step, s.steps, s.learning_rate, hold=0.5)
+        self.pipe.transformer.set_attn_processor(dict(self.folded))
+        loss = self.loss(batch, self.progress(step))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.step(self.modules.parameters())
+        return loss.item()
+
+    @torch.no_grad()
+    def probe(self, scenes: int = 24) -> dict[str, float]:
+        """Look at what has been learned, on held-out scenes with the averaged weights, in one pass from pure noise.
+
+        Returns:
+            `motion`: share of the change from first to last latent frame that is predicted, 0 for a still clip;
+            `first`: mean squared error of the first latent frame, whose variance is about 1.
+        """
+        source = SceneGenerator(self.settings.size, self.settings.frames, seed=20_001, held_out=True, plain=True)
+        batch = encoded(self.pipe, [source.scene() for _ in range(scenes)])
+        self.ema.store(self.modules.parameters())
+        self.ema.copy_to(self.modules.parameters())
+        clean = batch.latents.to(self.device)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
+        cond = {"text": self.text(batch.captions), **{name: one.to(self.device) for name, one in batch.picture.items()}}
+        z = self.pipe.family.hold(noise, cond)
+        self.pipe.transformer.set_attn_processor(dict(self.folded))
+        made = noise - self.pipe.family.predict(
+            self.pipe.transformer, z, torch.full((scenes,), 1000.0, device=self.device), cond
+        )
+        made = self.pipe.family.hold(made, cond)
+        self.ema.restore(self.modules.parameters())
+        change = (clean[:, :, -1] - clean[:, :, 0]).square().mean()
+        return {
+            "motion": float(1 - (made[:, :, -1] - clean[:, :, -1]).square().mean() / change),
+            "first": float((made[:, :, 0] - clean[:, :, 0]).square().mean()),
+        }
+
+
+def train_wan_teacher(
+    settings: WanTeacherSettings,
+    out: Path,
+    minutes: float | None = None,
+    log_every: int = 50,
+    device: torch.device | str = "cpu",
+) -> ImageAnimationPipeline:
+    """Train, or go on from the checkpoint in `out`, and save the pipeline to `out/wan-teacher`.
+
+    Args:
+        minutes: stop after this time, even if steps are left; a later call goes on from there.
+    """
+    trainer = WanTeacherTrainer(settings, AutoencoderKLWan.from_pretrained(out / "wan-vae"), device)
+    checkpoint = Checkpoint(
+        out / "wan-teacher.pt", modules=trainer.modules, optimizer=trainer.optimizer, ema=trainer.ema
+    )
+    step = checkpoint.load()
+    trainer.ema.to(trainer.device)
+    trainer.random.manual_seed(settings.seed + 1 + step)
+    stream, binding = None, None
+    ends, began, losses = end_of(minutes), time.monotonic(), []
+    while step < settings.steps and time.monotonic() < ends:
+        if stream is None or binding != (step < settings.bind_steps):
+            binding = step < settings.bind_steps
+            data = _Scenes(settings, trainer.pipe, settings.seed + 1000 + step, binding)
+            stream = iter(DataLoader(data, batch_size=None, num_workers=settings.workers, prefetch_factor=4))
+        losses.append(trainer.step(next(stream), step))
+        step += 1
+        if not losses[-1] < float("inf"):
+            raise StillmotionError(f"the loss is {losses[-1]} at step {step}; the last checkpoint is kept")
+        if step % log_every == 0:
+            recent, rate = losses[-log_every:], len(losses) / (time.monotonic() - began)
+            logger.info("step %d/%d  loss %.4f  %.2f steps/s", step, settings.steps, sum(recent) / len(recent), rate)
+        if step % 200 == 0:
+            logger.info("step %d  one pass from noise: %s", step, trainer.probe())
+            checkpoint.save(step)
+    checkpoint.save(step)
+    trainer.ema.copy_to(trainer.modules.parameters())
+    trainer.modules.eval()
+    trainer.pipe.transformer.set_attn_processor(trainer.whole)
+    write_beside(out / "wan-teacher", trainer.pipe.save_pretrained)
+    return cast(ImageAnimationPipeline, trainer.pipe)
