@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
@@ -160,6 +161,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     """Return a picture as sRGB on white, without anything that the file says beside its pixels."""
     profile = picture.info.get("icc_profile")
+    chunks = None if profile or "srgb" in picture.info else _png_colours(picture.info)
     if picture.mode.startswith("I;16"):
         # Pillow clips 16-bit grey to 8 bits instead of scaling it.
         values = np.asarray(picture, dtype=np.float32) / 257
@@ -168,10 +170,10 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         alpha = picture.convert("RGBA").getchannel("A")
         opaque = picture.convert("L" if picture.mode in ("L", "LA") else "RGB")
         paper = Image.new("RGB", picture.size, (255, 255, 255))
-        paper.paste(_to_srgb(opaque, profile), mask=alpha)
+        paper.paste(_by_chunks(opaque, chunks) if chunks else _to_srgb(opaque, profile), mask=alpha)
         picture = paper
     else:
-        picture = _to_srgb(picture, profile)
+        picture = _by_chunks(picture, chunks) if chunks else _to_srgb(picture, profile)
     picture.info = {}  # the profile does not hold any more
     return picture
 
@@ -203,6 +205,49 @@ def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError, KeyError):
             pass
     return picture.convert("RGB")
+
+
+# Chromaticities of white, red, green and blue (x, y), and XYZ to linear sRGB (IEC 61966-2-1).
+_SRGB_CHROMATICITY = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+_XYZ_TO_SRGB = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
+
+
+def _png_colours(info: Mapping[str | tuple[int, int], Any]) -> tuple[float, NDArray[np.float32]] | None:
+    """Return what the chunks gAMA and cHRM of a PNG say: its gamma, and the matrix from its linear colours to sRGB's.
+
+    As in browsers, chromaticities count only beside a gamma. None where the picture is sRGB, or the values are absurd.
+    """
+    gamma, places = info.get("gamma"), info.get("chromaticity") or _SRGB_CHROMATICITY
+    if gamma is None or not 0.1 <= gamma <= 5:
+        return None
+    own = np.allclose(places, _SRGB_CHROMATICITY, atol=0.002)
+    if own and abs(gamma - 1 / 2.2) < 0.005:  # what programs write that mean sRGB
+        return None
+    matrix = np.eye(3)
+    if not own:
+        x, y = np.array(places[0::2]), np.array(places[1::2])  # (4,): white, red, green, blue
+        if not (y > 0.001).all():
+            return None
+        xyz = np.stack([x / y, np.ones(4), (1 - x - y) / y])  # (3, 4), each of luminance 1
+        try:
+            to_xyz = xyz[:, 1:] * np.linalg.solve(xyz[:, 1:], xyz[:, 0])
+        except np.linalg.LinAlgError:
+            return None
+        matrix = _XYZ_TO_SRGB @ to_xyz
+        matrix /= matrix.sum(axis=1, keepdims=True)  # its white stays white
+    return float(gamma), matrix.astype(np.float32)
+
+
+def _by_chunks(picture: Image.Image, colours: tuple[float, NDArray[np.float32]]) -> Image.Image:
+    """Return pixels as sRGB whose gamma and primaries are known."""
+    gamma, matrix = colours
+    levels = (np.arange(256, dtype=np.float32) / 255) ** np.float32(1 / gamma)
+    pixels = np.array(picture.convert("RGB"))
+    for rows in np.array_split(pixels, math.ceil(pixels.size / 2**20)):  # views; floats of a large picture are large
+        linear = (levels[rows] @ matrix.T).clip(0, 1)
+        encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+        rows[:] = (255 * encoded).round()
+    return Image.fromarray(pixels)
 
 
 def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -150,6 +150,18 @@ def with_chunks(png: bytes, *chunks: tuple[bytes, bytes], at_end: bool = False) 
     return png[:place] + made + png[place:]
 
 
+# Chromaticities of Adobe RGB (1998): white, red, green, blue.
+_ADOBE_XY = (0.3127, 0.3290, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+
+
+def _gamma(value: float) -> tuple[bytes, bytes]:
+    return b"gAMA", struct.pack(">I", round(100_000 / value))
+
+
+def _primaries(places: tuple[float, ...]) -> tuple[bytes, bytes]:
+    return b"cHRM", struct.pack(">8I", *(round(100_000 * place) for place in places))
+
+
 def _workflow(size: int) -> bytes:
     """Text that does not compress to nothing, as the workflows are that AI programs keep in their pictures."""
     return np.random.default_rng(0).integers(32, 127, size, dtype=np.uint8).tobytes()
@@ -178,6 +190,13 @@ LIKE_THE_CHART: dict[str, Callable[[], bytes]] = {
     "display-p3-alpha.png": lambda: file_of(_with_alpha(in_p3()), icc_profile=P3),
     "display-p3-palette.png": lambda: file_of(in_p3().quantize(16), icc_profile=P3),
     "adobe-rgb.jpeg": lambda: file_of(in_adobe_rgb(), "JPEG", icc_profile=ADOBE),
+    "gamma-chunk.png": lambda: with_chunks(file_of(chart(_stored(_SRGB, 1.8))), _gamma(1.8)),
+    "gamma-chunk-alpha.png": lambda: with_chunks(file_of(_with_alpha(chart(_stored(_SRGB, 1.0)))), _gamma(1.0)),
+    "adobe-rgb-chunks.png": lambda: with_chunks(file_of(in_adobe_rgb()), _gamma(_ADOBE_GAMMA), _primaries(_ADOBE_XY)),
+    "gamma-chunk-beside-profile.png": lambda: with_chunks(file_of(in_p3(), icc_profile=P3), _gamma(1.0)),
+    "gamma-chunk-of-srgb.png": lambda: with_chunks(file_of(chart()), _gamma(2.2), (b"sRGB", b"\0")),
+    "gamma-chunk-absurd.png": lambda: with_chunks(file_of(chart()), (b"gAMA", bytes(4))),
+    "primaries-absurd.png": lambda: with_chunks(file_of(chart()), _gamma(1.8), _primaries((0.3,) * 7 + (0,))),
     "srgb.png": lambda: file_of(
         chart(), icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     ),
