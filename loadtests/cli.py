@@ -16,6 +16,7 @@ from typing import Any
 from routing.console import put, tell
 from routing.errors import RoutingError
 
+from . import judge
 from .scenario import LAUNCH, load_scenario, names
 
 
@@ -54,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--region", metavar="NAME", help="of faults of one region (default: the most central)")
     text = "one verdict, go or no-go, with its evidence: model, capacity, load tests, fault drill"
     _add_launch(command("launch", text, _launch, _launch_lines))
+    text = "compare two versions of the model that run side by side: 0 pass, 1 fail, 3 cannot tell"
+    judge.add_arguments(command("judge", text, judge.run, judge.lines))
     command("scenarios", "list the scenarios of the package", _scenarios, _scenarios_lines)
     return parser
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from routing.commands import Command
 
-from . import capacity, experiment, fleet, simulate, tune
+from . import capacity, experiment, fleet, rollout, simulate, tune
 
-COMMANDS: tuple[Command, ...] = (fleet, experiment, simulate, capacity, tune)
+COMMANDS: tuple[Command, ...] = (fleet, rollout, experiment, simulate, capacity, tune)

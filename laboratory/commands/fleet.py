@@ -51,7 +51,7 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Do it."""
-    folder = _folder(options)
+    folder = find(options.dir, options.fleet)
     if options.action == "up":
         return _up(options, folder)
     if options.action == "status":
@@ -92,12 +92,16 @@ def _up(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"action": "up", **report(folder)}
 
 
-def _folder(options: argparse.Namespace) -> Path:
-    """Folder of the fleet that is meant."""
-    if options.dir is not None:
-        return Path(options.dir)
-    if options.fleet is not None:
-        return _HOME / str(options.fleet.stem)
+def find(folder: Path | None, fleet: Path | None = None) -> Path:
+    """Return the folder of the fleet that is meant: as given, of this fleet file, or the only one there is.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    if folder is not None:
+        return folder
+    if fleet is not None:
+        return _HOME / str(fleet.stem)
     found = sorted(path.parent for path in _HOME.glob("*/about.json"))
     from ..local.processes import runs
 

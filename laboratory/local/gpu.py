@@ -21,9 +21,10 @@ from pydantic import Field
 from routing.errors import InputError
 from routing.files import parse_json
 from routing.jobs import Jobs
-from routing.schema import Count, Number, Positive, Strict, validated
+from routing.schema import Count, Number, Positive, Share, Strict, validated
 
 from ..service_times import ServiceTimes
+from .clips import CLIPS, Clip
 
 NAME = "stand-in"
 SERVER = f"stillmotion-{NAME}"
@@ -31,7 +32,7 @@ STEPS = 8  # of a job; one whose client has gone stops at the next, as in the re
 LARGEST_BODY = 16 * 2**20 + 20 * 1024  # bytes; as `serving/settings.py` takes by default
 UPLOAD_S = 20.0
 
-# A GIF of one white pixel: the least that programs take for an animation.
+# A GIF of one white pixel: the least that programs take for a picture.
 GIF = base64.b64decode("R0lGODlhAQABAIAAAP///wAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw==")
 
 SUFFIX = ".ledger"
@@ -45,13 +46,27 @@ class Faults(Strict):
         slowness: factor of the time that jobs take.
         admission: jobs that are taken at once. They are computed one after the other all the same, so that above 1
             some wait at a server that seems to have taken them.
+        failing: share of the jobs that end with an error (500).
+        clip: what the animations show.
         down_s: the stand-in is gone for so long once, its connections cut; 0: it is not.
     """
 
     ready: bool = True
     slowness: Annotated[Positive, Field(le=1000)] = 1.0
     admission: Annotated[Count, Field(ge=1, le=100)] = 1
+    failing: Share = 0.0
+    clip: Clip = "moving"
     down_s: Annotated[Number, Field(le=3600)] = 0.0
+
+    def changed(self, order: str) -> Faults:
+        """Return the faults after an order, which is JSON; what it leaves out stays as it is, but for `down_s`.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        given = parse_json(order)
+        content = given if isinstance(given, Mapping) else {"": given}
+        return validated(Faults, {**self.model_dump(), "down_s": 0.0, **content})
 
 
 class Ledger:
@@ -96,6 +111,8 @@ class StandIn:
         generator: that times are drawn from.
         ledger: notes each computation.
         jobs: paths that take jobs, and the one that says whether it is ready. One that ends with `stream` sends events.
+        faults: what is wrong with it.
+        model: what its answers call the model.
     """
 
     gpu: str
@@ -105,6 +122,7 @@ class StandIn:
     ledger: Ledger
     jobs: Jobs = field(default_factory=Jobs)
     faults: Faults = field(default_factory=Faults)
+    model: str = NAME
     draining: bool = False
     down_s: float = 0.0
     requests: Counter[str] = field(default_factory=Counter)
@@ -152,6 +170,7 @@ class StandIn:
         """How it is."""
         return {
             "kind": NAME,
+            "model": self.model,
             "gpu": self.gpu,
             "region": self.region,
             "service_time": self.times.text,
@@ -193,11 +212,13 @@ class StandIn:
                 return await self._events(request, seconds, request_id)
             if not await self._compute(seconds, request_id):
                 return _error(503, "disconnected", "the client has gone"), "disconnected"
+            if self.generator.random() < self.faults.failing:
+                return _error(500, "failed", f"the {NAME} was told to fail"), "failed"
         finally:
             self._free()
         about = {"Content-Disposition": 'inline; filename="animation.gif"', "X-Stillmotion-Seed": str(seed_of(request))}
         headers = {**about, **self._about(), "X-Stillmotion-Compute-Seconds": f"{seconds:.3f}"}
-        return _whole(200, GIF, {"Content-Type": "image/gif", **headers}), "ok"
+        return _whole(200, CLIPS[self.faults.clip], {"Content-Type": "image/gif", **headers}), "ok"
 
     async def _compute(self, seconds: float, request_id: str) -> bool:
         """Take the time; whether somebody waited for the end of it."""
@@ -220,7 +241,7 @@ class StandIn:
         stream = web.StreamResponse(headers=headers)
         try:
             await stream.prepare(request)
-            await stream.write(_event("start", {"steps": STEPS, "model": NAME, "left_s": round(seconds, 2)}))
+            await stream.write(_event("start", {"steps": STEPS, "model": self.model, "left_s": round(seconds, 2)}))
             self.ledger.note("began", request_id)
             for step in range(1, STEPS + 1):
                 await asyncio.sleep(seconds / STEPS)
@@ -230,7 +251,7 @@ class StandIn:
             self.ledger.note("cancelled", request_id)
             return stream, "disconnected"
         self.ledger.note("ended", request_id)
-        data = base64.b64encode(GIF).decode("ascii")
+        data = base64.b64encode(CLIPS[self.faults.clip]).decode("ascii")
         result = {"format": "gif", "media_type": "image/gif", "data": data, "gpu": self.gpu}
         with contextlib.suppress(ConnectionError):
             await stream.write(_event("result", result))
@@ -253,7 +274,7 @@ class StandIn:
     def _about(self) -> dict[str, str]:
         return {
             "Cache-Control": "no-store",
-            "X-Stillmotion-Model": NAME,
+            "X-Stillmotion-Model": self.model,
             "X-Stillmotion-Steps": str(STEPS),
             "X-Stillmotion-Passes": str(STEPS),
             "X-Stillmotion-Region": self.region,
@@ -266,10 +287,7 @@ class StandIn:
             return _error(404, "not_found", "there is nothing here")
         if request.path == "/standin/faults" and request.method == "POST":
             try:
-                # What an order leaves out stays as it is, but for `down_s`.
-                order = parse_json((await request.read()).decode(errors="replace"))
-                given = order if isinstance(order, Mapping) else {"": order}
-                self.obey(validated(Faults, {**self.faults.model_dump(), "down_s": 0.0, **given}))
+                self.obey(self.faults.changed((await request.read()).decode(errors="replace")))
             except (InputError, web.HTTPRequestEntityTooLarge) as error:
                 return _error(400, "faults", str(error))
         elif request.path != "/standin":

@@ -23,7 +23,7 @@ from routing.jobs import Jobs
 from routing.schema import validated
 
 from ..service_times import parse as parse_times
-from .gpu import NAME, SUFFIX, Ledger, StandIn
+from .gpu import NAME, SUFFIX, Faults, Ledger, StandIn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,8 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ledger", type=Path, metavar="DIR", help="note each computation there, by request id")
     parser.add_argument("--path", action="append", help="that takes jobs; several times for several")
     parser.add_argument("--ready", help="path that says whether it takes jobs")
+    parser.add_argument("--model", default=NAME, metavar="NAME", help=f"in its answers (default: {NAME})")
+    parser.add_argument("--faults", default="{}", metavar="JSON", help="that it has from the start")
     options = parser.parse_args(arguments)
     try:
+        faults = Faults().changed(options.faults)
         times = parse_times(options.service_time)
         if options.ledger is not None:
             options.ledger.mkdir(parents=True, exist_ok=True)
@@ -50,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for gpu, address in options.serve:
             ledger = Ledger(None if options.ledger is None else options.ledger / f"{gpu}{SUFFIX}")
             generator = random.Random(f"{options.seed} {gpu}")  # noqa: S311  # no secret
-            found.append((StandIn(gpu, options.region, times, generator, ledger, jobs), address))
+            standin = StandIn(gpu, options.region, times, generator, ledger, jobs, faults, options.model)
+            found.append((standin, address))
         asyncio.run(serve(found))
     except (RoutingError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")

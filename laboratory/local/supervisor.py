@@ -1,7 +1,8 @@
 """`python -m laboratory.local.supervisor`: keeps the programs of a fleet running, and ends them all when it ends.
 
 It starts them stage by stage, starts again what ends by itself, after a pause that doubles up to ten seconds, and
-writes down what runs. When it is killed, the kernel kills them (`processes.spawn`). `up` starts it, and holds the
+writes down what runs. A program that `components.json` comes to describe otherwise is ended, and started as it says.
+ When it is killed, the kernel kills them (`processes.spawn`). `up` starts it, and holds the
 other end of a pipe, its lifeline, until the fleet is ready: should `up` be killed before, all is taken down.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from .processes import MARK, kill, marked, spawn
-from .records import LOGS, STATE, Component, Phase, Running, State, read_wanted, write_state
+from .records import LOGS, STATE, WANTED, Component, Phase, Running, State, read_wanted, write_state
 
 RELEASED = b"ready"
 """What `up` says before it lets the lifeline go."""
@@ -44,6 +45,13 @@ class Watched:
         self._pause_s = _FIRST_PAUSE_S
         self._began_at = 0.0
         self._due_at = 0.0
+        self._kill_at: float | None = None
+
+    def become(self, component: Component, now: float) -> None:
+        """End the program, and start it as is said now."""
+        self.component, self._pause_s = component, _FIRST_PAUSE_S
+        self._kill_at = now + component.stop_s
+        self.terminate()
 
     def turn(self, now: float) -> bool:
         """Start it if it is due, notice if it has ended; whether something changed."""
@@ -54,6 +62,8 @@ class Watched:
             return True
         status = self.process.poll()
         if status is None:
+            if self._kill_at is not None and now > self._kill_at:
+                self.kill()
             return False
         # What it started itself may still run, and hold its ports.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -89,7 +99,7 @@ class Watched:
                 self.running = Running(name=component.name, starts=self.running.starts + 1)
                 self._ended(127, now)
                 return
-        self._began_at = now
+        self._began_at, self._kill_at = now, None
         self.running = self.running.model_copy(update={"pid": self.process.pid, "starts": self.running.starts + 1})
 
     def _ended(self, status: int, now: float) -> None:
@@ -112,6 +122,7 @@ class Supervisor:
     def __init__(self, folder: Path, lifeline: int) -> None:
         self._folder, self._lifeline = folder, lifeline
         self._watched = [Watched(one, folder) for one in sorted(read_wanted(folder), key=lambda one: one.stage)]
+        self._wanted_at = self._when_wanted()
         self._stages = sorted({one.component.stage for one in self._watched})
         self._phase: Phase = "starting"
         self._stopping = False
@@ -132,6 +143,8 @@ class Supervisor:
                 now = time.monotonic()
                 ready = self._stages[: stage + 1]
                 changed = [one for one in self._watched if one.component.stage in ready and one.turn(now)]
+                if self._phase == "running":
+                    self._follow(now)
                 if self._phase == "starting" and self._passed(self._stages[stage], now - stage_at):
                     stage, stage_at = stage + 1, now
                     if stage == len(self._stages):
@@ -143,6 +156,26 @@ class Supervisor:
                 self._sleep()
         finally:
             self._end()
+
+    def _follow(self, now: float) -> None:
+        """Let programs become what `components.json` says by now."""
+        if (at := self._when_wanted()) == self._wanted_at:
+            return
+        try:
+            wanted = {one.name: one for one in read_wanted(self._folder)}
+        except (OSError, ValueError):
+            return
+        self._wanted_at = at
+        for one in self._watched:
+            component = wanted.get(one.component.name, one.component)
+            if component != one.component:
+                one.become(component, now)
+
+    def _when_wanted(self) -> int:
+        try:
+            return (self._folder / WANTED).stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def _passed(self, stage: int, seconds: float) -> bool:
         """Whether the next stage may start."""

@@ -35,6 +35,7 @@ class Settings:
         socket: path of the runtime socket, as HAProxy sees it.
         servers: addresses of its GPU servers, where they are known.
         discovered: name and port, such as `gpu:3000`, by which HAProxy finds GPU servers; None: `servers` are all.
+        candidate: the same for servers with another version of the model; None: they come by the runtime socket.
         size: of them that there are at most, where they are discovered.
         nameserver: address of the DNS server; None: those of /etc/resolv.conf.
         certificate: the dispatcher's own, and what it checks edges by; paths as HAProxy sees them. None: plain HTTP/2.
@@ -48,6 +49,7 @@ class Settings:
     socket: PurePath
     servers: tuple[str, ...] = ()
     discovered: str | None = None
+    candidate: str | None = None
     size: int = 0
     nameserver: str | None = None
     certificate: MutualTls | None = None
@@ -93,6 +95,7 @@ def dispatcher_config(fleet: Fleet, settings: Settings) -> str:
         delays={name: _ms(fleet.latency(name, settings.region) / 1000) for name in sources if name != settings.region},
         servers=named(settings.servers),
         discovered=settings.discovered,
+        candidate=settings.candidate,
         size=settings.size,
         nameserver=settings.nameserver,
     )

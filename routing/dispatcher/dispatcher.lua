@@ -51,3 +51,84 @@ end)
 core.register_action("delay", { "http-req" }, function(txn)
     core.msleep(txn:get_var("txn.delay_ms"))
 end)
+
+-- What became of the jobs of each version and model: counters that `routing rollout` and `loadtests judge` compare.
+local BOUNDS = { 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10 } -- of a job's time, in multiples of the given one
+local MOST_MODELS = 16
+local counts, times, models = {}, {}, {}
+
+local function label(text)
+    return (text:gsub('[%c"\\]', "_"):sub(1, 200))
+end
+
+-- A model as its servers name it, once a server has answered; there are no more names than `MOST_MODELS`.
+local function model_of(txn)
+    local name = txn.f:res_hdr("x-stillmotion-model")
+    if name == nil or name == "" then
+        return ""
+    end
+    name = label(name)
+    if models[name] == nil then
+        if models[MOST_MODELS] ~= nil then
+            return "others"
+        end
+        models[#models + 1] = name
+        models[name] = true
+    end
+    return name
+end
+
+local function observe(labels, took_ms)
+    local found = times[labels]
+    if found == nil then
+        found = { sum = 0, count = 0, buckets = {} }
+        for i = 1, #BOUNDS do
+            found.buckets[i] = 0
+        end
+        times[labels] = found
+    end
+    found.sum, found.count = found.sum + took_ms / 1000, found.count + 1
+    for i, bound in ipairs(BOUNDS) do
+        if took_ms <= bound * given_ms then
+            found.buckets[i] = found.buckets[i] + 1
+        end
+    end
+end
+
+-- A fetch, since HAProxy 2.8 runs no action of Lua for answers of its own.
+core.register_fetches("count", function(txn)
+    local status, took_ms = txn.f:status(), tonumber(txn:get_var("txn.took_ms") or "")
+    local of = string.format('version="%s",model="%s"', txn:get_var("txn.version") or "", model_of(txn))
+    local by = took_ms ~= nil and "server" or "dispatcher"
+    local labels = string.format('%s,code="%d",by="%s"', of, status, by)
+    counts[labels] = (counts[labels] or 0) + 1
+    -- The headers of a stream come before it is computed.
+    if status == 200 and took_ms ~= nil and not (txn.f:res_hdr("content-type") or ""):find("event-stream", 1, true) then
+        observe(of, took_ms)
+    end
+    return 1
+end)
+
+core.register_service("jobs", "http", function(applet)
+    local lines = { "# TYPE stillmotion_dispatcher_jobs_total counter" }
+    for labels, count in pairs(counts) do
+        lines[#lines + 1] = string.format("stillmotion_dispatcher_jobs_total{%s} %d", labels, count)
+    end
+    lines[#lines + 1] = "# TYPE stillmotion_dispatcher_job_seconds histogram"
+    for labels, found in pairs(times) do
+        local name = "stillmotion_dispatcher_job_seconds"
+        for i, bound in ipairs(BOUNDS) do
+            local le = bound * given_ms / 1000
+            lines[#lines + 1] = string.format('%s_bucket{%s,le="%.6g"} %d', name, labels, le, found.buckets[i])
+        end
+        lines[#lines + 1] = string.format('%s_bucket{%s,le="+Inf"} %d', name, labels, found.count)
+        lines[#lines + 1] = string.format("%s_sum{%s} %.6f", name, labels, found.sum)
+        lines[#lines + 1] = string.format("%s_count{%s} %d", name, labels, found.count)
+    end
+    local text = table.concat(lines, "\n") .. "\n"
+    applet:set_status(200)
+    applet:add_header("content-type", "text/plain; version=0.0.4")
+    applet:add_header("content-length", tostring(#text))
+    applet:start_response()
+    applet:send(text)
+end)

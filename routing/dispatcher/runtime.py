@@ -18,7 +18,7 @@ from .files import CONFIG, socket_path
 
 _LIMIT_S = 10.0
 _EVERY_S = 0.2
-_GPUS, _PAGES = "gpus", "pages"  # backends
+_GPUS, _CANDIDATE, _PAGES = "gpus", "candidate", "pages"  # backends
 
 
 class Runtime:
@@ -73,7 +73,8 @@ class Runtime:
         rows = [line.split(",") for line in self.ask("show stat").splitlines() if line]
         names = [name.strip("# ") for name in rows[0]]
         current = names.index("scur")
-        return sum(int(row[current] or 0) for row in rows[1:] if row[:2] in (["gpus", "BACKEND"], ["pages", "BACKEND"]))
+        backends = {_GPUS, _CANDIDATE, _PAGES}
+        return sum(int(row[current] or 0) for row in rows[1:] if row[0] in backends and row[1] == "BACKEND")
 
     def servers(self, backend: str = _GPUS) -> set[str]:
         """Return the names of the GPU servers that the process knows."""
@@ -81,42 +82,55 @@ class Runtime:
         return {line.split()[3] for line in lines[2:] if line}
 
 
-def set_servers(folder: Path, servers: Sequence[str], *, drain_s: float = 0.0) -> None:
+def set_servers(
+    folder: Path, servers: Sequence[str], *, candidates: Sequence[str] = (), drain_s: float = 0.0
+) -> set[str]:
     """Give a running dispatcher other GPU servers; those that stay do not notice.
 
     Args:
         folder: of the dispatcher's files.
         servers: addresses of all its GPU servers from now on.
+        candidates: addresses of those with another version of the model, which get their share of the jobs.
         drain_s: time that jobs at servers that go may take to end; 0: they go on, and the server leaves later, when
             this is called again.
 
+    Returns:
+        Names of servers that still have a job, and leave when this is called again.
+
     Raises:
-        InputError: the folder has no dispatcher's files.
+        InputError: the folder has no dispatcher's files, or a server is in both lists.
         RoutingError: the dispatcher does not answer, or refuses a server.
     """
     config = folder / CONFIG
     if not config.is_file():
         raise InputError(f"{folder} has no {CONFIG}; write it with `render`")
-    wanted, runtime = named(tuple(servers)), Runtime.of(folder)
-    write_atomically(config, _with_servers(read_text(config), wanted))
-    known = {backend: runtime.servers(backend) for backend in (_GPUS, _PAGES)}
-    text = read_text(config)
-    for backend in (_GPUS, _PAGES):
-        options = _server_options(text, backend)
-        for name, address in wanted.items():
-            if name not in known[backend]:
+    if both := set(servers) & set(candidates):
+        raise InputError(f"{', '.join(sorted(both))} cannot have both versions")
+    wanted = {
+        _GPUS: named(tuple(servers)),
+        _CANDIDATE: named(tuple(candidates)),
+        _PAGES: named((*servers, *candidates)),
+    }
+    runtime = Runtime.of(folder)
+    text = _with_servers(read_text(config), wanted)
+    write_atomically(config, text)
+    gone = []
+    for backend, those in wanted.items():
+        known, options = runtime.servers(backend), _server_options(text, backend)
+        for name, address in those.items():
+            if name not in known:
                 runtime.do(f"add server {backend}/{name} {address} {options}", "New server registered")
                 runtime.do(f"enable health {backend}/{name}")
             runtime.do(f"set server {backend}/{name} state ready")
-    gone = known[_GPUS] - wanted.keys()
-    for backend in (_GPUS, _PAGES):
-        for name in known[backend] - wanted.keys():
+        for name in known - those.keys():
             runtime.do(f"set server {backend}/{name} state maint")
+            gone.append((backend, name))
     end = time.monotonic() + drain_s
-    while gone := {name for name in gone if not _deleted(runtime, name)}:
+    while gone := [one for one in gone if not _deleted(runtime, *one)]:
         if time.monotonic() >= end:
             break
         time.sleep(_EVERY_S)
+    return {name for _, name in gone}
 
 
 def drain_server(folder: Path, server: str) -> None:
@@ -124,22 +138,21 @@ def drain_server(folder: Path, server: str) -> None:
     Runtime.of(folder).do(f"set server {_GPUS}/{server_name(server)} state drain")
 
 
-def _deleted(runtime: Runtime, name: str) -> bool:
+def _deleted(runtime: Runtime, backend: str, name: str) -> bool:
     """Delete a server that has no job any more; whether it is gone."""
     # A server with a connection is refused, and stays in maintenance.
-    for backend in (_PAGES, _GPUS):
-        answer = runtime.ask(f"del server {backend}/{name}")
-        if answer and "Server deleted" not in answer and "No such server" not in answer:
-            return False
-    return True
+    answer = runtime.ask(f"del server {backend}/{name}")
+    return not answer or "Server deleted" in answer or "No such server" in answer
 
 
-def _with_servers(config: str, servers: Mapping[str, str]) -> str:
-    """Return a configuration with other servers in its two lists of them."""
-    text = "".join(f"    server {name} {address}\n" for name, address in servers.items())
-    for backend in (_GPUS, _PAGES):
+def _with_servers(config: str, wanted: Mapping[str, Mapping[str, str]]) -> str:
+    """Return a configuration with other servers in its lists of them."""
+    for backend, servers in wanted.items():
         before, start, rest = config.partition(f"    # servers of {backend}\n")
         _, end, after = rest.partition("    # end\n")
+        if not end:
+            raise InputError(f"{CONFIG} has no list of the servers of {backend}; write it anew with `render`")
+        text = "".join(f"    server {name} {address}\n" for name, address in servers.items())
         config = before + start + text + end + after
     return config
 

@@ -23,7 +23,7 @@ import httpx
 
 from ..fleet import Fleet
 from .observation import Kind, Page, Reading, Sample, ScrapeProblem, Target, Tier, checked
-from .proxies import GPUS, SERIES
+from .proxies import CANDIDATE, GPUS, SERIES
 from .settings import PrometheusServer
 
 RANGE_S = 60
@@ -32,7 +32,7 @@ FUTURE_S = 1.0
 """Readings may be from so much after the query, since clocks of one machine are not read at the same time."""
 
 _ENVOYS = 'envoy_cluster_name=~"jobs|",envoy_http_conn_manager_prefix=~"edge|"'
-_OWN_LABELS: Mapping[Tier, str] = {"dispatcher": f'proxy=~"{GPUS}|"', "edge": _ENVOYS}
+_OWN_LABELS: Mapping[Tier, str] = {"dispatcher": f'proxy=~"{GPUS}|{CANDIDATE}|"', "edge": _ENVOYS}
 """What series of a tier have; an empty alternative is for those that have no such label."""
 
 ENVOY_FILTER = (

@@ -19,8 +19,8 @@ SESSIONS = "haproxy_backend_current_sessions"
 QUEUE = "haproxy_backend_current_queue"
 ANSWERS = "haproxy_backend_http_responses_total"
 DISPATCHER_UPTIME = "haproxy_process_uptime_seconds"
-GPUS = "gpus"
-"""Name of a dispatcher's backend with the GPU servers."""
+GPUS, CANDIDATE = "gpus", "candidate"
+"""Names of a dispatcher's backends with GPU servers: all, or all but those with another version of the model."""
 
 COMPLETED = "envoy_cluster_upstream_rq_completed"
 RETRIES = "envoy_cluster_upstream_rq_retry"
@@ -191,8 +191,8 @@ class Dispatcher(_Known):
         """
         if not self._is_new(page):
             return None
-        up, sessions, queue = (page.total(name, proxy=GPUS) for name in (SERVERS_UP, SESSIONS, QUEUE))
-        answers = page.total(ANSWERS, proxy=GPUS, code="2xx")
+        up, sessions, queue = (_of_gpus(page, name) for name in (SERVERS_UP, SESSIONS, QUEUE))
+        answers = _of_gpus(page, ANSWERS, code="2xx")
         if self._lacks(page, {SERVERS_UP: up, SESSIONS: sessions, QUEUE: queue, ANSWERS: answers}, problems):
             return None
         assert up is not None
@@ -210,6 +210,12 @@ class Dispatcher(_Known):
         # Without the half, a service that has just begun to work would look slow: busy, and no answers yet.
         half = begun.amount / 2
         return Work((self.in_service - half) * done.seconds, done.amount + half)
+
+
+def _of_gpus(page: Page, name: str, **labels: str) -> float | None:
+    """Return the sum of a series over all GPU servers, whatever their version of the model."""
+    found = page.total(name, proxy=GPUS, **labels)
+    return None if found is None else found + (page.total(name, proxy=CANDIDATE, **labels) or 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,9 @@
+"""Rolling out a new version of the model: a candidate gets more of the servers as it proves itself.
+
+- `settings`: steps, pauses and limits, as `rollout.yaml` has them.
+- `confidence`: intervals that hold at any time, however often one looks.
+- `counters`: what became of the jobs of each version, from the dispatchers' pages or a Prometheus.
+- `judge`: stable against candidate: pass, fail, or cannot tell.
+- `probe`: the same request to both versions, whose clips are compared.
+- `runner`: a whole rollout, over servers that somebody else moves.
+"""

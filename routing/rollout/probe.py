@@ -1,0 +1,133 @@
+"""The same request to both versions, and a look at the two clips: a broken model may answer fast and well-formed.
+
+The measures are cheap ones, taken from the clip that the stable version makes of the same request: a clip is blank when
+its frames have hardly any contrast, and still when its frames hardly differ, while the stable version's do.
+"""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import numpy as np
+from PIL import Image, ImageDraw, ImageSequence
+
+from ..errors import InputError
+from .counters import Version
+from .settings import Probe
+
+LEAST_CONTRAST = 0.25
+"""Of the stable clip's: a student may be softer than its teacher, and is not grey all over."""
+LEAST_MOTION = 0.1
+"""Likewise."""
+_NOTICEABLE = 0.5
+"""Levels of 255: a stable clip with less contrast or motion says nothing of the candidate's."""
+_MOST_FRAMES = 256
+
+
+class ProbeError(Exception):
+    """A version gives no clip; the text says what instead."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a clip looks like, in levels of 0 to 255.
+
+    Attributes:
+        contrast: standard deviation of brightness within a frame, mean of all frames.
+        motion: mean change of a pixel from frame to frame.
+    """
+
+    contrast: float
+    motion: float
+
+
+def ask(url: str, probe: Probe, base: Path = Path(), version: Version | None = None) -> bytes:
+    """Send the request, and return the clip.
+
+    Args:
+        url: of a GPU server that has no other job, or of a dispatcher, with the path that takes jobs.
+        probe: what is asked.
+        base: folder that its picture is seen from.
+        version: of the model, which dispatchers know apart.
+
+    Raises:
+        ProbeError: there is no clip, twice in a row.
+        InputError: the picture cannot be read.
+    """
+    headers = {"X-Request-ID": f"probe-{uuid.uuid4()}"} | ({"X-Stillmotion-Version": version} if version else {})
+    files = {"image": ("probe.png", picture(probe, base))}
+    problem = ""
+    for _ in range(2):
+        try:
+            answer = httpx.post(
+                url, data=dict(probe.form), files=files, headers=headers, timeout=probe.limit_s, trust_env=False
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            problem = f"no answer ({str(error) or type(error).__name__})"
+            continue
+        if answer.status_code == httpx.codes.OK:
+            return answer.content
+        problem = f"status {answer.status_code} ({answer.text[:120].strip()})"
+    raise ProbeError(problem)
+
+
+def picture(probe: Probe, base: Path) -> bytes:
+    """Return the picture that is animated.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if probe.picture is not None:
+        try:
+            return (base / probe.picture).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})", key="probe.picture") from None
+    slope = np.linspace(40, 200, 512).astype(np.uint8)
+    image = Image.fromarray(np.stack([np.tile(slope, (512, 1))] * 3, axis=-1))
+    ImageDraw.Draw(image).ellipse((180, 180, 330, 330), fill=(200, 40, 40))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def look(clip: bytes) -> Look:
+    """Look at an animated picture (GIF, WebP, APNG).
+
+    Raises:
+        ProbeError: it is none.
+    """
+    try:
+        with Image.open(io.BytesIO(clip)) as file:
+            frames = []
+            for frame in ImageSequence.Iterator(file):
+                frames.append(np.asarray(frame.convert("L"), dtype=np.float64))  # (H, W)
+                if len(frames) == _MOST_FRAMES:
+                    break
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ProbeError(f"no clip that can be looked at ({error})") from None
+    changes = [np.abs(after - before).mean() for before, after in pairwise(frames)]
+    return Look(float(np.mean([frame.std() for frame in frames])), float(np.mean(changes)) if changes else 0.0)
+
+
+def wrong_with(stable: Look, candidate: Look) -> str:
+    """Return what is wrong with a candidate's clip, in one line; empty: nothing that shows."""
+    wrong = _wrong(stable, candidate)
+    if not wrong:
+        return ""
+    text = f"contrast {candidate.contrast:.1f} and motion {candidate.motion:.2f} of 255"
+    text += f", the stable version's {stable.contrast:.1f} and {stable.motion:.2f}"
+    return f"the candidate's clip is {' and '.join(wrong)}: {text}"
+
+
+def _wrong(stable: Look, candidate: Look) -> Sequence[str]:
+    checks: Mapping[str, tuple[float, float, float]] = {
+        "blank": (stable.contrast, candidate.contrast, LEAST_CONTRAST),
+        "still": (stable.motion, candidate.motion, LEAST_MOTION),
+    }
+    return [name for name, (ours, theirs, least) in checks.items() if ours > _NOTICEABLE and theirs < least * ours]
