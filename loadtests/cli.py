@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from routing.commands import judge
 from routing.console import put, tell
 from routing.errors import RoutingError
 
-from . import judge
 from .scenario import LAUNCH, load_scenario, names
 
 
@@ -55,8 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--region", metavar="NAME", help="of faults of one region (default: the most central)")
     text = "one verdict, go or no-go, with its evidence: model, capacity, load tests, fault drill"
     _add_launch(command("launch", text, _launch, _launch_lines))
-    text = "compare two versions of the model that run side by side: 0 pass, 1 fail, 3 cannot tell"
-    judge.add_arguments(command("judge", text, judge.run, judge.lines))
+    judge.add_arguments(command(judge.NAME, judge.HELP, _judge, judge.lines))
     command("scenarios", "list the scenarios of the package", _scenarios, _scenarios_lines)
     return parser
 
@@ -169,6 +168,11 @@ def _plant_lines(result: dict[str, Any]) -> list[str]:
     if "faults" in result:
         return [f"{name:<22} {text}" for name, text in result["faults"].items()]
     return [result["planted"]] if result["planted"] else []
+
+
+def _judge(options: argparse.Namespace) -> dict[str, Any]:
+    result = judge.run(options)
+    return result | {"exit_status": judge.exit_status(result)}
 
 
 def _scenarios(_options: argparse.Namespace) -> dict[str, Any]:

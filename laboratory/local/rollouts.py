@@ -18,7 +18,7 @@ from routing.jobs import Jobs
 from routing.rollout.counters import Pages
 from routing.rollout.probe import ask
 from routing.rollout.runner import Rollout, Watch
-from routing.rollout.settings import RolloutSettings
+from routing.rollout.settings import SLOW_JOBS, RolloutSettings
 from routing.rollout.state import Order, State
 
 from .gpu import NAME as STAND_IN
@@ -29,7 +29,6 @@ from .records import About, read_wanted
 from .versions import LocalServers, model_of
 
 FOLDER = "rollout"
-_SLOW_JOBS = 1.25
 
 
 def start(folder: Path, model: str, file: Path | None, faults: str = "{}") -> dict[str, Any]:
@@ -76,7 +75,7 @@ def start(folder: Path, model: str, file: Path | None, faults: str = "{}") -> di
                 servers=LocalServers(folder, fleet, stable, candidate, faults, settings.ready_s),
                 source=Pages.of(fleet),
                 ask=(lambda url: ask(url, probe, base)) if probe else None,
-                slow_s=settings.limits.slow_s or _SLOW_JOBS * fleet.service_time_s,
+                slow_s=settings.limits.slow_s or SLOW_JOBS * fleet.service_time_s,
                 journal=_journal(folder),
                 folder=place,
             )

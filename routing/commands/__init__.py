@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Protocol
 
-from . import agent, control, drain, plan, proxy, render
+from . import agent, control, drain, judge, plan, proxy, render
 from .switches import drain_region, freeze, resume
 
 
@@ -38,4 +38,5 @@ COMMANDS: tuple[Command, ...] = (
     freeze,
     resume,
     drain,
+    judge,
 )

@@ -125,6 +125,7 @@ class KubernetesSettings(Strict):
         gpu_resource: name of a GPU among the resources of nodes.
         server: settings of GPU servers, by the name of their environment variable.
         cluster_domain: that names of Services end in; dispatchers find GPU servers by them.
+        rollouts: whether Argo Rollouts gives GPU servers new versions of the model (docs/rollout.md).
         leave_s: in which load balancers notice that an edge or a dispatcher goes.
         regions: by name.
     """
@@ -137,6 +138,7 @@ class KubernetesSettings(Strict):
     gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = "nvidia.com/gpu"
     server: Mapping[SettingName, str] = {}
     cluster_domain: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")] = "cluster.local"
+    rollouts: bool = False
     leave_s: Annotated[Number, Field(le=600)] = 15.0
     regions: Annotated[Mapping[RegionName, RegionSettings], Field(min_length=1)]
 

@@ -12,6 +12,9 @@ from ..errors import InputError
 from ..files import read_yaml
 from ..schema import Items, Number, Positive, Strict, validated, wrong
 
+SLOW_JOBS = 1.25
+"""Of the fleet's `service_time_s`: a job that takes longer is slow, unless the limits say otherwise."""
+
 _Margin = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -79,7 +79,7 @@ def test_a_job_takes_its_time_and_says_who_did_it(running):
             assert headers["x-stillmotion-gpu"] == "a-1"
             assert headers["x-stillmotion-compute-seconds"] == "0.200"
             with Image.open(io.BytesIO(response.content)) as picture:
-                assert (picture.format, picture.size) == ("GIF", (1, 1))
+                assert (picture.format, picture.size, picture.n_frames) == ("GIF", (16, 16), 3)
 
     asyncio.run(scenario())
 
