@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from laboratory.local.arrivals import poisson
+from laboratory.arrivals import poisson
 from laboratory.local.client import Outcome, Summary, send
 from laboratory.local.launch import Options, Started, running
 from laboratory.machine import machine, versions

@@ -9,8 +9,8 @@ import sys
 import pytest
 import yaml
 
-from laboratory.local.components import read_wanted
 from laboratory.local.layout import CONTROL
+from laboratory.local.records import read_wanted
 from laboratory.local.rollouts import FOLDER, end, start, status
 from laboratory.local.versions import model_of
 from routing.errors import InputError
