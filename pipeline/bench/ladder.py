@@ -23,7 +23,7 @@ from ..optimise.context import fold_context
 from ..optimise.layout import channels_last
 from ..optimise.named import ATTENTION, NAMED, Apply, attention_backend, fastest_backend, named
 from ..optimise.precision import set_precision
-from ..optimise.prepared import Step, prepare_once, prepared_denoisers
+from ..optimise.prepared import prepare_once, prepared_denoisers
 from ..optimise.runtimes import (
     Example,
     compile_blocks,
@@ -34,6 +34,7 @@ from ..optimise.runtimes import (
     put,
     run_traced,
 )
+from ..optimise.step_modules import Step
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline

@@ -12,7 +12,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from ..judge.evaluate import EvaluationResult
     from .convergence import ConvergencePoint
-    from .measure import RungResult
+    from .result import RungResult
 
 _INK, _SOFT, _ACCENT, _GOOD = "#1d1f24", "#9aa0aa", "#c2412d", "#2f7d4f"
 

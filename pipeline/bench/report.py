@@ -10,7 +10,7 @@ from typing import Any
 
 from ..pages import page
 from ..writing import write_atomically, write_beside
-from .measure import BenchResult
+from .result import BenchResult
 
 
 def _seconds(value: float) -> str:
@@ -97,7 +97,7 @@ def write(result: BenchResult, folder: Path) -> list[Path]:
     for name, text in texts.items():
         write_atomically(folder / name, text)  # a run on a rented machine may be cut short: never half a file
     paths = [folder / name for name in texts]
-    if result.part == "request":
+    if result.part == "request" and any(rung.median_s is not None and not rung.partial for rung in result.rungs):
         paths.append(folder / f"{stem}.png")
         write_beside(paths[-1], lambda partial: plot_ladder(result.rungs).save(partial, format="png"))
     return paths

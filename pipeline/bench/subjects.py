@@ -14,7 +14,7 @@ import diffusers
 import numpy as np
 import torch
 
-from ..model.example import PROMPT, FirstPass, example_picture
+from ..model.example import PROMPT, FirstPass, example_picture, last_picture
 from ..optimise.timing import Account, clock
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def diffusers_request(pipe: ImageAnimationPipeline, account: Account | None = No
     theirs.progress_bar = lambda *_arguments, **_options: _Progress(account or Account())
     given = {
         "image": example_picture(height, width),
+        "last_image": last_picture(pipe),
         "prompt": PROMPT,
         "negative_prompt": family.negative_prompt,
         "height": height,
@@ -92,11 +93,11 @@ def updates(
 
     source = GeneratedSource(min(*pipe.default_size, 128), 2, 1)
     examples, numbers = source[0], itertools.count()
-    chosen = DistillSettings(
-        student_steps=math.gcd(8, pipe.config.num_inference_steps),
-        mixed_precision={torch.bfloat16: "bf16", torch.float16: "fp16"}.get(pipe.network.dtype, "no"),
-        **settings,
-    )
+    own = {
+        "student_steps": math.gcd(8, pipe.config.num_inference_steps),
+        "mixed_precision": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(pipe.network.dtype, "no"),
+    }
+    chosen = DistillSettings(**{**own, **settings})
     distiller = Distiller(pipe, source, chosen, folder)
     trained = round(sum(parameter.numel() for parameter in distiller.trained) / 1e6, 3)
 

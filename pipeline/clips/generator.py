@@ -73,9 +73,9 @@ class ClipBatch:
     backgrounds: Tensor
     colours: Tensor
 
-    def pictures(self) -> list[Image.Image]:
-        """Return the first frames, as the pictures that a person would send."""
-        frames = (self.clips[:, :, 0].permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+    def pictures(self, at: int = 0) -> list[Image.Image]:
+        """Return a frame of each clip, by default the first, as the pictures that a person would send."""
+        frames = (self.clips[:, :, at].permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
         return [Image.fromarray(frame) for frame in frames]
 
 

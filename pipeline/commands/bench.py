@@ -69,6 +69,8 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
                 save=lambda result: None if options.out is None else write(result, options.out),
             )
         except ValueError as error:
+            if not str(error).startswith(("rungs: ", "optimisations: ")):
+                raise
             options.usage_error(f"--{error}")
     if options.out is not None:
         tell(f"written: {options.out}")

@@ -141,7 +141,9 @@ def _source(options: argparse.Namespace, teacher: ImageAnimationPipeline, settin
         # Clips are told to have the teacher's rate; pictures alone are taken from a video of any.
         fps = teacher.config.fps if settings.trajectory == "forward" else None
         size = {"frames": frames, "height": height, "width": width, "fps": fps}
-        return open_folder(data, **size, batch=options.batch, seed=settings.seed)
+        return open_folder(
+            data, **size, batch=options.batch, seed=settings.seed, clips_per_video=settings.clips_per_video
+        )
     if height != width or height > _LARGEST_GENERATED:
         options.usage_error(
             f"--data: is needed for a teacher of {width}x{height} pixels: a folder of pictures or videos with "

@@ -140,13 +140,17 @@ def _compare(
 
 
 def _sampling(options: argparse.Namespace, animator: Animator) -> Sampling:
-    from ..judge.judging import Sampling
+    from ..judge.judging import Candidate, Sampling
+    from ..model.call_arguments import check_image_scale
 
     try:
-        return Sampling.of(animator.pipe, options.steps, options.guidance_scale, options.image_guidance_scale)
+        check_image_scale(animator.pipe.family, options.image_guidance_scale)
+        sampling = Sampling.of(animator.pipe, options.steps, options.guidance_scale, options.image_guidance_scale)
     except ValueError as error:
         options.usage_error(f"--{error}".replace("_", "-"))
         raise
+    _ = Candidate(animator, sampling).evaluations  # refuses steps that the model does not know
+    return sampling
 
 
 def _perception(options: argparse.Namespace, device: str) -> Perception:

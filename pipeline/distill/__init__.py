@@ -6,6 +6,7 @@
 - `student`: what a student consists of.
 - `passes`: how teacher and student are conditioned on a batch, and called.
 - `settings`: how it is trained.
-- `trainer`: the loop, on accelerate.
+- `objective`: the loss of one batch.
+- `trainer`: the loop, on accelerate; `processes`: those that train together.
 - `checkpoint`: what a run goes on from, and how it is replaced.
 """

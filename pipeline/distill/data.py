@@ -26,11 +26,13 @@ class Encoded:
     Attributes:
         texts, negative: of the captions, and of the negative prompt.
         pictures: None where the pictures are still to be encoded.
+        clips: latents, `(batch, channels, frames, h, w)`; None where there are none, or they are still to be encoded.
     """
 
     texts: Mapping[str, Tensor]
     negative: Mapping[str, Tensor]
     pictures: Mapping[str, Tensor] | None
+    clips: Tensor | None = None
 
 
 @dataclass

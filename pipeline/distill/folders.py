@@ -48,6 +48,7 @@ def open_folder(
     batch: int,
     seed: int = 0,
     fps: int | None = None,
+    clips_per_video: int = 0,
     check: bool = False,
 ) -> Source:
     """Return pictures or videos of a folder; nothing is written into it.
@@ -57,6 +58,7 @@ def open_folder(
         batch: examples a number; there may be fewer in the folder.
         seed: of the order, and of the places in the videos.
         fps: see `ClipShape`.
+        clips_per_video: see `CaptionedSource`.
         check: look at the header of each picture and walk through the packets of each video now, without
             decoding them; otherwise a damaged file is found when its turn comes.
 
@@ -71,8 +73,9 @@ def open_folder(
             f"{folder}: holds pictures and videos ({kinds[False].name}, {kinds[True].name}); give each a folder of "
             "its own"
         )
+    shape, videos = ClipShape(frames, height, width, fps), True in kinds
     source = CaptionedSource(
-        listed, str(folder), ClipShape(frames, height, width, fps), batch, seed, has_clips=True in kinds
+        listed, str(folder), shape, batch, seed, has_clips=videos, clips_per_video=clips_per_video if videos else 1
     )
     if check:
         source.check()
@@ -89,6 +92,8 @@ class CaptionedSource(Dataset[Examples]):
         batch: examples a number; a batch may begin in one epoch and end in the next.
         seed: of the order, and of the places in the videos.
         has_clips: whether the files are videos.
+        clips_per_video: how many different clips a video gives, one at each visit in turn; 0: another at each visit.
+            A picture is one.
     """
 
     def __init__(
@@ -100,9 +105,10 @@ class CaptionedSource(Dataset[Examples]):
         seed: int = 0,
         *,
         has_clips: bool,
+        clips_per_video: int = 1,
     ) -> None:
         self.rows, self.name, self.shape, self.batch, self.seed = rows, name, shape, batch, seed
-        self.has_clips = has_clips
+        self.has_clips, self.clips_per_video = has_clips, clips_per_video
 
     def __getitem__(self, index: int) -> Examples:
         """Return the examples of number `index`, the same each time.
@@ -113,21 +119,22 @@ class CaptionedSource(Dataset[Examples]):
             DataError: a picture or video is damaged, or has too few frames.
         """
         pictures, captions, clips = [], [], []
-        for number in range(index * self.batch, (index + 1) * self.batch):
-            row = self.row(number)
+        for row, take in self.visits(index):
             captions.append(self.rows[row][1])
+            seen = self.pictures(row, take)
+            pictures.append(seen[0])
             if self.has_clips:
-                clip = self._clip(row, number)
-                pictures.append(clip[0])
-                clips.append(_to_clip(clip))
-            else:
-                pictures.append(self.picture(row))
+                clips.append(to_clip(seen))
         return Examples(pictures, captions, torch.stack(clips) if clips else None)
 
-    def row(self, number: int) -> int:
-        """Return row of the example of that number, counted from 0 over all batches."""
-        epoch, place = divmod(number, len(self.rows))
-        return int(_order(self.seed, epoch, len(self.rows))[place])
+    def visits(self, index: int) -> list[tuple[int, int]]:
+        """Return for each example of number `index` its row, and which of the row's clips it is."""
+        found = []
+        for number in range(index * self.batch, (index + 1) * self.batch):
+            epoch, place = divmod(number, len(self.rows))
+            row = int(_order(self.seed, epoch, len(self.rows))[place])
+            found.append((row, epoch % self.clips_per_video if self.clips_per_video else epoch))
+        return found
 
     def check(self) -> None:
         """Look at each file, without decoding it.
@@ -145,25 +152,27 @@ class CaptionedSource(Dataset[Examples]):
                 except (InputError, OSError) as error:
                     raise unreadable(str(path), error) from error
 
-    def picture(self, row: int) -> Image:
-        """Return the picture of a row, cut to the height and width.
+    def pictures(self, row: int, take: int = 0) -> list[Image]:
+        """Return the picture of a row, or the frames of one of a video's clips, cut to the height and width.
 
         Raises:
-            DataError: it is damaged.
+            DataError: it is damaged, or has too few frames.
         """
         path, _ = self.rows[row]
+        if self.has_clips:
+            return self._clip(row, take)
         try:
             picture = images.decode(path, _LIMITS)
         except (InputError, OSError) as error:
             raise unreadable(str(path), error) from error
-        return images.centre_crop(picture, self.shape.width, self.shape.height)
+        return [images.centre_crop(picture, self.shape.width, self.shape.height)]
 
-    def _clip(self, row: int, number: int) -> list[Image]:
-        """Return a clip from a place in the video that `number` decides."""
+    def _clip(self, row: int, take: int) -> list[Image]:
+        """Return a clip from a place in the video that `take` decides."""
         with Video(self.rows[row][0]) as video:
             choices = video.choices(self.shape)
             # A stream of random numbers apart from those of the order.
-            drawn = np.random.default_rng([self.seed % 2**63, 1, number]).integers(len(choices))
+            drawn = np.random.default_rng([self.seed % 2**63, 1, row, take]).integers(len(choices))
             return [
                 images.centre_crop(picture, self.shape.width, self.shape.height)
                 for picture in video.pictures(choices[int(drawn)])
@@ -176,7 +185,7 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed % 2**63, 0, epoch]).permutation(count)
 
 
-def _to_clip(pictures: list[Image]) -> Tensor:
+def to_clip(pictures: list[Image]) -> Tensor:
     """Return `(3, frames, height, width)`, float in [0, 1]."""
     values = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))  # (frames, height, width, 3)
     return values.permute(3, 0, 1, 2).float() / 255

@@ -113,10 +113,15 @@ class Networks(nn.Module):
     Args:
         pipe: whose family and noise levels they are.
         networks: by name of the component.
+
+    Attributes:
+        called: returns which networks are called, from the names of those that a batch needs. One that it does not need
+            computes a clip that counts for nothing.
     """
 
     def __init__(self, pipe: ImageAnimationPipeline, networks: Mapping[str, nn.Module]) -> None:
         super().__init__()
+        self.called: Callable[[set[str]], set[str]] = lambda names: names
         self._family, self._parts = pipe.family, pipe.parts
         self.networks = nn.ModuleDict(networks)
         # What FSDP spreads block by block, by class; accelerate looks for it here.
@@ -125,14 +130,18 @@ class Networks(nn.Module):
     def forward(self, z: Tensor, timesteps: Tensor, cond: Cond) -> Tensor:
         """Return predictions for z `(batch, channels, frames, height, width)` at timesteps `(batch,)`."""
         by_clip = [self._family.network_at(self._parts, t) for t in timesteps]
-        if len(set(by_clip)) == 1:
+        called = self.called(set(by_clip))
+        if len(called) == 1:
             return self._family.predict(self.networks[by_clip[0]], z, timesteps, cond)
         predicted = torch.zeros_like(z)
-        for name in sorted(set(by_clip)):
-            rows = torch.tensor([k for k, one in enumerate(by_clip) if one == name], device=z.device)
+        for name in sorted(called):
+            own = [k for k, one in enumerate(by_clip) if one == name]
+            rows = torch.tensor(own or [0], device=z.device)
             some = {key: tensor[rows] for key, tensor in cond.items()}
             output = self._family.predict(self.networks[name], z[rows], timesteps[rows], some)
-            predicted = predicted.to(output.dtype).index_put((rows,), output)
+            predicted = predicted.to(output.dtype)
+            # A sum of nothing is zero, and its gradient passes through the network all the same.
+            predicted = predicted.index_put((rows,), output) if own else predicted + output[:0].sum()
         return predicted
 
 

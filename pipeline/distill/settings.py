@@ -33,6 +33,8 @@ class DistillSettings:
         gradient_checkpointing: compute activations again instead of keeping them.
         encode_once: encode captions and pictures of a folder before the first update, and keep what comes of it in
             files; the text encoder then leaves the GPU. Generated clips are new each time and are not kept.
+        clips_per_video: how many different clips a video of a folder gives, one at each visit in turn; they can be
+            encoded once. 0: another one at each visit, which is encoded when it comes.
         workers: processes that read examples; 0: the one that trains does.
         checkpoint_every: updates between checkpoints.
         sample_every: updates between grids of sample clips; 0: none are drawn.
@@ -60,6 +62,7 @@ class DistillSettings:
     lora_rank: int = 0
     gradient_checkpointing: bool = False
     encode_once: bool = True
+    clips_per_video: int = 4
     workers: int = 0
     checkpoint_every: int = 50
     sample_every: int = 0
@@ -70,7 +73,9 @@ class DistillSettings:
         for name in ("updates", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1")
-        for name in ("teacher_steps", "warmup", "weight_decay", "lora_rank", "workers", "sample_every", "seed"):
+        for name in (
+            "teacher_steps", "warmup", "weight_decay", "lora_rank", "clips_per_video", "workers", "sample_every", "seed"
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 0")
         if not 0 < self.learning_rate < math.inf:

@@ -5,38 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from ..console import Counter, tell
-from ..machine import default_device
-from ..model.guidance import AnyGuidance, ClipGuidance
 from ..model.prompts import TextEncoding
 from ..train.checkpoint import end_of
 from ..train.settings import learning_rate
-from .algorithm import (
-    Grid,
-    Predict,
-    Trajectory,
-    distillation_loss,
-    forward_states,
-    shifted_reconstruction_loss,
-    student_states,
-)
+from .algorithm import Grid, Trajectory
 from .checkpoint import Averaged, CheckpointFolder, DistillationError, Interrupts, Progress, whole
 from .data import Examples, Source, read
 from .encoded import EncodedSource, encode_once
 from .folders import CaptionedSource
 from .memory import SharedBase, additions_alone, checkpoint_blocks, merge_lora
-from .passes import Networks, conditions, draw_scales, networks_of, own_guidance, seeded, student_pass, teacher_pass
+from .objective import Objective
+from .passes import Networks, networks_of, seeded
+from .processes import accelerator_for, is_sharded, on_any
 from .settings import DistillSettings
 from .student import build_student, check_guidance_range, shares_base, student_network, teacher_digest, teacher_grid
 
@@ -90,24 +80,12 @@ class Distiller:
         check_guidance_range(teacher, settings.guidance_range)
         grid = teacher_grid(teacher, settings.student_steps, settings.noise_correction, settings.teacher_steps)
         self.settings, self.source = settings, source
-        self.accelerator = accelerator or _accelerator(settings, networks=len(networks_of(teacher)))
+        self.accelerator = accelerator or accelerator_for(settings, networks=len(networks_of(teacher)))
         self.accelerator.gradient_accumulation_steps = settings.accumulate
-        self._sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        if self._sharded and not self.accelerator.is_fsdp2:
-            raise ValueError("fsdp_version: 1 joins weights that are trained with weights that are not; use 2")
-        if self._sharded and len(networks_of(teacher)) > 1:
-            raise ValueError(
-                "distributed_type: FSDP gathers weights of all processes together, and of two networks each may need "
-                "another; use MULTI_GPU with lora_rank, which trains in the memory of the teacher's own weights"
-            )
+        self._sharded = is_sharded(self.accelerator, settings)
         self.teacher: ImageAnimationPipeline = teacher.to(self.accelerator.device)
-        self.guidance = own_guidance(teacher)
         # Processes that gather the teacher's weights together call it as often as each other.
         together = self._sharded and shares_base(settings)
-        if together and settings.sample_every:
-            raise ValueError(
-                "sample_every: FSDP spreads a teacher that shares its weights, and one process samples; use 0"
-            )
         self.grid: Grid = replace(grid.to(self.accelerator.device), in_step=together)
         # Dropout would be noise, on a target that has none.
         for component in teacher.components.values():
@@ -122,10 +100,15 @@ class Distiller:
             network = Networks(teacher, self._shared.networks)
         else:
             network = student_network(teacher, settings)
+        if self._sharded:
+            network.called = self._called_on_any
         parts = network.networks.values() if settings.gradient_checkpointing else ()
         self._changes = [checkpoint_blocks(one) for one in parts]
-        with self._with_additions():
+        with nullcontext() if self._shared is None else self._shared.attached():
             self._prepare(network)
+        self.objective = Objective(
+            teacher, self.student, self.grid, settings, self.accelerator, self._shared, sharded=self._sharded
+        )
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.progress, self.averaged)
         self.checkpoints = CheckpointFolder(self.accelerator, folder, self._run())
@@ -148,10 +131,6 @@ class Distiller:
         named = [(n, p) for n, p in self.accelerator.unwrap_model(self.student).named_parameters() if p.requires_grad]
         self._names, self.trained = [name for name, _ in named], [parameter for _, parameter in named]
         self.averaged = Averaged(self.trained, settings.ema_decay)
-
-    def _with_additions(self, *, on: bool = True) -> AbstractContextManager[None]:
-        """Inside, networks that teacher and student share are the student's, or the teacher's where `on` is false."""
-        return nullcontext() if self._shared is None else self._shared.attached(on=on)
 
     @property
     def updates(self) -> int:
@@ -186,7 +165,8 @@ class Distiller:
                 if on_update is not None:
                     on_update(self.updates, self.settings.updates, self.losses[-1])
                 self._sample(on_sample)
-                interrupted, late = self._on_any(interrupts.asked, time.monotonic() >= ends)
+                # Clocks and signals differ, and all processes have to do the same.
+                interrupted, late = on_any(self.accelerator, interrupts.asked, time.monotonic() >= ends)
                 if interrupted or late or self.updates % self.settings.checkpoint_every == 0:
                     self.save()
                 if interrupted:
@@ -204,7 +184,7 @@ class Distiller:
             DistillationError: loss or gradient are not finite; the weights are left as they were.
         """
         accelerator, s = self.accelerator, self.settings
-        with self._with_additions(), accelerator.accumulate(self.student):
+        with self.objective.attached(), accelerator.accumulate(self.student):
             loss = self.loss(examples, number)
             mean = accelerator.reduce(loss.detach(), reduction="mean")
             self._losses.append(self._finite(mean, "loss"))
@@ -225,29 +205,7 @@ class Distiller:
 
     def loss(self, examples: Examples, number: int) -> Tensor:
         """Return loss of a batch; its random numbers depend on the seed and `number` alone."""
-        s, device = self.settings, self.accelerator.device
-        random = torch.Generator().manual_seed((s.seed * 1_000_003 + number) % 2**63)
-        count = len(examples.captions)
-        teacher, student, hold = self._passes(examples, random)
-        frames, size = self.teacher.config.num_frames, self.teacher.default_size
-        shape = (count, *self.teacher.family.latent_shape(self.teacher.parts, frames, *size))
-        noise, fresh = (hold(torch.randn(shape, generator=random).to(device)) for _ in range(2))
-        # Each step of the student is drawn as often as every other, in the batch too where it is large enough.
-        first = int(torch.randint(s.student_steps, (), generator=random))
-        order = torch.randperm(count, generator=random)
-        steps = ((first + order) % s.student_steps).to(device)
-        z: Tensor | None = None
-        if s.trajectory is Trajectory.FORWARD:
-            assert examples.clips is not None
-            with torch.no_grad():
-                clean = self.teacher.family.encode_clip(self.teacher.parts, examples.clips * 2 - 1).float()
-            z = hold(forward_states(self.grid, clean, noise, steps))
-        with self._with_additions():
-            if z is None:
-                z = self._backward_states(student, noise, steps)
-            if s.shifted_reconstruction:
-                return shifted_reconstruction_loss(self.grid, student, teacher, z, steps, fresh, s.shift)
-            return distillation_loss(self.grid, student, teacher, z, steps)
+        return self.objective.loss(examples, number)
 
     def save(self) -> None:
         """Write a checkpoint; the last one stays until the new one is whole.
@@ -255,7 +213,7 @@ class Distiller:
         Raises:
             DistillationError: it cannot be written.
         """
-        with self._with_additions():
+        with self.objective.attached():
             self.checkpoints.save(self.updates)
 
     def resume(self) -> bool:
@@ -264,7 +222,7 @@ class Distiller:
         Raises:
             DistillationError: it cannot be read, or was made with other settings.
         """
-        with self._with_additions():
+        with self.objective.attached():
             # A network that is the teacher's too is not in the checkpoint, but for its additions.
             found = self.checkpoints.load(**({} if self._shared is None or self._sharded else {"strict": False}))
             self.student.zero_grad()  # what is left of an update that was broken off
@@ -306,20 +264,21 @@ class Distiller:
             return
         if self.updates >= s.updates or self._encoded is not None:
             return
-        config, own = self.teacher.config, self.checkpoints.run
-        self._encoded = encode_once(
+        config, own, world = self.teacher.config, self.checkpoints.run, self.accelerator.num_processes
+        left = range(self.updates * s.accumulate * world, s.updates * s.accumulate * world)
+        self._encoded = EncodedSource(source, self._encoded_folder, left, latents=s.trajectory is Trajectory.FORWARD)
+        encode_once(
             self.teacher,
-            source,
-            self._encoded_folder,
+            self._encoded,
             [own["teacher"], config.num_frames, config.fps, *self.teacher.default_size, family.negative_prompt],
             rank=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
+            processes=world,
             together=self.accelerator.wait_for_everyone,
             on_progress=Counter("encoded: file"),
         )
-        clips = (s.updates - self.updates) * s.accumulate * self.accelerator.num_processes * source.batch
         if self.accelerator.is_main_process:
-            tell(self._encoded.saving(clips, texts_each=2 if len(self.guidance.branches) > 1 else 1))
+            guided = len(self.objective.guidance.branches) > 1
+            tell(self._encoded.saving(len(left) * source.batch, texts_each=2 if guided else 1))
         # It is needed again for samples, and when the student is saved; each prompt then waits for two moves.
         if self.teacher.text_encoding.placement == "resident":
             self._text_encoding = self.teacher.text_encoding
@@ -332,43 +291,6 @@ class Distiller:
         first, last = (n * self.settings.accumulate for n in (self.updates, self.settings.updates))
         numbers = [number * world + rank for number in range(first, last)]
         return read(self._encoded or self.source, numbers, self.settings.workers)
-
-    def _passes(
-        self, examples: Examples, random: torch.Generator
-    ) -> tuple[Predict, Predict, Callable[[Tensor], Tensor]]:
-        """Return teacher and student as they are conditioned on the examples, and what puts given frames in place."""
-        limits, guidance = self.settings.guidance_range, self.guidance
-        scales = None if limits is None else draw_scales(limits, len(examples.captions), random)
-        by_clip: AnyGuidance = guidance
-        if scales is not None and self.teacher.config.guidance_range is None:
-            by_clip = ClipGuidance(scales.to(self.accelerator.device), guidance.image)
-        of_teacher, of_student = conditions(self.teacher, examples, by_clip, random, scales)
-        family, parts, grid = self.teacher.family, self.teacher.parts, self.grid
-        of_teacher = family.with_grid(parts, of_teacher, grid.timesteps)
-        of_student = family.with_grid(parts, of_student, grid.timesteps[grid.starts[:-1]])
-        shared, own = self._shared is not None, self.teacher.parts.dtype
-        return (
-            teacher_pass(
-                self.teacher,
-                of_teacher,
-                by_clip,
-                self.student if shared and self._sharded else None,  # whose call gathers weights that are spread
-                lambda: self._with_additions(on=False),
-            ),
-            student_pass(self.teacher, self.student, of_student, own if shared else torch.float32),
-            lambda z: self.teacher.family.hold(z, of_student),
-        )
-
-    @torch.no_grad()
-    def _backward_states(self, student: Predict, noise: Tensor, steps: Tensor) -> Tensor:
-        if not self._sharded:
-            return student_states(self.grid, student, noise, steps)
-        # FSDP's processes gather weights together: each makes as many calls as the one that needs most.
-        most, row = int(self.accelerator.gather(steps.max()[None]).max()), steps.new_zeros(1)
-        z = student_states(self.grid, student, noise, steps)
-        for _ in range(most - int(steps.max())):
-            student(noise[:1], self.grid.timesteps[row], row)
-        return z
 
     def _sample(self, on_sample: Sampler | None) -> None:
         every = self.settings.sample_every
@@ -384,10 +306,11 @@ class Distiller:
             raise DistillationError(f"the {name} is {number} at update {self.updates + 1}; {self.checkpoints.kept}")
         return number
 
-    def _on_any(self, *flags: bool) -> list[bool]:
-        """Return flags that are set on any process: clocks and signals differ, and all have to do the same."""
-        mine = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
-        return [bool(total) for total in self.accelerator.reduce(mine, reduction="sum").tolist()]
+    def _called_on_any(self, names: set[str]) -> set[str]:
+        """Return names of the networks that any process calls: FSDP's processes gather their weights together."""
+        every = sorted(networks_of(self.teacher))
+        flags = on_any(self.accelerator, *(name in names for name in every))
+        return {name for name, flag in zip(every, flags, strict=True) if flag}
 
     def _run(self) -> dict[str, Any]:
         """Return what decides what is learned."""
@@ -402,16 +325,3 @@ class Distiller:
             "guidance_scale": self.teacher.config.guidance_scale,
             "image_guidance_scale": self.teacher.config.image_guidance_scale,
         }
-
-
-def _accelerator(settings: DistillSettings, networks: int) -> Accelerator:
-    # accelerate keeps one state a process, and refuses a second run in another precision.
-    AcceleratorState._reset_state()  # noqa: SLF001  # its own tests and those of transformers do the same
-    return Accelerator(
-        # Without this it starts no group of processes where there is no GPU.
-        cpu=default_device() == "cpu",
-        mixed_precision=settings.mixed_precision,
-        # A batch may have no clip at the noise levels of one of two networks. Buffers are constants, such as Wan's
-        # rotary embedding, and sending them at each call would need as many calls of each process.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=networks > 1, broadcast_buffers=False)],
-    )

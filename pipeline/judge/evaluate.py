@@ -168,7 +168,7 @@ def compare_students(
 
     The teacher's clips are sampled once and are what all others are measured against; so are those of as
     few steps or passes where students share these. The undistilled ones use the teacher's own solver. Each
-    network takes one step of a batch before anything is timed.
+    network is warm before anything is timed.
 
     Args:
         students: by name; the guidance of each is part of its weights, so that it has one pass a step.
@@ -190,10 +190,10 @@ def compare_students(
     }
     for number, (held_out, seeds) in enumerate(_batches(teacher, side, clips, seed, batch)):
         if number == 0:
-            # Memory pools, kernels and threads are set up by the first call; the teacher comes first
-            # and would look slower than it is.
-            for animator in (teacher, *students.values()):
-                Candidate(animator, Sampling.of(animator.pipe, steps=1)).animate(held_out, seeds, side)
+            # Memory pools, kernels and threads are set up by the first call; the teacher comes first and would look
+            # slower than it is. Some schedules have no request of a single step, and a student may know its own alone.
+            for warm in (Candidate(teacher, Sampling.of(teacher.pipe, steps=2)), *map(Candidate, students.values())):
+                warm.animate(held_out, seeds, side)
         target = None
         for trial in trials.values():
             video = trial.take(held_out, seeds, target)

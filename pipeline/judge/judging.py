@@ -108,20 +108,21 @@ class Candidate:
         Args:
             side: of the clip, in pixels.
         """
-        first = first_pass(self.pipe, height=side, width=side, **self._options)
+        first = first_pass(self.pipe, height=side, width=side, **self.options)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             PlainDenoiser(self.pipe).start(first.cond)(first.latents, first.timestep)
         return int(counter.get_total_flops()) * self.evaluations
 
     @property
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """Return what a call is given where it is not sampled as it was made for."""
         if self.sampling is None:
             return {}
         told = self.pipe.config.guidance_range is not None
         return {
             "num_inference_steps": self.sampling.steps,
             "guidance_scale": self.sampling.told_scale if told else self.sampling.guidance.text,
-            "image_guidance_scale": self.sampling.guidance.image,
+            "image_guidance_scale": self.sampling.guidance.image if self.pipe.family.drops_picture else None,
         }
 
     def animate(self, batch: ClipBatch, seeds: Sequence[int], side: int) -> Tensor:
@@ -131,12 +132,13 @@ class Candidate:
             torch.manual_seed(seeds[0])
             video = self.pipe(
                 batch.pictures(),
-                batch.captions,
+                batch.captions if self.animator.info.takes_prompt else None,
+                last_image=batch.pictures(-1) if self.animator.info.needs_last_image else None,
                 height=side,
                 width=side,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="pt",
-                **self._options,
+                **self.options,
             ).frames
         return cast(Tensor, video.float().cpu().transpose(1, 2))
 

@@ -276,17 +276,7 @@ class _Trial:
         return video
 
     def _animate(self, picture: Picture, seed: int) -> Tensor:
-        candidate, pipe = self.candidate, self.candidate.pipe
-        sampling = candidate.sampling
-        options: dict[str, Any] = {}
-        if sampling is not None:
-            told = pipe.config.guidance_range is not None
-            options = {
-                "num_inference_steps": sampling.steps,
-                "guidance_scale": sampling.told_scale if told else sampling.guidance.text,
-                "image_guidance_scale": sampling.guidance.image,
-            }
-        info = candidate.animator.info
+        candidate, pipe, info = self.candidate, self.candidate.pipe, self.candidate.animator.info
         width, height = picture.image.size
         # Published I2VGen-XL checkpoints draw their picture latents from torch's global generator.
         with torch.random.fork_rng(devices=[]):
@@ -299,7 +289,7 @@ class _Trial:
                 width=width,
                 generator=torch.Generator().manual_seed(seed),
                 output_type="pt",
-                **options,
+                **candidate.options,
             ).frames[0]
         video = cast(Tensor, frames.float().cpu().transpose(0, 1))
         check_clip(video, candidate.name, picture.name)

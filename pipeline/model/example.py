@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .families import Cond
@@ -24,6 +24,13 @@ def example_picture(height: int, width: int) -> Image.Image:
     pixels = np.stack([x * 255 / width, y * 255 / height, np.full((height, width), 90.0)], -1)
     pixels[np.hypot(x / width - 0.35, y / height - 0.5) < 0.15] = (220, 26, 31)
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def last_picture(pipe: ImageAnimationPipeline) -> Image.Image | None:
+    """Return the picture that a clip ends with, of a checkpoint that makes none without: `example_picture` mirrored."""
+    if pipe.family.last_image(pipe.parts) != "always":
+        return None
+    return ImageOps.mirror(example_picture(*pipe.default_size))
 
 
 def seeded_request(
@@ -47,7 +54,7 @@ def seeded_request(
             picture or example_picture(*pipe.default_size),
             prompt if pipe.family.takes_prompt else None,
             generator=torch.Generator().manual_seed(seed),
-            **{"output_type": "np", **given},
+            **{"output_type": "np", "last_image": last_picture(pipe), **given},
         ).frames[0]
 
 

@@ -19,8 +19,9 @@ from torch import nn
 from ..errors import first_line
 from ..model.example import first_pass
 from .base import Change, NotApplicable
-from .prepared import is_entered, runs_program
+from .prepared import runs_program
 from .runtimes import compile_blocks, find_compiler
+from .step_modules import is_entered
 from .timing import seconds_of
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def quantise(pipe: ImageAnimationPipeline, *, dynamic: bool) -> Change:
             quantize_,
         )
     except ImportError as error:
-        raise NotApplicable(f"{name}: torchao is not installed; pip install torchao") from error
+        raise NotApplicable(f"{name}: torchao is not installed; pip install 'stillmotion[float8]'") from error
     config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()) if dynamic else Float8WeightOnlyConfig()
     layers = [layer for network in pipe.networks for layer in _linears(network, 16 if dynamic else 1)]
     if not layers:

@@ -28,8 +28,9 @@ from ..errors import ModelError, first_line
 from ..machine import dtype_name, processor, sha256_of
 from ..writing import write_atomically
 from .base import Change, NotApplicable
-from .prepared import Step, StepModule, prepared_denoisers
+from .prepared import prepared_denoisers
 from .runtimes import Example, install
+from .step_modules import Step, StepModule
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline

@@ -1,180 +1,21 @@
-"""All that does not change from step to step, computed once a request.
-
-The picture, the text and the frame rate are the same at every step, and so is all that the U-Net
-makes of them before they meet the noisy clip: image latents and their encoder over time, the
-embedding of the frame rate, and the keys and values of every cross-attention. `prepare` computes
-them; `forward` is what is left to do at a step. It takes tensors alone, so that it can be traced,
-compiled and exported, and the exported program holds nothing that runs only once.
-"""
+"""What runs the steps of a request: its constants are computed once, and then the step module or a program of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import I2VGenXLUNet, UNetMotionModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..model.families import Cond, Family
+from ..model.families import Cond
 from ..model.sampling import PlainDenoiser, Predict
 from .base import Change, NotApplicable
 from .context import ClipAttnProcessor, cross_attentions, fold_context
+from .step_modules import Step, StepModule, step_of
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
-
-Prepared = tuple[Tensor, ...]
-Step = Callable[..., Tensor]
-"""`(latents, timestep, *prepared) -> prediction`, with timestep `(1,)` of float32."""
-
-
-class StepModule(nn.Module):
-    """What a family's network computes at one step, from tensors alone."""
-
-    folds_context: ClassVar[bool] = False
-    """Whether the network's context has to be folded (`fold_context`) first."""
-
-    def __init__(self, family: Family, network: nn.Module) -> None:
-        super().__init__()
-        self.family = family
-        # Weights keep the names that programs know them by; those of two experts are alike, and so are their programs.
-        self.add_module(family.networks[0], network)
-        self.names: tuple[str, ...] = ()
-        self.detail = "the network is called with what was encoded once a request"
-
-    @property
-    def network(self) -> Any:
-        """Return the network of the pipeline."""
-        return getattr(self, self.family.networks[0])
-
-    def prepare(self, cond: Cond) -> Prepared:
-        """Return what `forward` takes beside latents and timestep.
-
-        All are contiguous: a compiled program reads them by the strides it was built for.
-        """
-        self.names = tuple(sorted(cond))
-        return tuple(cond[name].contiguous() for name in self.names)
-
-    def forward(self, latents: Tensor, timestep: Tensor, *prepared: Tensor) -> Tensor:
-        cond = dict(zip(self.names, prepared, strict=True))
-        return self.family.predict(self.network, latents, timestep, cond)
-
-
-class ContextStep(StepModule):
-    """A U-Net whose keys and values of the context are computed once a request.
-
-    What is prepared are the U-Net's own tensors, then keys and values.
-    """
-
-    folds_context = True
-
-    def __init__(self, family: Family, network: nn.Module) -> None:
-        super().__init__(family, network)
-        self.layers = list(cross_attentions(network).values())
-        self.detail = f"keys and values of {len(self.layers)} layers are computed once a request"
-
-    def prepare(self, cond: Cond) -> Prepared:
-        context, own = self._prepare(cond)
-        projected: list[Tensor] = []
-        for attn in self.layers:
-            projected += cast(ClipAttnProcessor, attn.processor).project(attn, context)
-        return tuple(tensor.contiguous() for tensor in (*own, *projected))
-
-    def forward(self, latents: Tensor, timestep: Tensor, *prepared: Tensor) -> Tensor:
-        split = len(prepared) - 2 * len(self.layers)
-        with self._context(prepared[split:]):
-            return self._forward(latents, timestep, *prepared[:split])
-
-    @contextmanager
-    def _context(self, projected: tuple[Tensor, ...]) -> Iterator[None]:
-        processors = [cast(ClipAttnProcessor, attn.processor) for attn in self.layers]
-        for k, processor in enumerate(processors):
-            processor.keys_values = projected[2 * k], projected[2 * k + 1]
-        try:
-            yield
-        finally:
-            for processor in processors:
-                processor.keys_values = None
-
-    def _prepare(self, cond: Cond) -> tuple[Tensor, Prepared]:
-        """Return the context `(batch, tokens, width)`, and the U-Net's own tensors."""
-        raise NotImplementedError
-
-    def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class I2VGenXLStep(ContextStep):
-    """Computes `I2VGenXLUNet`; its own tensors are the encoded image latents and the embedding of the frame rate.
-
-    A U-Net conditioned on the guidance scale has a third: what it adds to the embedding of the timestep.
-    """
-
-    def _prepare(self, cond: Cond) -> tuple[Tensor, Prepared]:
-        unet, latents = self.network, cond["image_latents"]
-        rate = unet.fps_embedding(unet.time_proj(cond["fps"]).to(latents.dtype))  # (batch, width)
-        batch, channels, frames, height, width = latents.shape
-        flat = latents.transpose(1, 2).flatten(0, 1)  # (batch * frames, 4, h, w)
-        positions = unet.image_latents_context_embedding(latents[:, :, 0]).flatten(2).transpose(1, 2)
-        tokens = unet.context_embedding(cond["image_embeds"]).view(-1, channels, unet.config.cross_attention_dim)
-        context = torch.cat([cond["text"], positions, tokens], dim=1)
-        encoded = unet.image_latents_proj_in(flat).unflatten(0, (batch, frames))  # (batch, frames, 4, h, w)
-        encoded = encoded.permute(0, 3, 4, 1, 2).reshape(batch * height * width, frames, channels)
-        encoded = unet.image_latents_temporal_encoder(encoded)
-        encoded = encoded.view(batch, height, width, frames, channels).permute(0, 4, 3, 1, 2).contiguous()
-        if "guidance" not in cond:
-            return context, (encoded, rate)
-        return context, (encoded, rate, unet.time_embedding.cond_proj(cond["guidance"]))  # (batch, width)
-
-    def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
-        unet, (image, rate, *guidance) = self.network, own
-        frames = latents.shape[2]
-        time = unet.time_proj(timestep.expand(latents.shape[0])).to(latents.dtype)
-        time = unet.time_embedding(time + guidance[0] if guidance else time)
-        temb = (time + rate).repeat_interleave(frames, dim=0, output_size=latents.shape[0] * frames)
-        hidden = torch.cat([latents, image], dim=1).transpose(1, 2).flatten(0, 1)  # (batch * frames, 8, h, w)
-        hidden = unet.transformer_in(unet.conv_in(hidden), num_frames=frames, return_dict=False)[0]
-        skips = [hidden]
-        for block in unet.down_blocks:
-            hidden, made = block(hidden_states=hidden, temb=temb, num_frames=frames)
-            skips += made
-        hidden = unet.mid_block(hidden, temb, num_frames=frames)
-        for block in unet.up_blocks:
-            count = len(block.resnets)
-            taken, skips = tuple(skips[-count:]), skips[:-count]
-            size = skips[-1].shape[2:] if skips else None  # of sides that do not halve evenly
-            hidden = block(
-                hidden_states=hidden, temb=temb, res_hidden_states_tuple=taken, upsample_size=size, num_frames=frames
-            )
-        hidden = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
-        return cast(Tensor, hidden.unflatten(0, (-1, frames)).transpose(1, 2))
-
-
-class MotionStep(ContextStep):
-    """Computes `UNetMotionModel` with image channels (PIA); its own tensor is mask and image latents, side by side.
-
-    A U-Net conditioned on the guidance scale has a second: the embedding of the scale.
-    """
-
-    def _prepare(self, cond: Cond) -> tuple[Tensor, Prepared]:
-        picture = torch.cat([cond["image_mask"], cond["image_latents"]], dim=1)
-        return cond["text"], (picture, cond["guidance"]) if "guidance" in cond else (picture,)
-
-    def _forward(self, latents: Tensor, timestep: Tensor, *own: Tensor) -> Tensor:
-        sample = torch.cat([latents, own[0]], dim=1)  # (batch, 9, frames, h, w)
-        guidance = own[1] if len(own) > 1 else None
-        output = self.network(sample, timestep, encoder_hidden_states=None, timestep_cond=guidance, return_dict=False)
-        return cast(Tensor, output[0])
-
-
-_STEPS: dict[type[nn.Module], type[StepModule]] = {I2VGenXLUNet: I2VGenXLStep, UNetMotionModel: MotionStep}
-
-
-def is_entered(network: nn.Module) -> bool:
-    """Return whether its step module calls the network's layers one by one, past its own `forward`."""
-    return isinstance(network, tuple(_STEPS))
 
 
 class PreparedDenoiser:
@@ -241,7 +82,7 @@ def prepare_once(pipe: ImageAnimationPipeline) -> Change:
     folded: list[Change] = []
     each: dict[str, PreparedDenoiser] = {}
     for name, network in networks.items():
-        kind = next((step for unet, step in _STEPS.items() if isinstance(network, unet)), StepModule)
+        kind = step_of(network)
         done = any(isinstance(attn.processor, ClipAttnProcessor) for attn in cross_attentions(network).values())
         if kind.folds_context and not done:
             folded.append(fold_context(network))

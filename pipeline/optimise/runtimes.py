@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from ..errors import first_line
 from ..model.example import first_pass
 from .base import Change, NotApplicable
-from .prepared import Step, StepModule, as_input, prepared_denoisers, runs_program
+from .prepared import as_input, prepared_denoisers, runs_program
+from .step_modules import Step, StepModule
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline

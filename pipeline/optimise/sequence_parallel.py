@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from ..model.families import Cond
 from ..model.sampling import Predict
 from .base import Change, NotApplicable
-from .prepared import PreparedDenoiser, StepModule, as_input, prepare_once
+from .prepared import PreparedDenoiser, as_input, prepare_once
 from .ranks import Ranks, ranks_for, shares
+from .step_modules import StepModule
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline

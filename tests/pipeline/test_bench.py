@@ -14,10 +14,10 @@ from PIL import Image
 from pipeline import ImageAnimationPipeline
 from pipeline.bench import bench, table
 from pipeline.bench.ladder import EXACT, Ladder, Rung, plan, use_solver, without_tf32
-from pipeline.bench.measure import RungResult
 from pipeline.bench.presets import WAN, random_i2vgen_xl, random_wan
 from pipeline.bench.profile import class_of
 from pipeline.bench.report import markdown, write
+from pipeline.bench.result import RungResult
 from pipeline.bench.subjects import diffusers_request
 from pipeline.commands.cli import main
 from pipeline.errors import StillmotionError
@@ -256,7 +256,7 @@ def test_kernels_are_known_by_their_names(kernel, kind):
 
 @pytest.fixture(
     scope="module",
-    params=[("wan-2.1", 5), ("wan-2.2-a14b", 5), ("svd", 2), ("ltx", 9), ("hunyuanvideo-1.5", 5)],
+    params=[("wan-2.1-flf", 5), ("wan-2.2-a14b", 5), ("svd", 2), ("ltx", 9), ("hunyuanvideo-1.5", 5)],
     ids=lambda p: p[0],
 )
 def of_family(request, tmp_path_factory) -> tuple[str, Path]:
@@ -270,7 +270,7 @@ def of_family(request, tmp_path_factory) -> tuple[str, Path]:
     return kind, folder
 
 
-def test_every_family_is_measured_beside_diffusers(of_family, capsys):
+def test_every_family_is_measured_beside_diffusers(of_family, capsys, tmp_path):
     kind, folder = of_family
     names = ["diffusers", "teacher", "context", "prepare", "solver", *(["8 x 1"] if kind == "ltx" else [])]
     assert main(["bench", "--model", str(folder), "--json", "--repeats", "1", "--rungs", ",".join(names)]) == 0
@@ -285,7 +285,7 @@ def test_every_family_is_measured_beside_diffusers(of_family, capsys):
     assert not any("\n" in (rung["skipped"] or "") for rung in rungs.values())
     if kind == "ltx":  # where nothing applies the command fails with the reasons
         assert rungs["8 x 1"]["passes"] == 8
-        assert main(["bench", "--model", str(folder), "--json", "--rungs", "context"]) == 1
+        assert main(["bench", "--model", str(folder), "--json", "--rungs", "context", "--out", str(tmp_path)]) == 1
         assert "nothing was measured: context: " in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.distill.data import GeneratedSource
-from pipeline.distill.encoded import encode_once
+from pipeline.distill.encoded import EncodedSource, encode_once
 from pipeline.distill.folders import CaptionedSource, open_folder
 from pipeline.distill.passes import networks_of
 from pipeline.distill.trainer import Distiller, DistillSettings
@@ -40,8 +40,8 @@ def teacher(tmp_path):
     return teacher_of("wan-2.1", tmp_path)
 
 
-def source_of(folder: Path) -> CaptionedSource:
-    source = open_folder(folder, frames=9, height=32, width=32, batch=2)
+def source_of(folder: Path, **more: int) -> CaptionedSource:
+    source = open_folder(folder, frames=9, height=32, width=32, batch=2, **more)
     assert isinstance(source, CaptionedSource)
     return source
 
@@ -88,26 +88,28 @@ def test_each_caption_and_picture_is_encoded_once_and_the_student_is_the_same(fo
 def test_processes_share_the_work_and_other_data_is_encoded_anew(folder, teacher, tmp_path):
     texts = counted(teacher, "text_encoder")
     out = tmp_path / "encoded"
-    encode_once(teacher, source_of(folder), out, ["teacher"], rank=0, processes=2)
+    encoded = EncodedSource(source_of(folder), out, range(3))
+    encode_once(teacher, encoded, ["teacher"], rank=0, processes=2)
     assert len(list(out.rglob("*.safetensors"))) == 3
-    encoded = encode_once(teacher, source_of(folder), out, ["teacher"], rank=1, processes=2)
+    encode_once(teacher, encoded, ["teacher"], rank=1, processes=2)
     assert len(list(out.rglob("*.safetensors"))) == 6
     assert len(texts) == 3
     examples = encoded[0]
     assert examples.pictures == []
     assert {len(tensor) for tensor in examples.encoded.pictures.values()} == {2}
     (folder / "0.txt").write_text("a blue star grows left")
-    encode_once(teacher, source_of(folder), out, ["teacher"])
+    encode_once(teacher, EncodedSource(source_of(folder), out, range(3)), ["teacher"])
     assert len(texts) == 7
 
 
 def test_what_was_made_for_another_teacher_is_not_used_and_a_damaged_file_is_named(folder, teacher, tmp_path):
     texts = counted(teacher, "text_encoder")
     for about in ("one", "another"):
-        encoded = encode_once(teacher, source_of(folder), tmp_path / "encoded", [about])
+        encoded = EncodedSource(source_of(folder), tmp_path / "encoded", range(2))
+        encode_once(teacher, encoded, [about])
     assert len(texts) == 6
     encoded.picture(1).write_bytes(b"damaged")
-    with pytest.raises(StillmotionError, match=r"pictures/1\.safetensors: cannot be read"):
+    with pytest.raises(StillmotionError, match=r"pictures/1-0\.safetensors: cannot be read"):
         [encoded[number] for number in range(2)]
 
 
@@ -117,12 +119,44 @@ def test_generated_clips_are_encoded_when_they_come(teacher, tmp_path):
     assert teacher.text_encoding.placement == "resident"
 
 
-def test_pictures_of_videos_are_encoded_when_they_come(tmp_path, teacher):
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    frames = (torch.rand(12, 32, 32, 3) * 255).byte().numpy()
-    (clips / "one.mp4").write_bytes(encode(frames, 8, "mp4"))
-    (clips / "one.txt").write_text(CAPTIONS[0])
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    """Two videos of more frames than a clip has."""
+    found = tmp_path / "videos"
+    found.mkdir()
+    for number in range(2):
+        frames = (torch.rand(12, 32, 32, 3, generator=torch.Generator().manual_seed(number)) * 255).byte().numpy()
+        (found / f"{number}.mp4").write_bytes(encode(frames, 8, "mp4"))
+        (found / f"{number}.txt").write_text(CAPTIONS[number])
+    return found
+
+
+@pytest.mark.parametrize(("name", "trajectory"), [("wan-2.1", "forward"), ("wan-2.1-flf", "backward")])
+def test_clips_of_videos_are_encoded_once_each_and_the_student_is_the_same(name, trajectory, videos, tmp_path, capsys):
+    """Forward the autoencoder sees each clip, and its first frame alone; a checkpoint may be given the last frame."""
+    teacher, settings = teacher_of(name, tmp_path), replace(SETTINGS, updates=4, trajectory=trajectory)
+
+    def trained(encode_once: bool) -> tuple[dict[str, Tensor], int]:
+        seen = counted(teacher, "vae")
+        own = replace(settings, encode_once=encode_once)
+        source = source_of(videos, clips_per_video=2)
+        return weights(Distiller(teacher, source, own, tmp_path / f"{encode_once}").train()), sum(seen)
+
+    (plain, each), (once, few) = trained(False), trained(True)
+    assert few < each
+    assert max(float((once[key] - plain[key]).abs().max()) for key in plain) < 1e-4
+    passes = 3 + 4 * (2 if trajectory == "forward" else 1)
+    assert f"3 texts and 4 clips of videos are encoded once: {passes} passes" in capsys.readouterr().err
+
+
+def test_of_many_pictures_those_are_encoded_that_a_run_comes_to(folder, teacher, tmp_path):
+    Distiller(teacher, source_of(folder), replace(SETTINGS, updates=1), tmp_path / "out").train()
+    made = tmp_path / "out" / "encoded" / "pictures"
+    assert len(list(made.iterdir())) == 2
+
+
+def test_clips_that_are_others_at_each_visit_are_encoded_when_they_come(videos, tmp_path, teacher):
     texts, pictures = counted(teacher, "text_encoder"), counted(teacher, "image_encoder")
-    Distiller(teacher, source_of(clips), replace(SETTINGS, updates=2), tmp_path / "out").train()
-    assert (sum(texts), sum(pictures)) == (2, 4)
+    source = source_of(videos, clips_per_video=0)
+    Distiller(teacher, source, replace(SETTINGS, updates=2), tmp_path / "out").train()
+    assert (sum(texts), sum(pictures)) == (3, 4)

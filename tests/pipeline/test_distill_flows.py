@@ -64,7 +64,7 @@ def test_a_first_frame_that_is_given_stays_and_is_not_learned(tmp_path):
     source = GeneratedSource(32, 9, 2, seed=1)
     distiller = Distiller(teacher, source, SETTINGS, tmp_path / "training")
     random = torch.Generator().manual_seed(0)
-    given, student, hold = distiller._passes(source[0], random)
+    given, student, hold = distiller.objective.passes(source[0], random)
     z = hold(torch.randn(2, *teacher.family.latent_shape(teacher.parts, 9, 32, 32), generator=random))
     times = torch.tensor([900.0, 300.0])
     for predict in (given, student):

@@ -40,7 +40,7 @@ def test_the_students_weights_are_the_teachers_and_the_teacher_stays_as_it_was(n
     before, clip = weights(teacher), latents_of(teacher, SOURCE, 2)
     distiller = Distiller(teacher, SOURCE, SETTINGS, tmp_path / "out")
     own = {one.data_ptr() for network in networks_of(teacher).values() for one in network.parameters()}
-    with distiller._with_additions():
+    with distiller.objective.attached():
         theirs = dict(distiller.accelerator.unwrap_model(distiller.student).named_parameters())
     assert own == {one.data_ptr() for name, one in theirs.items() if "lora_" not in name}
     assert all(one.requires_grad == ("lora_" in name) for name, one in theirs.items())
@@ -95,7 +95,7 @@ def test_a_teacher_in_half_precision_is_trained_on_as_it_is(tmp_path):
 def test_additions_of_another_run_are_not_trained_on(tmp_path):
     teacher = teacher_of("wan-2.2-ti2v", tmp_path)
     distiller = Distiller(teacher, SOURCE, SETTINGS, tmp_path / "out")
-    with distiller._with_additions(), pytest.raises(ValueError, match="bears additions already"):
+    with distiller.objective.attached(), pytest.raises(ValueError, match="bears additions already"):
         SharedBase(networks_of(teacher), 2)
 
 

@@ -103,10 +103,10 @@ def test_lora_trains_additions_alone_and_is_merged_at_the_end(request, family, t
     distiller.averaged.copy_to(distiller.trained)
     with torch.no_grad():
         grid = [side // teacher.family.size_step(teacher.parts) for side in teacher.default_size]
-        _, told = conditions(teacher, SOURCE[0], distiller.guidance, torch.Generator().manual_seed(0))
+        _, told = conditions(teacher, SOURCE[0], distiller.objective.guidance, torch.Generator().manual_seed(0))
         z, t = torch.randn(2, 4, 3, *grid, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 500])
         merged = teacher.family.predict(student.unet, z, t, told)
-        with distiller._with_additions():
+        with distiller.objective.attached():
             unmerged = teacher.family.predict(distiller.student.networks["unet"], z, t, told)
     assert torch.allclose(merged, unmerged, atol=1e-5)
 

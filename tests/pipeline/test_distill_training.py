@@ -14,7 +14,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +98,11 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one["losses"] == other["losses"] and all(torch.equal(a, b) for a, b in pairs)
 
 
+def every_weight(pipe: ImageAnimationPipeline) -> dict[str, Any]:
+    networks = networks_of(pipe).items()
+    return {f"{part}.{name}": one for part, network in networks for name, one in network.state_dict().items()}
+
+
 def farthest(one: dict[str, Any], other: dict[str, Any]) -> float:
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
@@ -117,12 +121,12 @@ def work(kind: str, rank: int, port: int, folder: Path, pipe: ImageAnimationPipe
     settings, accelerator = replace(SETTINGS, updates=3), None
     if kind.startswith("fsdp"):
         settings, accelerator = replace(settings, student_steps=4), _sharding()
-    if "wan" in kind:
+    if "wan" in kind or "two" in kind:
         settings = replace(settings, student_steps=3, lora_rank=2 if kind.endswith("lora") else 0)
     source = Source(batch=1) if pipe.family.name == "i2vgen-xl" else GeneratedSource(32, 9, 1, seed=1)
     distiller = Distiller(pipe, source, settings, folder / kind, accelerator)
     student = distiller.train()
-    torch.save(student.network.state_dict(), folder / f"{kind}-{rank}.pt")
+    torch.save(every_weight(student), folder / f"{kind}-{rank}.pt")
     report: dict[str, Any] = {"losses": distiller.losses, "resumed": distiller.resume(), "updates": distiller.updates}
     if kind == "ddp":
         damaged = Source(damaged=(3,), batch=1)  # number 3 is of process 1
@@ -222,7 +226,7 @@ def students(kind: str, folder: Path) -> list[dict[str, Any]]:
 
 def test_two_processes_learn_what_one_learns_from_both_batches(two_processes, teacher, tmp_path):
     one = Distiller(teacher, Source(batch=1), replace(SETTINGS, updates=3, accumulate=2), tmp_path)
-    student = one.train().unet.state_dict()
+    student = every_weight(one.train())
     first, second = students("ddp", two_processes)
     assert farthest(first, second) == 0
     assert farthest(first, student) < 1e-5
@@ -248,7 +252,7 @@ def test_of_several_processes_one_writes_and_tells(two_processes):
 def test_weights_spread_by_fsdp_learn_what_whole_ones_learn(i2vgen_parts, tmp_path):
     teacher = whole_teacher(i2vgen_parts)
     settings = replace(SETTINGS, student_steps=4, updates=3, accumulate=2)
-    student = Distiller(teacher, Source(batch=1), settings, tmp_path / "one").train().unet.state_dict()
+    student = every_weight(Distiller(teacher, Source(batch=1), settings, tmp_path / "one").train())
     folder = processes("fsdp", tmp_path, teacher)
     assert [report["updates"] for report in reports("fsdp", folder)] == [3, 3]
     for found in students("fsdp", folder):
@@ -256,28 +260,20 @@ def test_weights_spread_by_fsdp_learn_what_whole_ones_learn(i2vgen_parts, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fsdp-wan", "fsdp-wan-lora", "ddp-wan", "ddp-wan-lora"])
+@pytest.mark.parametrize("kind", ["fsdp-wan", "fsdp-wan-lora", "ddp-wan", "ddp-wan-lora", "fsdp-two", "fsdp-two-lora"])
 def test_two_processes_with_a_dit_learn_what_one_learns_also_on_weights_that_teacher_and_student_share(kind, tmp_path):
     from .test_distill_flows import teacher_of  # this file is a program too, which has no package
 
-    teacher = teacher_of("wan-2.2-ti2v", tmp_path / "made")
+    name = "wan-2.2-a14b" if "two" in kind else "wan-2.2-ti2v"
+    teacher = teacher_of(name, tmp_path / "made")
     settings = replace(SETTINGS, student_steps=3, updates=3, accumulate=2, lora_rank=2 if kind.endswith("lora") else 0)
     source = GeneratedSource(32, 9, 1, seed=1)
-    student = Distiller(teacher, source, settings, tmp_path / "one").train().transformer.state_dict()
-    folder = processes(kind, tmp_path, teacher_of("wan-2.2-ti2v", tmp_path / "again"))
+    student = every_weight(Distiller(teacher, source, settings, tmp_path / "one").train())
+    folder = processes(kind, tmp_path, teacher_of(name, tmp_path / "again"))
     assert [report["updates"] for report in reports(kind, folder)] == [3, 3]
     assert [report["resumed"] for report in reports(kind, folder)] == [True, True]
     for found in students(kind, folder):
         assert farthest(found, student) < 1e-4
-
-
-def test_two_networks_are_not_spread(tmp_path):
-    from .test_distill_flows import teacher_of
-
-    teacher = teacher_of("wan-2.2-a14b", tmp_path)
-    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
-    with pytest.raises(ValueError, match=r"distributed_type: FSDP gathers .* use MULTI_GPU with lora_rank"):
-        Distiller(teacher, GeneratedSource(32, 9, 1), SETTINGS, tmp_path, accelerator)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])

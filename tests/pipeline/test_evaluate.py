@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline.bench.baseline import branch_clips
 from pipeline.clips import ClipGenerator
+from pipeline.distill.passes import networks_of
 from pipeline.distill.student import build_student, teacher_grid
 from pipeline.errors import ModelError
 from pipeline.judge.evaluate import compare_students, evaluate, wilson_interval
@@ -18,6 +19,8 @@ from pipeline.model.guidance import Guidance
 from pipeline.serve.engine import Animator
 from pipeline.serve.sources import open_checkpoint
 from pipeline.serve.store import describe
+
+from .test_distill_flows import teacher_of
 
 SIZE, FRAMES = 32, 8
 
@@ -47,7 +50,7 @@ class Oracle:
 
 
 def oracle(seed=3, **options):
-    info = SimpleNamespace(frames=FRAMES, steps=32, passes=96)
+    info = SimpleNamespace(frames=FRAMES, steps=32, passes=96, takes_prompt=True, needs_last_image=False)
     return SimpleNamespace(pipe=Oracle(seed, **options), info=info, name="oracle")
 
 
@@ -196,6 +199,8 @@ class Stills(Oracle):
         predict=lambda network, latents, _timestep, _cond: network(latents),
         networks=("network",),
         takes_prompt=True,
+        drops_picture=True,
+        last_image=lambda _parts: "never",
         network_at=lambda *_: "network",
     )
     parts = None
@@ -223,13 +228,14 @@ class Stills(Oracle):
 
 def stills(name, plan, error, frames=FRAMES):
     passes = plan["num_inference_steps"] * Guidance(plan["guidance_scale"], plan["image_guidance_scale"]).passes
-    info = SimpleNamespace(frames=frames, steps=plan["num_inference_steps"], passes=passes)
+    said = {"takes_prompt": True, "needs_last_image": False}
+    info = SimpleNamespace(frames=frames, steps=plan["num_inference_steps"], passes=passes, **said)
     return SimpleNamespace(pipe=Stills(plan, error), info=info, name=name)
 
 
 def test_a_student_is_judged_beside_three_samplings_of_its_teacher():
     # The teacher's error grows with fewer steps, and more so without guidance.
-    errors = {(32, 4): 0, (8, 4): 0.02, (8, 1): 0.1, (1, 4): 0.5}  # one step warms up
+    errors = {(32, 4): 0, (8, 4): 0.02, (8, 1): 0.1, (2, 4): 0.5}  # two steps warm up
     teacher = stills("embedded teacher", PLAN, lambda steps, text: errors[steps, text])
     plan = {"num_inference_steps": 8, "guidance_scale": 1.0, "image_guidance_scale": 1.0}
     student = stills("student", plan, lambda _steps, _text: 0.01)
@@ -263,11 +269,11 @@ def test_a_student_is_judged_beside_three_samplings_of_its_teacher():
         by_plan.setdefault((steps, text, image), []).append(seeds)
     batches = [[7, 8, 9, 10], [11]]
     warmed = [batches[0]]
-    assert by_plan == {(1, 4.0, 1.5): warmed, (32, 4.0, 1.5): batches, (8, 4.0, 1.5): batches, (8, 1.0, 1.0): batches}
+    assert by_plan == {(2, 4.0, 1.5): warmed, (32, 4.0, 1.5): batches, (8, 4.0, 1.5): batches, (8, 1.0, 1.0): batches}
 
 
 def test_students_are_judged_together_and_the_teacher_is_sampled_once():
-    error = {(32, 4): 0, (8, 4): 0.02, (8, 1): 0.1, (2, 4): 0.05, (2, 1): 0.2, (1, 4): 0.5}
+    error = {(32, 4): 0, (8, 4): 0.02, (8, 1): 0.1, (2, 4): 0.05, (2, 1): 0.2}
     teacher = stills("embedded teacher", PLAN, lambda steps, text: error[steps, text])
     plan = {"num_inference_steps": 8, "guidance_scale": 1.0, "image_guidance_scale": 1.0}
     students = {
@@ -302,6 +308,18 @@ def test_a_student_of_a_pipeline_is_compared_in_one_run(teacher_folder):
     assert list(branch_clips(student, Image.new("RGB", (32, 32)), "a ball", seed=1)) == []
     alone = evaluate(student, clips=2, teacher=teacher)
     assert alone.psnr_to_teacher_db == comparison.student.psnr_to_teacher_db
+
+
+@pytest.mark.parametrize("kind", ["wan-2.1-flf", "ltx", "svd", "cogvideox"])
+def test_a_student_of_a_checkpoint_of_any_kind_is_compared(kind, tmp_path):
+    """Between two pictures, without a prompt, never without its picture, on a grid of its own: each has its call."""
+    teacher_pipe = teacher_of(kind, tmp_path)
+    teacher_pipe.register_to_config(num_inference_steps=2)
+    pipe = build_student(teacher_pipe, networks_of(teacher_pipe), teacher_grid(teacher_pipe, student_steps=2))
+    teacher, student = (Animator(one, describe(one, kind, {}), kind) for one in (teacher_pipe, pipe))
+    comparison = compare(student, teacher, clips=1)
+    assert [r["passes"] for r in comparison.to_dict().values()] == [4, 4, 2, 2]
+    assert all(r["operations"] > 0 for r in comparison.to_dict().values())
 
 
 def test_a_teacher_of_longer_clips_is_refused():

@@ -130,7 +130,7 @@ def test_nothing_is_written_and_nothing_is_sent(tmp_path, monkeypatch):
 def test_each_epoch_shows_each_row_once(count, batch, epochs, seed):
     source = CaptionedSource([(Path(), "")] * count, "rows", ClipShape(1, 8, 8), batch, seed, has_clips=False)
     batches = math.ceil(epochs * count / batch)
-    rows = [source.row(index * batch + k) for index in range(batches) for k in range(batch)]
+    rows = [row for index in range(batches) for row, _ in source.visits(index)]
     for epoch in range(epochs):
         assert sorted(rows[epoch * count : (epoch + 1) * count]) == list(range(count))
 
@@ -138,7 +138,7 @@ def test_each_epoch_shows_each_row_once(count, batch, epochs, seed):
 def test_epochs_and_seeds_differ_in_their_order():
     def order(seed, epoch):
         source = CaptionedSource([(Path(), "")] * 30, "rows", ClipShape(1, 8, 8), 1, seed, has_clips=False)
-        return tuple(source.row(epoch * 30 + k) for k in range(30))
+        return tuple(source.visits(epoch * 30 + k)[0][0] for k in range(30))
 
     assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
 
@@ -186,6 +186,16 @@ def test_clips_are_consecutive_frames_from_every_place(tmp_path, suffix):
     source = opened(tmp_path, batch=8)
     seen = {tuple(frame_numbers(clip)) for k in range(8) for clip in source[k].clips}
     assert seen == {tuple(range(k, k + FRAMES)) for k in range(8 - FRAMES + 1)}
+
+
+def test_a_video_gives_as_many_different_clips_as_are_asked_for_in_turn(tmp_path):
+    video(tmp_path / "a.mp4", frames=10)
+    (tmp_path / "a.txt").write_text("a")
+    source = opened(tmp_path, batch=1, clips_per_video=3)
+    assert [source.visits(k) for k in range(4)] == [[(0, 0)], [(0, 1)], [(0, 2)], [(0, 0)]]
+    first = [frame_numbers(source[k].clips[0]) for k in range(3)]
+    assert [frame_numbers(source[k].clips[0]) for k in range(3, 6)] == first
+    assert len({tuple(frames) for frames in first}) > 1
 
 
 def test_frames_are_right_behind_the_first_keyframe(tmp_path):

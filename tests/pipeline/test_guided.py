@@ -160,7 +160,7 @@ def test_the_loss_is_least_for_the_teacher_guided_by_the_scale_that_the_student_
     distiller = Distiller(as_teacher(one_level_i2vgen), SOURCE, replace(SETTINGS, student_steps=4), tmp_path)
     losses = {}
     for too_much in (-0.3, 0.0, 0.3):
-        distiller.student = Networks(distiller.teacher, {"unet": Oracle(distiller.teacher, too_much)})
+        distiller.objective.student = Networks(distiller.teacher, {"unet": Oracle(distiller.teacher, too_much)})
         losses[too_much] = float(distiller.loss(SOURCE[0], 0))
     assert losses[0.0] < 1e-3 * min(losses[-0.3], losses[0.3])
 
@@ -199,7 +199,7 @@ def test_a_student_that_is_told_its_scale_can_be_a_teacher(one_level_i2vgen, tmp
     first = student_of(as_teacher(one_level_i2vgen), tmp_path / "first")
     fewer = replace(SETTINGS, student_steps=1, updates=1, guidance_range=(1.5, 3))
     second = Distiller(first, SOURCE, fewer, tmp_path / "second")
-    guidance, scales = second.guidance, torch.tensor([1.5, 3.0])
+    guidance, scales = second.objective.guidance, torch.tensor([1.5, 3.0])
     told, of_student = conditions(first, SOURCE[0], guidance, torch.Generator().manual_seed(0), scales)
     assert guidance.passes == 1
     assert torch.equal(told["guidance"], of_student["guidance"])

@@ -196,7 +196,9 @@ def test_float8_says_what_it_wants(loaded, monkeypatch):
     with pytest.raises(NotApplicable, match=r"^float8: multiplies float8 on a GPU, and this is cpu$"):
         quantise(pipe, dynamic=True)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(NotApplicable, match=r"^float8-weights: torchao is not installed; pip install torchao$"):
+    with pytest.raises(
+        NotApplicable, match=r"^float8-weights: torchao is not installed; pip install 'stillmotion\[float8\]'$"
+    ):
         quantise(pipe, dynamic=False)
     old = SimpleNamespace(
         device=torch.device("cuda"), network=pipe.network, networks=pipe.networks, denoiser=pipe.denoiser

@@ -18,8 +18,12 @@ from pipeline.model.families import Cond
 from pipeline.model.sampling import PlainDenoiser
 from pipeline.optimise.base import NotApplicable
 from pipeline.optimise.context import ClipAttnProcessor, cross_attentions, fold_context
-from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once
+from pipeline.optimise.prepared import PreparedDenoiser, prepare_once
+from pipeline.optimise.runtimes import example_of
 from pipeline.optimise.sequence_parallel import FrameSplit, SequenceParallelDenoiser
+from pipeline.optimise.step_modules import StepModule
+
+from .small_checkpoints import SMALL
 
 STEPS, FRAMES = 3, 3
 BRANCHES = {
@@ -269,3 +273,20 @@ def test_it_is_refused_where_frames_are_split_over_processes(pipe):
     assert pipe.denoiser is spread
     pipe.denoiser = plain
     assert traces(pipe) == before
+
+
+@pytest.mark.parametrize("kind", ["hunyuanvideo-1.5", "hunyuanvideo-1.5-meanflow"])
+@torch.no_grad()
+def test_a_program_of_hunyuanvideo_has_shapes_that_no_prompt_decides(kind, tmp_path):
+    """Of diffusers' own pass the prompt's length is part of the program; ours is exported once and takes each."""
+    SMALL[kind]().save_pretrained(tmp_path)
+    pipe = ImageAnimationPipeline.from_pretrained(tmp_path)
+    prepare_once(pipe)
+    module, size = pipe.denoiser.module, {"num_frames": 5, "height": 32, "width": 32}
+    exported = torch.export.export(module, example_of(pipe, **size).inputs, strict=False).module()
+    for prompt in ("up", "a red circle moves", 'a clip of "up" and "down"'):
+        inputs = example_of(pipe, prompt=prompt, **size).inputs
+        assert difference(exported(*inputs), module(*inputs)) < 1e-5
+        at = module.names.index("image_embeds") + 2
+        without = (*inputs[:at], torch.zeros_like(inputs[at]), *inputs[at + 1 :])
+        assert difference(exported(*without), module(*without)) < 1e-5

@@ -19,7 +19,7 @@ from pipeline.machine import threads
 from pipeline.model.families.i2vgen_xl import I2VGenXLFamily
 from pipeline.optimise.base import Change, NotApplicable
 from pipeline.optimise.packaged import _LONG_S, ways_to_run
-from pipeline.optimise.prepared import PreparedDenoiser, StepModule, prepare_once, prepared_denoisers
+from pipeline.optimise.prepared import PreparedDenoiser, prepare_once, prepared_denoisers
 from pipeline.optimise.runtimes import (
     REPEATED,
     Example,
@@ -34,6 +34,7 @@ from pipeline.optimise.runtimes import (
     shapes_of,
     trace,
 )
+from pipeline.optimise.step_modules import StepModule
 from pipeline.serve.engine import Animator
 from pipeline.serve.request import AnimationRequest
 from pipeline.serve.store import describe
