@@ -119,7 +119,8 @@ if not data and judged_here is None and max(height, width) > 128:
         f"data: is needed for a teacher of {width}x{height} pixels; generated clips are for small ones"
     )
 if data:
-    source = open_folder(data, frames=frames, height=height, width=width, batch=batch, seed=seed)
+    clips = DistillSettings.clips_per_video
+    source = open_folder(data, frames=frames, height=height, width=width, batch=batch, seed=seed, clips_per_video=clips)
 else:
     source = GeneratedSource(min(height, width, 128), frames, batch, seed=seed + 1)
 if start == "shipped":
