@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from routing.errors import InputError
 from routing.files import read_yaml
 from routing.fleet import Fleet
-from routing.schema import Items, Number, Positive, RegionName, Share, Strict, did_you_mean, validated, wrong
+from routing.schema import Count, Items, Number, Positive, RegionName, Share, Strict, did_you_mean, validated, wrong
 
 from .history import History
 
@@ -106,6 +106,7 @@ class Planning(Strict):
         name: for people.
         growth: demand of then over demand of the history.
         launches: on top.
+        forecast_weeks: for which week after the history demand is forecast, beside the plan; 0: none.
         peak: quantile, over the weeks of the history, of the demand at one time of the week; 1 is the highest.
         peak_within: highest demand within an interval of the history over its mean.
         zone: of times in the history that have none; None: such times are an error.
@@ -120,6 +121,7 @@ class Planning(Strict):
     name: Annotated[str, Field(min_length=1)] = "as it was"
     growth: Positive = 1.0
     launches: Annotated[tuple[Launch, ...], Items] = ()
+    forecast_weeks: Annotated[Count, Field(le=104)] = 4
     peak: Annotated[Share, Field(ge=0.5)] = 1.0
     peak_within: Annotated[Positive, Field(ge=1)] = 1.1
     zone: ZoneName | None = None
@@ -216,7 +218,7 @@ def planned_week(history: History, fleet: Fleet, planning: Planning) -> Week:
     _fill(past, fleet)
     if filled:
         notes.append(f"{filled} of 168 hours are not in the history: as the same hour of its other days")
-    factor = _launch_factors(planning.launches, fleet)
+    factor = launch_factors(planning.launches, fleet)
     rps = past * planning.peak_within * planning.growth * factor
     return Week(fleet.names, rps, means * planning.growth, past, tuple(notes))
 
@@ -246,8 +248,8 @@ def _fill(past: NDArray[np.float64], fleet: Fleet) -> None:
                 past[hour, region] = np.nanmax(others)
 
 
-def _launch_factors(launches: tuple[Launch, ...], fleet: Fleet) -> NDArray[np.float64]:
-    """(168, regions); launches at one time multiply."""
+def launch_factors(launches: tuple[Launch, ...], fleet: Fleet) -> NDArray[np.float64]:
+    """Return (168, regions); launches at one time multiply."""
     factor = np.ones((HOURS, len(fleet.names)))
     for launch in launches:
         monday = _SOME_MONDAY.replace(tzinfo=ZoneInfo(launch.zone))

@@ -21,6 +21,7 @@ from .. import service_times as service
 from ..queueing import erlang_b
 from ..service_times import ServiceTimes, of_benchmark
 from ..simulate.scenario import Arrivals, Experiment, Scenario
+from . import forecast
 from .history import History, read_history
 from .planning import Planning, Week, hour_name, planned_week
 from .sizing import Sized, size
@@ -94,6 +95,7 @@ def results(plan: CapacityPlan) -> dict[str, Any]:
         for the loss of any region too, and `gpus_now` of the fleet file; `peak_rps` at `peak_at`; `utilisation` at the
         peak and `blocking` (Erlang's B: share that waits and tries again) with the GPUs in service;
         `mean_utilisation` over the week with all; `load_in_loss` and `blocking_in_loss` at worst; `cost_per_month`.
+        `forecast`: demand of a later week, with its error in the past, and GPUs for its quantiles.
         `loss`: when each region is lost, the hour at which the others are fullest, and its users' mean round trip.
         `assumptions`: what it rests on. `repairs`: what was mended in the history.
     """
@@ -117,6 +119,7 @@ def results(plan: CapacityPlan) -> dict[str, Any]:
             for name, hour in sized.loss_hours.items()
         },
         "assumptions": assumptions(plan),
+        "forecast": _forecast(plan),
         "repairs": list(plan.history.repairs),
         "sensitivity": {
             "service_time": [asdict(row) for row in plan.service_rows],
@@ -126,6 +129,12 @@ def results(plan: CapacityPlan) -> dict[str, Any]:
         },
         "week": {name: [round(rps, 4) for rps in week.rps[:, i].tolist()] for i, name in enumerate(week.names)},
     }
+
+
+def _forecast(plan: CapacityPlan) -> dict[str, Any]:
+    if not plan.planning.forecast_weeks:
+        return {}
+    return forecast.results(plan.history, plan.fleet, plan.planning, plan.service_s)
 
 
 def _region(plan: CapacityPlan, i: int) -> dict[str, Any]:

@@ -64,6 +64,10 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"{name} lost: the others are fullest on {one['fullest_at']}, its users {one['round_trip_ms']:.0f} ms away"
         for name, one in result["loss"].items()
     ]
+    if result["forecast"]:
+        from ..capacity.forecast import lines as forecast_lines
+
+        found += ["", *forecast_lines(result["forecast"])]
     found += _sensitivity(result["sensitivity"])
     if result["repairs"]:
         found += ["", "Mended in the history:", *(f"- {text}" for text in result["repairs"])]
