@@ -84,6 +84,7 @@ def _scalars(experiment: Experiment) -> st.Records:
         "delay_s": retry.delay.max_s,
         "connect_s": proxies.connect_timeout_s,
         "queue": -1 if proxies.queue is None else proxies.queue,
+        "longest_s": max(queue.bounds_s(mean_s)) if proxies.queue is None else 0.0,
         "places_per_gpu": queue.bounds_s(mean_s)[0] / mean_s,
         "spill_places_per_gpu": queue.spill_bounds_s(mean_s)[0] / mean_s,
         "exponential": experiment.times.atoms is None,

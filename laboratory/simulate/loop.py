@@ -1,7 +1,8 @@
 """The event loop: what happens to a job from its arrival to its answer.
 
-    arrival -> (delay) -> send: the edge chooses a host -> (way there) -> arrive: a GPU is free, or it is refused
+    arrival -> (delay) -> send: the edge chooses a host -> (way there) -> arrive: a GPU is free, it waits, or is refused
         free: computation -> end
+        waits: a GPU is free, or the longest wait is over: refused
         refused: (way back) -> backoff -> send again, until the attempts are used up: failed
 
 Ways within a region take no time, and cost no event then.
@@ -23,7 +24,7 @@ DONE, MORE_EVENTS, MORE_JOBS = 0, 1, 2
 """Why the loop has returned: the time is reached, or an array is full."""
 
 # Kinds of events, in the order in which they happen at one moment: a GPU is free before someone asks for it.
-_END, _ARRIVE, _SEND = 0, 1, 2
+_END, _ARRIVE, _SEND, _GIVE_UP = 0, 1, 2, 3
 _KIND, _EPOCH = 58, 42  # where they begin in a payload; below: a host, or a job
 _LOW_16, _LOW_28 = 2**16 - 1, 2**28 - 1
 MOST_SOURCES, MOST_HOSTS = 2**14, _LOW_28 + 1
@@ -63,6 +64,9 @@ def _run(held: State, until: float) -> int:
         # At one moment, events come before arrivals: a GPU is free before someone asks for it.
         stage, source, arrived, key, attempt, job, host = _of_event(s) if event <= arrival else _of_arrival(s)
         if job == _NO_JOB:
+            continue
+        if stage == _GIVE_UP:
+            _refuse(s, time, source, arrived, key, attempt, job, host)
             continue
         if stage == _SEND:
             attempt += 1
@@ -121,6 +125,8 @@ def _of_event(s: State) -> Jobs:
     time, payload = s.scalars[0].now, take(s)
     stage = payload >> _KIND
     job = _ended(s, time, payload) if stage == _END else payload & _LOW_28
+    if stage == _GIVE_UP and not _gives_up(s, time, job):
+        job = _NO_JOB
     one = s.jobs[max(job, 0)]
     return stage, one.source, one.arrived, one.key, one.attempt, job, one.host
 
@@ -166,6 +172,7 @@ def _place(s: State, source: int, arrived: float, key: np.uint64, attempt: int) 
 @compiled
 def _leave(s: State, job: int) -> None:
     scalars = s.scalars[0]
+    s.jobs[job].until = 0.0
     s.jobs[job].next = scalars.free_job
     scalars.free_job = job
     scalars.jobs -= 1
@@ -197,21 +204,18 @@ def _is_on_its_way(
 
 
 @compiled
-def _wait(s: State, host: int, job: int) -> None:
-    """A job gets in line, before all that are younger: one that was refused elsewhere may be older than some."""
-    at, arrived = s.hosts[host], s.jobs[job].arrived
-    before, after = _NO_JOB, at.first if at.waiting > 0 else _NO_JOB
-    if at.waiting > 0 and s.jobs[at.last].arrived <= arrived:
-        before, after = at.last, _NO_JOB
-    while after != _NO_JOB and s.jobs[after].arrived <= arrived:
-        before, after = after, s.jobs[after].next
-    s.jobs[job].next = after
-    if before == _NO_JOB:
+def _wait(s: State, time: float, host: int, job: int) -> None:
+    """A job gets in line, behind all that are there."""
+    at = s.hosts[host]
+    if s.scalars[0].longest_s > 0:
+        s.jobs[job].until = time + s.scalars[0].longest_s
+        add(s, s.jobs[job].until, (_GIVE_UP << _KIND) | job)
+    s.jobs[job].next = _NO_JOB
+    if at.waiting == 0:
         at.first = job
     else:
-        s.jobs[before].next = job
-    if after == _NO_JOB:
-        at.last = job
+        s.jobs[at.last].next = job
+    at.last = job
     at.waiting += 1
 
 
@@ -236,21 +240,50 @@ def _finds_gpu(
             if job == _NEW:
                 job = _place(s, source, arrived, key, attempt)
             s.jobs[job].attempt, s.jobs[job].host = attempt, host
-            _wait(s, host, job)
+            _wait(s, time, host, job)
             return False
+    _refuse(s, time, source, arrived, key, attempt, job, host)
+    return False
+
+
+@compiled
+def _gives_up(s: State, time: float, job: int) -> bool:
+    """Whether a job waits still when its longest wait is over; it leaves the line then."""
+    one = s.jobs[job]
+    if one.until != time:
+        return False
+    one.until = 0.0
+    at = s.hosts[one.host]
+    before, here = _NO_JOB, at.first
+    while here != job:  # those that came in the same moment may be before it
+        before, here = here, s.jobs[here].next
+    if before == _NO_JOB:
+        at.first = one.next
+    else:
+        s.jobs[before].next = one.next
+    if at.last == job:
+        at.last = before
+    at.waiting -= 1
+    return True
+
+
+@compiled
+def _refuse(
+    s: State, time: float, source: int, arrived: float, key: np.uint64, attempt: int, job: int, host: int
+) -> None:
+    """An attempt is over without a GPU: the edge tries again after a pause, or gives the job up."""
     heard = _heard(s, time, source, host)
     if attempt >= s.scalars[0].attempts:
         s.regions[source].failed += 1
         s.attempts_taken[source, attempt] += 1
         if job != _NEW:
             _leave(s, job)
-        return False
+        return
     if job == _NEW:
         job = _place(s, source, arrived, key, attempt)
     s.jobs[job].attempt = attempt
     longest = min(s.scalars[0].base_s * 2.0 ** (attempt - 1), s.scalars[0].most_s)
     add(s, heard + uniform(bits(key, _BACKOFF + attempt)) * longest, (_SEND << _KIND) | job)
-    return False
 
 
 @compiled

@@ -321,7 +321,7 @@ class Failures:
             state.regions[region]["lost"] += 1
             state.served_flow[int(one["source"]), region] += 1
             state.attempts_taken[int(one["source"]), int(one["attempt"])] += 1
-            one["next"] = scalars["free_job"][0]
+            one["next"], one["until"] = scalars["free_job"][0], 0.0
             scalars["free_job"][0] = job
             scalars["jobs"][0] -= 1
 

@@ -38,6 +38,7 @@ scalars_type = np.dtype(
         ("delay_s", "f8"),
         ("connect_s", "f8"),
         ("queue", "i8"),  # jobs that may wait at a dispatcher; -1: by its GPU servers
+        ("longest_s", "f8"),  # that a job waits at a dispatcher; 0: as long as it takes
         ("places_per_gpu", "f8"),
         ("spill_places_per_gpu", "f8"),  # for jobs that another region has refused
         ("exponential", "i8"),  # service times; 0: one of `atoms`
@@ -99,6 +100,7 @@ job_type = np.dtype(
         ("attempt", "i4"),
         ("host", "i4"),
         ("next", "i4"),  # free, or waiting behind it
+        ("until", "f8"),  # it waits in line, at most; 0: it does not
     ]
 )
 node_type = np.dtype([("time", "f8"), ("payload", "i8"), ("next", "i4")])

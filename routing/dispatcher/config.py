@@ -12,7 +12,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..data_plane import MutualTls, bind_address, host_and_port
 from ..fleet import Fleet
-from ..retries import job_timeout_s
 
 _FOLDER = Path(__file__).parent
 LUA = (_FOLDER / "dispatcher.lua").read_text(encoding="utf-8")
@@ -61,7 +60,7 @@ def dispatcher_config(fleet: Fleet, settings: Settings) -> str:
     limits, mutual = fleet.data_plane.limits, settings.certificate
     wait_s, batch_wait_s = fleet.queue.bounds_s(fleet.service_time_s)
     spill_s, batch_spill_s = fleet.queue.spill_bounds_s(fleet.service_time_s)
-    # Whom the mean has let in all the same does not wait longer than the bound: older jobs may have come before it.
+    # Who was let in by the mean does not wait longer than the bound: those before it may take longer.
     queue_s = max(wait_s, batch_wait_s)
     sources = fleet.latencies(settings.region) if settings.emulate_latency else {}
     return _template().render(
@@ -76,7 +75,6 @@ def dispatcher_config(fleet: Fleet, settings: Settings) -> str:
         queue_ms=_ms(queue_s),
         deadline_ms=_ms(fleet.jobs.deadline_s),
         longest_ms=_ms(queue_s + fleet.jobs.deadline_s),
-        patience_ms=_ms(job_timeout_s(fleet)),
         wait_ms=_ms(wait_s),
         batch_wait_ms=_ms(batch_wait_s),
         spill_ms=_ms(spill_s),
