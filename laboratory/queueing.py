@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import heapq
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-
-import numpy as np
 
 
 def erlang_b(servers: int, offered: float) -> float:
@@ -30,54 +27,6 @@ def erlang_b(servers: int, offered: float) -> float:
     for k in range(1, servers + 1):
         blocked = offered * blocked / (k + offered * blocked)
     return blocked
-
-
-def erlang_c(servers: int, offered: float) -> float:
-    """Share of the requests that wait where a queue takes all (M/M/c): c B / (c - a (1 - B)); 1 at a >= c.
-
-    Args:
-        servers: c, at least 1.
-        offered: a, as of `erlang_b`.
-    """
-    if offered >= servers:
-        return 1.0
-    blocked = erlang_b(servers, offered)
-    return servers * blocked / (servers - offered * (1 - blocked))
-
-
-def mean_wait_mmc(servers: int, offered: float, service_s: float) -> float:
-    """Mean wait in s where a queue takes all and service times are exponential: C S / (c - a)."""
-    return math.inf if offered >= servers else erlang_c(servers, offered) * service_s / (servers - offered)
-
-
-def mean_wait_mdc(servers: int, offered: float, service_s: float) -> float:
-    """Mean wait in s where a queue takes all and every service takes `service_s` (M/D/c).
-
-    Who is in service now is gone one service time later, and who waits now or comes meanwhile is not. So the
-    number in the system at steps of a service time is a Markov chain, N' = max(N - c, 0) + Poisson(a), whose
-    stationary distribution gives the mean queue, and by Little's law the mean wait.
-
-    Source: Crommelin, "Delay probability formulae when the holding times are constant", 1932.
-    """
-    if offered >= servers:
-        return math.inf
-    # Beyond this length of the queue the distribution's tail, which falls as exp(-2 (1 - a/c) n), is nothing.
-    size = servers + int(40 / (1 - offered / servers)) + 20
-    arrivals = np.array([_poisson(k, offered) for k in range(size)])
-    chain = np.zeros((size, size))
-    for n in range(size):
-        left = max(n - servers, 0)
-        chain[n, left:] = arrivals[: size - left]
-        chain[n, -1] += max(0.0, 1 - chain[n].sum())
-    # Stationary: p P = p, sum p = 1.
-    equations = np.vstack([chain.T - np.eye(size), np.ones(size)])
-    result = np.linalg.lstsq(equations, np.append(np.zeros(size), 1.0), rcond=None)[0]
-    queue = float(np.maximum(np.arange(size) - servers, 0) @ result)
-    return queue * service_s / offered if offered > 0 else 0.0
-
-
-def _poisson(count: int, mean: float) -> float:
-    return math.exp(count * math.log(mean) - mean - math.lgamma(count + 1)) if mean > 0 else float(count == 0)
 
 
 def gpus_for(offered: float, blocking: float) -> int:

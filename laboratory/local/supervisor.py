@@ -126,16 +126,11 @@ class Supervisor:
         self._stages = sorted({one.component.stage for one in self._watched})
         self._phase: Phase = "starting"
         self._stopping = False
-        self._awake, self._alarm = socket.socketpair()
 
     def run(self) -> None:
         """Until a signal, or until the lifeline is cut."""
-        for one in (self._awake, self._alarm):
-            one.setblocking(False)  # noqa: FBT003  # as the module has it
-        signal.set_wakeup_fd(self._alarm.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes the loop up
         stage, stage_at = 0, time.monotonic()
         self._write()
         try:
@@ -186,14 +181,9 @@ class Supervisor:
         self._stopping = True
 
     def _sleep(self) -> None:
-        awake = self._awake.fileno()
-        watched = [awake] if self._lifeline < 0 else [awake, self._lifeline]
+        watched = [self._lifeline] if self._lifeline >= 0 else []
         readable, _, _ = select.select(watched, [], [], _TURN_S)
-        if awake in readable:
-            with contextlib.suppress(BlockingIOError):
-                while self._awake.recv(4096):
-                    pass
-        if self._lifeline in readable:
+        if readable:
             word = os.read(self._lifeline, 64)
             if word != RELEASED:
                 _say("whoever started this has gone; everything ends")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from laboratory.capacity.planning import Goal, Planning, Week
 from laboratory.capacity.sizing import size
-from laboratory.queueing import erlang_b, erlang_c, gpus_for, mean_wait_mdc, mean_wait_mmc
+from laboratory.queueing import erlang_b, gpus_for
 from routing.errors import InputError
 from routing.fleet import Fleet
 from routing.load import Load
@@ -30,9 +30,6 @@ def test_formulas_give_the_values_of_tables():
     assert erlang_b(1, 1.0) == 0.5
     assert erlang_b(10, 10.0) == pytest.approx(0.21458, abs=1e-5)
     assert [round(erlang_b(12, 12 * load), 3) for load in (0.7, 0.9, 1.1)] == [0.063, 0.151, 0.245]
-    assert erlang_c(2, 1.0) == pytest.approx(1 / 3)
-    assert mean_wait_mmc(1, 0.5, 2.0) == pytest.approx(2.0)
-    assert mean_wait_mdc(1, 0.5, 2.0) == pytest.approx(1.0)  # half of it (Pollaczek and Khinchine)
     assert 0 < erlang_b(50_000, 49_000.0) < 1e-3  # no overflow
     assert erlang_b(0, 0.0) == 1.0
 
