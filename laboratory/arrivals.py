@@ -1,4 +1,4 @@
-"""When requests arrive: open loop, since users of a slow fleet do not wait for each other.
+"""When requests arrive, and what becomes of one: open loop, since users of a slow fleet do not wait for each other.
 
 A region's demand is a rate that is constant piece by piece. Experiments, load tests and traces for the simulator take
 their arrivals from here; the simulator draws its own as it goes, by the same rates: a day of a fleet has too many.
@@ -33,6 +33,49 @@ class Arrival:
 
     at_s: float
     region: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request.
+
+    Attributes:
+        region: of its user.
+        at_s: when it was due, seconds after the start.
+        late_s: by how much it left later.
+        latency_s: from the moment at which it was due to the last byte of the answer.
+        status: of the answer; 0: there was none.
+        served_by: region that answered; empty: none.
+        attempts: of the edge; 0: it did not say.
+        compute_s: that the GPU server says it took; None: it did not.
+        away_s: round trip from the user's region to the one that answered; 0 where nobody looked.
+        problem: why there was no answer, or why it is none of ours; empty: it is.
+        gpu: server that answered, by its own name.
+        request_id: by the edge.
+    """
+
+    region: str
+    at_s: float
+    late_s: float
+    latency_s: float
+    status: int
+    served_by: str = ""
+    attempts: int = 0
+    compute_s: float | None = None
+    away_s: float = 0.0
+    problem: str = ""
+    gpu: str = ""
+    request_id: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is an animation."""
+        return self.status == 200 and not self.problem
+
+    @property
+    def wait_s(self) -> float:
+        """All of its time but the computation."""
+        return self.latency_s - (self.compute_s or 0.0)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from routing.files import write_atomically
 from routing.fleet import Fleet
 from routing.schema import validated
 
-from .arrivals import Arrival, burst, poisson
-from .local.client import Outcome, Summary, send
+from .arrivals import Arrival, Outcome, burst, poisson
+from .local.client import Summary, send
 from .local.launch import Options, Started, running
 from .local.under_test import stand_ins
 from .machine import machine, versions

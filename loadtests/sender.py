@@ -14,12 +14,12 @@ from gevent.pool import Group
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 
-from laboratory.arrivals import Arrival
+from laboratory.arrivals import Arrival, Outcome
 from routing.fleet import Fleet
 
 from .form import Form
 from .generator import FOREIGN, NO_CONNECTION, UNREACHED, Limits
-from .tally import Outcome, Tally
+from .tally import Tally
 
 ATTEMPTS, REGION, COMPUTE = "x-stillmotion-attempts", "x-stillmotion-region", "x-stillmotion-compute-seconds"
 PATH = "/animate"

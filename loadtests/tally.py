@@ -7,46 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from laboratory.arrivals import Outcome
+
 from .histogram import Histogram
 
 Key = tuple[int, str, str]
 """Bin of the scheduled time, region of the user, region that answered (empty: none did with an animation)."""
 
 BUSY = 429
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one request.
-
-    Attributes:
-        source: region of its user.
-        at_s: when it was due, seconds after the start.
-        late_s: by how much it left later.
-        latency_s: from the moment at which it was due to the last byte of the answer.
-        status: of the answer; 0: there was none.
-        served_by: region that answered, of those with an animation.
-        attempts: of the edge; 0: it did not say.
-        compute_s: that the GPU server says it took; None: it did not.
-        away_s: round trip from source to the region that answered.
-        problem: why there was no answer, or why it is none of ours; empty: it is.
-    """
-
-    source: str
-    at_s: float
-    late_s: float
-    latency_s: float
-    status: int
-    served_by: str = ""
-    attempts: int = 0
-    compute_s: float | None = None
-    away_s: float = 0.0
-    problem: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether it is an animation."""
-        return self.status == 200 and not self.problem
 
 
 @dataclass
@@ -114,12 +82,12 @@ class Tally:
 
     def add(self, one: Outcome, late_above_s: float) -> None:
         """Count an outcome."""
-        self.statuses[f"{one.source} {one.status}"] += 1
+        self.statuses[f"{one.region} {one.status}"] += 1
         if one.problem:
             self.problems[one.problem] += 1
         self.late += one.late_s > late_above_s
         self.most_late_s = max(self.most_late_s, one.late_s)
-        cell = self.cells.setdefault((self._bin(one.at_s), one.source, one.served_by if one.ok else ""), Cell())
+        cell = self.cells.setdefault((self._bin(one.at_s), one.region, one.served_by if one.ok else ""), Cell())
         cell.count += 1
         cell.busy += one.status == BUSY
         if one.attempts:

@@ -12,12 +12,13 @@ from gevent.event import Event
 from locust.env import Environment
 from locust.runners import WorkerRunner
 
+from laboratory.arrivals import Outcome
 from routing.console import tell
 from routing.errors import RoutingError
 
 from .options import prepare
 from .sender import Sender
-from .tally import Outcome, Tally
+from .tally import Tally
 
 READY, GO, DONE = "stillmotion_ready", "stillmotion_go", "stillmotion_done"
 """A worker has read its files, or cannot; the master says which part is its own; the worker has all answers."""
@@ -95,7 +96,7 @@ class Worker:
         error = None if outcome.ok else RoutingError(outcome.problem or f"status {outcome.status}")
         self._environment.events.request.fire(
             request_type="POST",
-            name=outcome.source,
+            name=outcome.region,
             response_time=outcome.latency_s * 1000,
             response_length=size,
             exception=error,

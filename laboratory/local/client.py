@@ -14,7 +14,7 @@ import aiohttp
 
 from routing.jobs import Jobs
 
-from ..arrivals import Arrival
+from ..arrivals import Arrival, Outcome
 from ..queueing import wilson
 from .gpu import GIF
 
@@ -31,46 +31,6 @@ _FORM = b"".join(
     )
 )
 _HEADERS = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a request.
-
-    Attributes:
-        region: whose user sent it.
-        at_s: when it should leave, seconds after the start.
-        late_s: by how much it left later.
-        latency_s: from the moment at which it should leave to the end of the answer.
-        status: of the answer; 0: there was none.
-        served_by, gpu: region and GPU server that answered; empty: none.
-        attempts: of the edge; 0: not known.
-        request_id: by the edge.
-        problem: why there was no answer.
-        compute_s: that the GPU server computed, as it says itself; 0: not known.
-    """
-
-    region: str
-    at_s: float
-    late_s: float
-    latency_s: float
-    status: int
-    served_by: str = ""
-    gpu: str = ""
-    attempts: int = 0
-    request_id: str = ""
-    problem: str = ""
-    compute_s: float = 0.0
-
-    @property
-    def ok(self) -> bool:
-        """Whether it is an animation."""
-        return self.status == 200
-
-    @property
-    def wait_s(self) -> float:
-        """All of its time but the computation."""
-        return self.latency_s - self.compute_s
 
 
 async def send(
@@ -137,18 +97,18 @@ def _outcome(arrival: Arrival, late_s: float, latency_s: float, response: aiohtt
         latency_s,
         response.status,
         headers.get("x-stillmotion-region", "") if response.ok else "",
-        headers.get("x-stillmotion-gpu", ""),
         int(attempts) if attempts.isdigit() else 0,
-        headers.get("x-request-id", ""),
-        compute_s=_seconds(headers.get("x-stillmotion-compute-seconds", "")),
+        _seconds(headers.get("x-stillmotion-compute-seconds", "")),
+        gpu=headers.get("x-stillmotion-gpu", ""),
+        request_id=headers.get("x-request-id", ""),
     )
 
 
-def _seconds(text: str) -> float:
+def _seconds(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        return 0.0
+        return None
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from routing.errors import InputError
 from routing.fleet import Fleet
 from routing.table import RoutingTable
 
-from ..arrivals import Arrival
+from ..arrivals import Arrival, Outcome
 from ..simulate.build import arrivals
 from ..simulate.run import first_table
 from ..simulate.scenario import LOOP, Experiment, Proxies
 from ..tune.goal import Figures
-from .client import Outcome, quantile, send
+from .client import quantile, send
 from .launch import Options, Started, running
 
 MOST_RPS, MOST_S = 300.0, 1800.0

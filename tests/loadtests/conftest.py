@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from laboratory.arrivals import Outcome
 from laboratory.local.launch import Options, running
 from laboratory.local.processes import marked
 from loadtests.deployment import Deployment
 from loadtests.findings import Observed, Run
 from loadtests.roles import resolve
-from loadtests.tally import Outcome, Tally
+from loadtests.tally import Tally
 from loadtests.timed import Timed
 from routing.errors import RoutingError
 from routing.fleet import Fleet, load_fleet

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laboratory.arrivals import Outcome
 from laboratory.local.client import quantile
 from loadtests.histogram import PRECISION, Histogram
-from loadtests.tally import Outcome, Tally
+from loadtests.tally import Tally
 
 values = st.lists(st.floats(0.0005, 1000.0), min_size=1, max_size=200)
 
@@ -59,7 +60,7 @@ def test_nothing_and_less_than_nothing_are_zero():
 regions = st.sampled_from(["a", "b"])
 outcomes = st.builds(
     Outcome,
-    source=regions,
+    region=regions,
     at_s=st.floats(0, 30),
     late_s=st.floats(0, 0.3),
     latency_s=st.floats(0.01, 9),
@@ -75,7 +76,7 @@ outcomes = st.builds(
 def counted(found, bin_s=1.0):
     tally = Tally(bin_s, 0.5)
     for one in found:
-        tally.arrived(one.at_s, one.source)
+        tally.arrived(one.at_s, one.region)
         tally.add(one, 0.1)
     return tally
 
@@ -96,7 +97,7 @@ def test_reports_of_workers_add_up_whenever_they_are_sent(found, workers, every)
         own = found[number::workers]
         worker = Tally(1.0, 0.5)
         for i, one in enumerate(own):
-            worker.arrived(one.at_s, one.source)
+            worker.arrived(one.at_s, one.region)
             worker.add(one, 0.1)
             if i % every == 0:
                 master.put(json.loads(json.dumps(worker.take())))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laboratory.arrivals import Arrival, burst, merged, poisson
-from laboratory.local.client import Outcome, Summary, quantile, send
+from laboratory.arrivals import Arrival, Outcome, burst, merged, poisson
+from laboratory.local.client import Summary, quantile, send
 from laboratory.queueing import wilson
 
 
@@ -110,7 +110,10 @@ def test_what_is_refused_lost_or_too_slow_is_no_success_and_has_no_server():
 
 
 def test_a_summary_counts_failures_home_and_latencies():
-    good = [Outcome("a", 0.0, 0.0, 0.1 * i, 200, "a" if i % 4 else "b", "a-1", 1, str(i)) for i in range(1, 101)]
+    good = [
+        Outcome("a", 0.0, 0.0, 0.1 * i, 200, "a" if i % 4 else "b", 1, gpu="a-1", request_id=str(i))
+        for i in range(1, 101)
+    ]
     bad = [Outcome("a", 0.0, 0.2, 9.0, 429, attempts=5), Outcome("a", 0.0, 0.0, 9.0, 0)]
     found = Summary.of([*good, *bad])
     assert (found.requests, found.failures, found.late) == (102, 2, 1)

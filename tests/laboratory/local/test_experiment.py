@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from laboratory.arrivals import Outcome
 from laboratory.experiment import (
     BURSTS,
     CASES,
@@ -17,7 +18,7 @@ from laboratory.experiment import (
     table,
     write,
 )
-from laboratory.local.client import Outcome, Summary
+from laboratory.local.client import Summary
 from routing.fleet import Fleet
 
 SHORT = Effort(seconds=3.0, warm_s=1.0, bursts=1, fleets=2)
@@ -30,7 +31,7 @@ def test_each_case_is_a_fleet_and_they_differ_in_line_and_retries():
 
 @pytest.fixture
 def measured():
-    good = [Outcome("a", 0.0, 0.0, 0.5, 200, "a", "a-1", 1, str(i)) for i in range(98)]
+    good = [Outcome("a", 0.0, 0.0, 0.5, 200, "a", 1, gpu="a-1", request_id=str(i)) for i in range(98)]
     summary = Summary.of([*good, *(Outcome("a", 0.0, 0.0, 3.0, 429, attempts=9) for _ in range(2))])
     cells = [Cell(load, None, summary, 1.25) for load in LOADS] + [Cell(None, size, summary, 1.0) for size in BURSTS]
     return [Measured(case, cells) for case in CASES]
