@@ -13,11 +13,9 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import uvicorn
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -27,6 +25,7 @@ from starlette.routing import Route
 from ..errors import InputError, RoutingError
 from ..files import parse_json
 from ..fleet import Fleet
+from ..page import rendered
 from .loop import Loop
 from .rows import Row
 from .status import Status
@@ -236,14 +235,6 @@ async def serving(app: Starlette, sock: socket.socket) -> AsyncIterator[None]:
         await task
 
 
-@cache
-def _template() -> Template:
-    loader = FileSystemLoader(Path(__file__).parent)
-    # Names and reasons come from elsewhere: all is escaped.
-    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return pages.get_template("page.html.j2")
-
-
 def render(status: Status) -> str:
     """Return the page of a status."""
-    return _template().render(status=status)
+    return rendered(Path(__file__).parent / "page.html.j2", status=status)
