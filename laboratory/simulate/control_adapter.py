@@ -49,7 +49,7 @@ class ControlInTheLoop:
         self._fleet = simulation.experiment.fleet
         self._settings = simulation.experiment.scenario.control
         self._by_pages = self._settings.metrics == "pages"
-        self._controller = Controller.of(self._fleet)
+        self._controller = Controller(self._fleet)
         self._state = self._controller.start(simulation.rows.shares)
         self._dispatchers = {name: Target(name, "dispatcher", f"dispatcher-{name}:9902") for name in self._fleet.names}
         self._edges = {name: Target(name, "edge", f"edge-{name}:9901") for name in self._fleet.names}

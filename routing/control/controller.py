@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 
-from ..fleet import DelayPolicy, Fleet
+from ..fleet import Fleet
 from ..load import Load
 from ..metrics.observation import UNSEEN, Observation, RegionSeen
 from ..planner import plan
@@ -38,46 +39,6 @@ _NO_TIME = datetime.fromtimestamp(0, UTC)  # who publishes a table says when
 _SAME = 1e-6  # a share is published as a weight of a million
 
 
-@dataclass(frozen=True)
-class ControlPolicy:
-    """How the loop turns what it sees into tables.
-
-    Attributes:
-        smoothing_s: time constant of demand, and of capacity that rises.
-        hysteresis: a row whose largest change is smaller stays as it is.
-        max_step: no share changes by more in one update.
-        stale_after_s: a region that was not heard of for longer is frozen.
-        warm_up_s: time for which a loop that has just started only looks.
-        delay: of jobs, in a burst and without.
-        burst: when that is.
-    """
-
-    smoothing_s: float
-    hysteresis: float
-    max_step: float
-    stale_after_s: float
-    warm_up_s: float
-    delay: DelayPolicy
-    burst: BurstPolicy = field(default_factory=BurstPolicy)
-
-    @classmethod
-    def of(cls, fleet: Fleet) -> ControlPolicy:
-        """The policy of a fleet file.
-
-        The warm-up is half the smoothing: by then the estimate rests on a window as long as that.
-        """
-        return cls(
-            smoothing_s=fleet.smoothing_s,
-            hysteresis=fleet.hysteresis,
-            max_step=fleet.max_step,
-            stale_after_s=fleet.stale_after_s,
-            warm_up_s=fleet.smoothing_s / 2,
-            delay=fleet.retry.delay,
-            # As long as smoothing takes to see a lasting rise as the new usual.
-            burst=BurstPolicy(calm_s=fleet.smoothing_s, retries_together=max(1, fleet.retry.attempts - 1)),
-        )
-
-
 def plan_now(fleet: Fleet, load: Load) -> RoutingTable:
     """The planner, as the loop uses it."""
     return plan(fleet, load, generated_at=_NO_TIME)
@@ -85,22 +46,18 @@ def plan_now(fleet: Fleet, load: Load) -> RoutingTable:
 
 @dataclass(frozen=True)
 class Controller:
-    """Makes a decision of each observation.
+    """Makes a decision of each observation, by the numbers of the fleet file.
 
     Attributes:
         fleet: whose traffic it is.
-        policy: its numbers.
         planner: a pure function.
+        warm_up_s: time for which a loop that has just started only looks; None: half of `smoothing_s`, so that the
+            estimate rests on a window as long as that.
     """
 
     fleet: Fleet
-    policy: ControlPolicy
     planner: Planner = plan_now
-
-    @classmethod
-    def of(cls, fleet: Fleet) -> Controller:
-        """With the policy that the fleet file has."""
-        return cls(fleet, ControlPolicy.of(fleet))
+    warm_up_s: float | None = None
 
     def at_home(self) -> RoutingTable:
         """The table to begin with: all traffic at home."""
@@ -133,11 +90,11 @@ class Controller:
         unknown = tuple(n for n, one in regions.items() if n not in stale and not self._is_watched(one))
         warming = () if state.warm else unknown
         new = replace(state, regions=regions, started_at=started_at)
-        delay = self.policy.delay
+        delay = self.fleet.retry.delay
         delays = {n: delay.burst_share if one.burst.since is not None else delay.share for n, one in regions.items()}
         if 2 * len(stale) >= len(regions):
             # With half of the demand unknown, what the rest should do is a guess.
-            why = f"{len(stale)} of {len(regions)} regions not heard of for {self.policy.stale_after_s:g} s"
+            why = f"{len(stale)} of {len(regions)} regions not heard of for {self.fleet.stale_after_s:g} s"
             return new, Decision(state.rows, frozen=why, stale=stale, delays=delays, warming=warming)
         new = replace(new, warm=state.warm or not warming)
         if orders.frozen:
@@ -186,12 +143,12 @@ class Controller:
         seen = observation.regions.get(name, UNSEEN)
         if seen.demand_rps is None and seen.capacity_rps is None:
             return known
-        tau_s = self.policy.smoothing_s
+        tau_s = self.fleet.smoothing_s
         demand, retries, capacity, burst = known.demand, known.retries, known.capacity, known.burst
         if seen.demand_rps is not None:
             # What is usual must be known first.
             if self._is_watched(known) and not seen.edge_gone:
-                burst = next_burst(burst, self._sign(name, seen, known), now, self.policy.burst)
+                burst = next_burst(burst, self._sign(name, seen, known), now, self._bursts)
             # Edges that are gone count nothing: there was no demand since they were.
             over_s = now - demand.at if seen.edge_gone and demand is not None else seen.over_s
             demand = _followed(demand, seen.demand_rps, now, over_s, tau_s)
@@ -219,7 +176,7 @@ class Controller:
         return known.demand is not None and known.demand.weight >= self._warm
 
     def _is_stale(self, known: Estimate | None, now: float, started_at: float) -> bool:
-        return now - (known.at if known else started_at) > self.policy.stale_after_s
+        return now - (known.at if known else started_at) > self.fleet.stale_after_s
 
     def _decide(
         self, state: ControlState, planned: RoutingTable, stale: tuple[str, ...], drained: frozenset[str], now: float
@@ -241,7 +198,7 @@ class Controller:
                 held[source] = why
             else:
                 free[source] = target
-        part, rows = step(state.rows, free, self.policy.max_step)
+        part, rows = step(state.rows, free, self.fleet.max_step)
         return Decision(
             rows=rows,
             changes=changes(state.rows, rows),
@@ -265,27 +222,34 @@ class Controller:
         """Why a row stays as it is, although its target is another."""
         row, known = state.rows[source], state.regions[source]
         if source in stale:
-            return HoldReason("stale", f"not heard of for {self.policy.stale_after_s:g} s")
+            return HoldReason("stale", f"not heard of for {self.fleet.stale_after_s:g} s")
         if known.seen.edge_gone:
             return HoldReason("edge_gone", "nobody listens at its edges")
         if not self._is_watched(known):
             return HoldReason("warming_up", "not watched for long enough")
-        if source in state.moving or change >= self.policy.hysteresis:
+        if source in state.moving or change >= self.fleet.hysteresis:
             return None
         at_home_s = now - state.home_since.get(source, now)
-        if at_home_s >= self.policy.smoothing_s and change >= self.policy.hysteresis / 10:
+        if at_home_s >= self.fleet.smoothing_s and change >= self.fleet.hysteresis / 10:
             return None  # the last two percent come home as well, once it is sure that they may
         for to, share in row.items():
             capacity = state.regions[to].capacity
             dead = to in drained or (capacity is not None and capacity.value <= 0)
             if dead and share > target.get(to, 0.0) + EPSILON:
                 return None  # what goes to a dead region is not too little to matter
-        return HoldReason("hysteresis", f"a change of {change:.3f} is below {self.policy.hysteresis:g}")
+        return HoldReason("hysteresis", f"a change of {change:.3f} is below {self.fleet.hysteresis:g}")
 
     @property
     def _warm(self) -> float:
         # A little less than the time says, for the rounds do not fall on it exactly.
-        return Estimate.first(0.0, 0.0, 0.95 * self.policy.warm_up_s, self.policy.smoothing_s).weight
+        warm_up_s = self.fleet.smoothing_s / 2 if self.warm_up_s is None else self.warm_up_s
+        return Estimate.first(0.0, 0.0, 0.95 * warm_up_s, self.fleet.smoothing_s).weight
+
+    @cached_property
+    def _bursts(self) -> BurstPolicy:
+        # As long as smoothing takes to see a lasting rise as the new usual.
+        together = max(1, self.fleet.retry.attempts - 1)
+        return BurstPolicy(calm_s=self.fleet.smoothing_s, retries_together=together)
 
 
 def _followed(known: Estimate | None, value: float, now: float, over_s: float, tau_s: float) -> Estimate:

@@ -123,7 +123,7 @@ class Loop:
         table = self.saved.table
         self.snapshot = Snapshot(table, self.controller.start(table.shares))
         self.round_trips = RoundTrips(self.controller.fleet.latency)
-        self._delays = dict.fromkeys(self.controller.fleet.names, self.controller.policy.delay.share)
+        self._delays = dict.fromkeys(self.controller.fleet.names, self.controller.fleet.retry.delay.share)
         self.update_rows()
 
     async def run(self, stop: asyncio.Event, rounds: int | None = None) -> Snapshot:

@@ -98,9 +98,9 @@ async def _lead(
     stop: asyncio.Event,
     wall: Callable[[], datetime],
 ) -> dict[str, Any]:
-    controller = Controller.of(fleet)
+    controller = Controller(fleet)
     if options.once:
-        controller = replace(controller, policy=replace(controller.policy, warm_up_s=0.0))
+        controller = replace(controller, warm_up_s=0.0)
     journal = Journal(options.out / NAME, wall)
     switches = Switches(options.out, fleet, journal)
     first = controller.at_home().model_copy(update={"generated_at": wall()})

@@ -54,7 +54,7 @@ class Fluid:
     now: float = 500.0
 
     def __post_init__(self):
-        self.controller = Controller.of(self.fleet)
+        self.controller = Controller(self.fleet)
         self.state = self.controller.start(self.controller.at_home().shares)
         self.ready = {name: region.gpus for name, region in self.fleet.regions.items()}
         self.load = dict.fromkeys(self.fleet.names, 0.0)

@@ -16,13 +16,12 @@ TAU_S = 20.0
 
 def check(fluid):
     """What holds in every round, whatever happens."""
-    policy = fluid.controller.policy
     before = fluid.controller.at_home().shares
     for decision, rows in zip(fluid.decisions, fluid.history, strict=True):
         assert rows == decision.rows
         for source, row in rows.items():
             assert sum(row.values()) == pytest.approx(1.0, abs=1e-9)
-            assert largest_change(before[source], row) <= policy.max_step + 1e-9
+            assert largest_change(before[source], row) <= fluid.controller.fleet.max_step + 1e-9
             if source in decision.held:
                 assert row == before[source]
         if decision.frozen:
@@ -373,7 +372,7 @@ observed = st.one_of(
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(0, 60), st.lists(observed, min_size=3, max_size=3)), max_size=25))
 def test_whatever_is_observed_rows_sum_to_1_and_no_share_moves_more_than_a_step(make_fleet, rounds):
-    controller = Controller.of(make_fleet(4, 8, 12))
+    controller = Controller(make_fleet(4, 8, 12))
     state, now = controller.start(controller.at_home().shares), 0.0
     for passed, seen in rounds:
         now += passed
@@ -383,5 +382,5 @@ def test_whatever_is_observed_rows_sum_to_1_and_no_share_moves_more_than_a_step(
         assert state.rows == decision.rows
         for source, row in state.rows.items():
             assert sum(row.values()) == pytest.approx(1.0, abs=1e-9)
-            assert largest_change(before.rows[source], row) <= controller.policy.max_step + 1e-9
+            assert largest_change(before.rows[source], row) <= controller.fleet.max_step + 1e-9
         assert controller.step(before, Observation(found), now) == (state, decision)  # a pure function

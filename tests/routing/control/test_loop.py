@@ -26,7 +26,7 @@ class Bench:
         self.demand = {name: 0.5 * fleet.capacity_rps(name) for name in fleet.names}
         self.problems, self.problem = (), None
         self.said = []
-        controller = controller or Controller.of(fleet)
+        controller = controller or Controller(fleet)
         first = controller.at_home().model_copy(update={"generated_at": NOW})
         self.journal = Journal(folder / "decisions.jsonl", lambda: self.wall, self.said.append)
         self.loop = Loop(
@@ -123,14 +123,14 @@ def test_an_error_in_a_round_is_one_line_and_the_next_round_goes_on(bench, error
 
 def test_a_planner_that_fails_leaves_the_table_as_it_is(make_fleet, tmp_path):
     fleet = make_fleet(40, 40, 40)
-    good = Controller.of(fleet)
+    good = Controller(fleet)
 
     def planner(fleet, load):
         if load.demand_rps["a"] > 60:
             raise ValueError("no plan for so much")
         return good.planner(fleet, load)
 
-    found = Bench(fleet, tmp_path, controller=Controller(fleet, good.policy, planner)).start()
+    found = Bench(fleet, tmp_path, controller=Controller(fleet, planner)).start()
     found.rounds(10)
     before = found.table()
     found.demand["a"] = 120.0

@@ -15,7 +15,7 @@ def fleet(make_fleet):
 
 @pytest.fixture
 def publisher(fleet, tmp_path):
-    write_fleet(tmp_path, fleet, Controller.of(fleet).at_home())
+    write_fleet(tmp_path, fleet, Controller(fleet).at_home())
     return EnvoyPublisher(tmp_path, fleet)
 
 
@@ -29,7 +29,7 @@ def weights(tmp_path, region):
 
 
 def test_a_table_goes_to_the_edges_whose_row_is_new_and_is_mended(fleet, publisher, tmp_path):
-    home = Controller.of(fleet).at_home()
+    home = Controller(fleet).at_home()
     assert publisher.publish(home, ()) == []
     moved = home.model_copy(update={"shares": {**home.shares, "a": {"a": 0.7, "b": 0.3}}})
     assert publisher.publish(moved, ()) == ["a/edge/endpoints.yaml"]
@@ -51,7 +51,7 @@ def test_retries_do_not_go_to_a_drained_region(fleet, publisher, tmp_path):
         content = yaml.safe_load((tmp_path / "a" / "edge" / "endpoints.yaml").read_text())
         return {group["locality"]["region"] for group in content["resources"][0]["endpoints"]}
 
-    home = Controller.of(fleet).at_home()
+    home = Controller(fleet).at_home()
     assert regions() == {"a", "b", "c"}
     publisher.publish(home, ("b",))
     assert regions() == {"a", "c"}

@@ -28,7 +28,7 @@ class World:
         self.demand = {name: 0.5 * fleet.capacity_rps(name) for name in fleet.names}
         self.fleet = fleet
         self.journal = Journal(None, lambda: NOW, lambda _: None)
-        controller = Controller.of(fleet)
+        controller = Controller(fleet)
         home = controller.at_home().model_copy(update={"generated_at": NOW})
         switches = Switches(folder, fleet, self.journal)
         publisher, clock = FolderPublisher(folder), lambda: self.now
