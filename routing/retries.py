@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from .fleet import Fleet, RetryPolicy
 
@@ -13,31 +12,16 @@ RETRIABLE_STATUSES = (429, 503)
 """Busy, or nobody there. An answer that was lost is 502 at our proxies, for Envoy's own 503 would be tried again."""
 
 
-@dataclass(frozen=True)
-class Waits:
-    """Backoff of one job that is refused at each attempt, in seconds.
-
-    Attributes:
-        longest_s: after attempt 1, 2, ...: the upper end of each draw, min(base * 2^(k-1), max).
-    """
-
-    longest_s: tuple[float, ...]
-
-    @classmethod
-    def of(cls, policy: RetryPolicy) -> Waits:
-        base, most = policy.base_interval_s, policy.max_interval_s
-        return cls(tuple(min(base * 2.0**k, most) for k in range(policy.attempts - 1)))
-
-    @property
-    def total_longest_s(self) -> float:
-        """Nobody waits longer in all."""
-        return sum(self.longest_s)
+def longest_backoff_s(policy: RetryPolicy) -> tuple[float, ...]:
+    """Return the upper end of each wait of a job that is refused at each attempt: min(base * 2^(k-1), max), in s."""
+    base, most = policy.base_interval_s, policy.max_interval_s
+    return tuple(min(base * 2.0**k, most) for k in range(policy.attempts - 1))
 
 
 def job_timeout_s(fleet: Fleet, policy: RetryPolicy | None = None) -> float:
     """Return the time that an edge gives a job: all backoff, the longest line, and one computation."""
     longest_s = 2 * max(fleet.queue.bounds_s(fleet.service_time_s))
-    return Waits.of(policy or fleet.retry).total_longest_s + longest_s + fleet.jobs.deadline_s
+    return sum(longest_backoff_s(policy or fleet.retry)) + longest_s + fleet.jobs.deadline_s
 
 
 def attempt_groups(fleet: Fleet, source: str, row: Mapping[str, float]) -> list[dict[str, float]]:

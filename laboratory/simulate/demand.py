@@ -8,7 +8,7 @@ import numpy as np
 
 from routing.errors import InputError
 from routing.fleet import Fleet
-from routing.retries import Waits
+from routing.retries import longest_backoff_s
 from routing.schema import MOST
 
 from ..arrivals import Floats, Rates
@@ -93,7 +93,7 @@ def check_size(experiment: Experiment) -> None:
     requests = sum(one.count for one in demand.values()) + together + len(experiment.trace)
     if requests > MOST_REQUESTS:
         raise InputError(f"{requests:.3g} requests in {seconds:g} s; {MOST_REQUESTS:,} are the most", key="arrivals")
-    waits = fleet.retry.delay.max_s + Waits.of(fleet.retry).total_longest_s
+    waits = fleet.retry.delay.max_s + sum(longest_backoff_s(fleet.retry))
     over = sum(max(0.0, float(one.rates.max()) - capacity[name]) for name, one in demand.items())
     waiting = min(requests, over * waits + together)
     if waiting > MOST_WAITING:
