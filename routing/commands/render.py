@@ -112,11 +112,11 @@ def _kubernetes(options: argparse.Namespace, fleet: Fleet, table: RoutingTable) 
     settings, folder = load_settings(options.settings), options.fleet.parent
     if options.validate:
         _try_with_programs(fleet, table, folder)
-    rendered = write_overlays(options.out, fleet, table, settings, base=options.base or _BASE, folder=folder)
-    for note in rendered.notes:
+    notes = write_overlays(options.out, fleet, table, settings, base=options.base or _BASE, folder=folder)
+    for note in notes:
         tell(f"note: {note}")
-    about = [{"region": name, "folder": str(path)} for name, path in zip(fleet.names, rendered.folders, strict=True)]
-    return {"validated": bool(options.validate), "overlays": about, "notes": list(rendered.notes)}
+    about = [{"region": name, "folder": str(options.out / name)} for name in fleet.names]
+    return {"validated": bool(options.validate), "overlays": about, "notes": notes}
 
 
 def _try_with_programs(fleet: Fleet, table: RoutingTable, folder: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from ..data_plane import Dispatcher, seen_from
@@ -21,23 +20,6 @@ CONFIG, PROGRAM, SOCKET = "haproxy.cfg", "dispatcher.lua", "haproxy.sock"
 CERTIFICATE, KEY, AUTHORITY = "peers.pem", "peers.pem.key", "authority.pem"
 _LONGEST_SOCKET = 90  # bytes of a path; HAProxy adds some while it binds, and the kernel ends at 107
 _LIMIT_S = 60.0
-
-
-@dataclass(frozen=True)
-class DispatcherFolder:
-    """One dispatcher's files.
-
-    Attributes:
-        region: where the dispatcher is.
-        folder: that the files are in.
-    """
-
-    region: str
-    folder: Path
-
-    @property
-    def config(self) -> Path:
-        return self.folder / CONFIG
 
 
 def dispatcher_folder(root: Path, region: str, number: int = 1) -> Path:
@@ -63,7 +45,7 @@ def write_dispatcher(
     base: Path = Path(),
     seen_at: PurePath | None = None,
     emulate_latency: bool = False,
-) -> DispatcherFolder:
+) -> None:
     """Write the files of one dispatcher. Those that are as they were are left alone.
 
     Args:
@@ -99,7 +81,6 @@ def write_dispatcher(
     )
     for path, text in texts(fleet, settings).items():
         _write(folder / path, text)
-    return DispatcherFolder(region, folder)
 
 
 def texts(fleet: Fleet, settings: Settings) -> dict[str, str]:
@@ -123,19 +104,6 @@ def check(haproxy: HAProxy, folder: Path, name: str = "") -> None:
         raise RoutingError(f"{name}: HAProxy could not check it: {error}") from error
     if done.returncode:
         raise RoutingError(f"{name}: HAProxy refuses it: {_words(done.stdout + done.stderr)}")
-
-
-def check_settings(haproxy: HAProxy, fleet: Fleet, settings: Settings) -> None:
-    """Have HAProxy check the configuration of a dispatcher whose files will be elsewhere.
-
-    Raises:
-        RoutingError: it refuses it.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        here = Path(scratch)
-        for name, text in texts(fleet, replace(settings, folder=here, socket=here / SOCKET)).items():
-            (here / name).write_text(text, encoding="utf-8")
-        check(haproxy, here)
 
 
 def _words(output: str) -> str:

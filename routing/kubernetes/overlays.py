@@ -38,25 +38,10 @@ _TRACES = "traces.yaml"
 _PARTS = ("region", "edge", "dispatcher", "control", "scaling", "rollout", "judge")
 
 
-@dataclass(frozen=True)
-class Overlays:
-    """What was written.
-
-    Attributes:
-        folders: one for each region, for `kubectl apply -k`.
-        files: all of them.
-        notes: what is allowed, and should be known.
-    """
-
-    folders: tuple[Path, ...]
-    files: tuple[Path, ...]
-    notes: tuple[str, ...]
-
-
 def write_overlays(
     out: Path, fleet: Fleet, table: RoutingTable, settings: KubernetesSettings, *, base: Path, folder: Path
-) -> Overlays:
-    """Write an overlay for each region.
+) -> list[str]:
+    """Write an overlay for each region, for `kubectl apply -k`.
 
     Args:
         out: folder to write to.
@@ -65,6 +50,9 @@ def write_overlays(
         settings: of the clusters.
         base: `deploy/kubernetes/base`.
         folder: that paths of certificates and keys are seen from: the fleet file's.
+
+    Returns:
+        Notes: what is allowed, and should be known.
 
     Raises:
         InputError: the settings do not fit the fleet, or a certificate, key or base is missing. Nothing is written.
@@ -81,7 +69,7 @@ def write_overlays(
         files |= {out / name / path: text for path, text in region.files(secrets, key_file(fleet, folder)).items()}
     for path, text in files.items():
         _write(path, text, secret=path.parent.name == _SECRETS)
-    return Overlays(tuple(out / name for name in fleet.names), tuple(files), tuple(notes))
+    return notes
 
 
 @dataclass(frozen=True)
