@@ -21,6 +21,7 @@ MODEL_NAME = "animator"
 
 # Of a model's folder these may be shipped; anything else (pickles above all) can run code on load.
 _SUFFIXES = (".json", ".safetensors", ".txt", ".md", ".model")
+_CHAT_TEMPLATE = "tokenizer/chat_template.jinja"  # of HunyuanVideo-1.5; transformers renders it in a sandbox
 # Programs run code by their nature: in their own folder alone, and each against its digest.
 _PROGRAM_SUFFIX = ".pt2"
 
@@ -198,6 +199,6 @@ def verify(folder: Path) -> ModelInfo:
         if found[name] != info.files[name]:
             raise ModelError(f"{folder}: {name} has been changed or damaged since it was packaged (SHA-256 differs)")
         is_program = info.runtime == "aot" and name.startswith(f"{PROGRAMS_FOLDER}/") and name.endswith(_PROGRAM_SUFFIX)
-        if not (name.endswith(_SUFFIXES) or is_program):
+        if not (name.endswith(_SUFFIXES) or name == _CHAT_TEMPLATE or is_program):
             raise ModelError(f"{folder}: {name} is of a kind that a model may not hold")
     return info

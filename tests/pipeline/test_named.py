@@ -335,7 +335,7 @@ def test_a_program_of_each_network_gives_the_same(loaded, kind, runtime):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["wan-2.2-a14b", "wan-2.2-ti2v", "ltx"])
+@pytest.mark.parametrize("kind", ["wan-2.2-a14b", "wan-2.2-ti2v", "ltx", "hunyuanvideo-1.5"])
 def test_a_package_has_a_program_for_each_of_its_sizes_and_says_when_none_fits(folders, kind, caplog):
     """A minute for each size: networks of two experts share a program, timesteps of tokens are in it."""
     folder = folders(kind).with_name(f"{kind}-wide")

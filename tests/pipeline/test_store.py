@@ -145,12 +145,27 @@ def test_a_file_that_was_not_packaged_is_named(package, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["unet/pytorch_model.bin", "weights.pt", "pipeline.py", "model.pkl", "run.so", "NOSUFFIX"]
+    "name",
+    [
+        "unet/pytorch_model.bin",
+        "weights.pt",
+        "pipeline.py",
+        "model.pkl",
+        "run.so",
+        "unet/chat_template.jinja",
+        "NOSUFFIX",
+    ],
 )
 def test_a_file_that_could_run_code_is_refused_even_when_its_digest_is_right(package, name):
     (package / name).write_bytes(pickle.dumps({"weights": 1}))
     rewrite_info(package, files=digests(package))
     assert f"{name} is of a kind that a model may not hold" in reason_of_refusal(package)
+
+
+def test_the_chat_template_of_a_tokenizer_is_part_of_a_model(package):
+    (package / "tokenizer" / "chat_template.jinja").write_text("{{ messages }}")
+    rewrite_info(package, files=digests(package))
+    verify(package)
 
 
 def test_a_listed_file_outside_of_the_folder_is_not_looked_at(package, tmp_path):

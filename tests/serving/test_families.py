@@ -28,6 +28,7 @@ def small_checkpoint(name, folder):
         ("wan-2.2-ti2v", {"prompt": "up", "frames": "5", "size": "32x64"}, "4"),
         ("ltx", {"prompt": "up", "guidance_scale": "1"}, "2"),
         ("svd", {"prompt": "", "motion_bucket_id": "200"}, "4"),
+        ("hunyuanvideo-1.5", {"prompt": 'a clip of "up"'}, "4"),
     ],
 )
 def test_a_checkpoint_is_packaged_and_served(name, fields, passes, start_server, make, tmp_path, monkeypatch):
