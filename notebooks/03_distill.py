@@ -191,12 +191,14 @@ print(f"{len(sketches)} sample grids" if sketches else "no sample grids were ask
 
 # %%
 chosen = held_out.samples("", pictures)
-student.animate(decode(chosen[0].path), chosen[0].request(student.info))  # warms up
+first = decode(chosen[0].path)
+student.animate(first, chosen[0].request(student.info), last_image=student.info.ending(first))  # warms up
 seconds: dict[str, list[float]] = {"teacher": [], "student": []}
 shown, rows = [], []
 for sample in chosen:
     picture, request = decode(sample.path), sample.request(student.info)
-    made = {name: one.animate(picture, request) for name, one in (("teacher", teacher), ("student", student))}
+    both, end = (("teacher", teacher), ("student", student)), student.info.ending(picture)
+    made = {name: one.animate(picture, request, last_image=end) for name, one in both}
     for name, animation in made.items():
         seconds[name].append(animation.compute_s)
     pair = [animation.clip for animation in made.values()]

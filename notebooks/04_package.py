@@ -87,7 +87,7 @@ teacher_name = name_of(stage.read("01_teacher", "source") or embedded_teacher())
 for sample in HeldOut.of("", teacher_name, 0).samples("", requests):
     picture, request = decode(sample.path), sample.request(source.info)
     for name, animator in timed.items():
-        seconds[name].append(animator.animate(picture, request).compute_s)
+        seconds[name].append(animator.animate(picture, request, last_image=animator.info.ending(picture)).compute_s)
 request_s = {"teacher": teacher_s, **{name: float(np.median(taken)) for name, taken in seconds.items()}}
 faster = request_s["teacher"] / request_s["packaged"]
 spans = f"{request_s['teacher']:.2f} to {request_s['packaged']:.2f} s"

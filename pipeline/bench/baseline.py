@@ -52,7 +52,7 @@ def baseline(
     for picture, request in requests:
         account = Account()
         with listen(account):
-            animations.append(animator.animate(picture, request))
+            animations.append(animator.animate(picture, request, last_image=animator.info.ending(picture)))
         step_s += account.parts["step"]
         rest_s.append(animations[-1].compute_s - sum(account.parts["step"]))
     modules = {name: part for name, part in animator.pipe.components.items() if isinstance(part, torch.nn.Module)}

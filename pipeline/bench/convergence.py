@@ -95,6 +95,8 @@ def latent_sampler(
     Args:
         arguments: of the pipeline's call; left out, as the checkpoint says.
     """
+    if pipe.family.last_image(pipe.parts) == "always":
+        arguments = {"last_image": images, **arguments}
 
     def sample(scheduler: SchedulerMixin, steps: int) -> Tensor:
         own = pipe.scheduler

@@ -230,6 +230,7 @@ class SampleGrid:
             with seeded(self.seed + k, pipe.parts.device):
                 noise = torch.Generator().manual_seed(self.seed + k)
                 prompt = caption if pipe.family.takes_prompt else None
-                frames = pipe(picture, prompt, generator=noise, output_type="np").frames[0]
+                end = picture if pipe.family.last_image(pipe.parts) == "always" else None
+                frames = pipe(picture, prompt, last_image=end, generator=noise, output_type="np").frames[0]
             clips.append((np.asarray(frames) * 255).round().astype(np.uint8))
         return clips

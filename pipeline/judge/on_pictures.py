@@ -284,7 +284,7 @@ class _Trial:
             frames = pipe(
                 picture.image,
                 picture.caption if info.takes_prompt else None,
-                last_image=picture.image if info.needs_last_image else None,
+                last_image=info.ending(picture.image),
                 height=height,
                 width=width,
                 generator=torch.Generator().manual_seed(seed),

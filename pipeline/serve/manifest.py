@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,6 +15,8 @@ from ..model.controls import Control
 INFO_FILE = "animator.json"
 PROGRAMS_FOLDER = "programs"
 """Of a package: programs compiled ahead of time, where its runtime is aot."""
+
+Picture = TypeVar("Picture")
 
 Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 """Height and width in pixels."""
@@ -152,6 +154,10 @@ class ModelInfo(BaseModel):
         """How passes come about: "32 steps x 3 guidance branches = 96 passes"."""
         times = "" if self.evaluations == self.steps else f" ({self.evaluations} evaluations)"
         return f"{self.steps} steps{times} x {self.branches} guidance branches = {self.passes} passes"
+
+    def ending(self, picture: Picture) -> Picture | None:
+        """Return what a clip ends with where nobody says: its picture, of a model that makes none without."""
+        return picture if self.needs_last_image else None
 
     def size_for(self, width: int, height: int) -> Size:
         """Return the size whose shape is nearest to a picture's; the first of several that are as near."""

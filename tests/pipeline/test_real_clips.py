@@ -132,7 +132,9 @@ class Maker:
     device = "cpu"
     network = SimpleNamespace(dtype=torch.float32)
     networks = ()
-    family = SimpleNamespace(encode_clip=lambda _parts, clips: clips)  # an autoencoder that is the identity
+    family = SimpleNamespace(  # an autoencoder that is the identity
+        encode_clip=lambda _parts, clips: clips, drops_picture=False
+    )
     parts = None
     scheduler = DDIMScheduler()
 
@@ -149,7 +151,7 @@ class Maker:
 
 def model(make, steps=8, passes=16, name="model", frames=FRAMES):
     info = SimpleNamespace(
-        frames=frames, steps=steps, passes=passes, fps=FPS, takes_prompt=True, needs_last_image=False
+        frames=frames, steps=steps, passes=passes, fps=FPS, takes_prompt=True, ending=lambda _picture: None
     )
     return SimpleNamespace(pipe=Maker(make), info=info, name=name)
 
