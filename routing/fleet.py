@@ -30,16 +30,30 @@ class Region(Strict):
 
     Attributes:
         gpus: GPU servers, each of which computes one request at a time; 0 for a place that has only users.
+        least: of them that a scaler keeps at least, where they come and go: more are lost only where fewer are ready.
+            None: all of them.
         latitude, longitude: degrees, north and east positive; both or none.
         gpu_hour_price: what an hour of one GPU costs, in the currency of your choice.
         egress_gb_price: what a gigabyte that leaves the region costs.
     """
 
     gpus: Count
+    least: Count | None = None
     latitude: float | None = Field(default=None, ge=-90, le=90)
     longitude: float | None = Field(default=None, ge=-180, le=180)
     gpu_hour_price: Number = 0.0
     egress_gb_price: Number = 0.0
+
+    @property
+    def expected(self) -> int:
+        """GPU servers of which each that is not ready is missing."""
+        return self.gpus if self.least is None else self.least
+
+    @model_validator(mode="after")
+    def _least_is_not_more(self) -> Self:
+        if self.least is not None and self.least > self.gpus:
+            raise wrong("least", f"{self.least} is more than gpus ({self.gpus})")
+        return self
 
     @model_validator(mode="after")
     def _both_coordinates(self) -> Self:

@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def lines(result: dict[str, Any]) -> list[str]:
     """The figures that count, and a line a region."""
     waits = ", ".join(f"{name} {_seconds(time)}" for name, time in result["wait_s"].items())
+    hours = result["gpu_hours"]
     rings = ", ".join(f"ring {ring} {100 * share:.2f} %" for ring, share in result["rings"].items())
     found = [
         f"{result['name']}, seed {result['seed']}: {result['requests']:,} requests; {result['service_time']}",
@@ -59,6 +60,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"in region    {_percent(result['in_region_share'])} ({rings})",
         f"wait         {waits}",
         f"utilisation  {_percent(result['utilisation'])}; {result['tables']} new tables",
+        f"GPU-hours    {hours['total']:,.1f}, {_percent(hours['of_fixed'])} of a fixed fleet's",
         f"events       {result['events']:,}, {result['events_per_s'] or 0:,} a second",
         "",
     ]

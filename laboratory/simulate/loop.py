@@ -330,13 +330,19 @@ def _ended(s: State, time: float, payload: int) -> int:
     there = s.regions[at.region]
     if at.doomed > 0:
         # Which of the computations died shows here: each that is under way is as likely.
-        under_way = at.gpus - at.free + at.doomed
+        under_way = at.gpus - at.free + at.doomed + at.leaving
         if uniform(bits(np.uint64(payload), there.ended)) * under_way < at.doomed:
             at.doomed -= 1
             return _NO_JOB
     _count_busy(there, time)
     there.busy -= 1
     there.ended += 1
+    if at.leaving > 0:
+        # The same for those whose GPU goes: nobody takes it.
+        under_way = at.gpus - at.free + at.leaving
+        if uniform(bits(np.uint64(payload), there.ended)) * under_way < at.leaving:
+            at.leaving -= 1
+            return _NO_JOB
     if at.waiting == 0:
         at.free += 1
         return _NO_JOB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ def results(outcome: Outcome) -> dict[str, Any]:
         Without warm-up. `requests` had an end: they were served or failed. `failures`: `refused` by the last
         attempt, or `lost` with the GPU that computed them. `attempts_per_request`: of the edge.
         `in_region_share`: of the served. `wait_s`: all of a served request's time but the computation: delay,
-        ways there and back, backoff. `latency_s`: that and the computation. `rings`: of the served. `events` and
-        `events_per_s`: of the whole run, warm-up included, by processor time. `regions` by name: what happened
-        to its users' requests, and to its GPUs. `series`: at the end of each interval, for the interval.
+        ways there and back, backoff. `latency_s`: that and the computation. `rings`: of the served. `gpu_hours`:
+        that were paid. `events` and `events_per_s`: of the whole run, warm-up included, by processor time.
+        `regions` by name: what happened to its users' requests, and to its GPUs. `series`: at the end of each
+        interval, for the interval.
         All but `events_per_s` is the same for the same scenario and seed.
     """
     fleet, scenario = outcome.experiment.fleet, outcome.experiment.scenario
@@ -57,6 +59,7 @@ def results(outcome: Outcome) -> dict[str, Any]:
         "events": end.events,
         "events_per_s": round(end.events / outcome.loop_s) if outcome.loop_s > 0 else None,
         "service_time": outcome.experiment.times.text,
+        "gpu_hours": _gpu_hours(outcome),
         "regions": {name: _region(outcome, i) for i, name in enumerate(fleet.names)},
         "series": _series(outcome),
     }
@@ -143,8 +146,28 @@ def _series(outcome: Outcome) -> dict[str, Any]:
         "attempts_per_request": [
             _ratio(int((b.tried - a.tried).sum()), int((b.arrived - a.arrived).sum())) for a, b in pairs
         ],
+        "servers": _servers(outcome, [b.time_s for _, b in pairs]),
         "p95_wait_s": [quantile((b.waits - a.waits).sum(axis=0), 0.95) for a, b in pairs],
     }
+
+
+def _gpu_hours(outcome: Outcome) -> dict[str, float]:
+    """What was paid, by region, and as a share of all that the fleet file has."""
+    hours = outcome.experiment.scenario.duration_s / 3600
+    fixed = [region.gpus * hours for region in outcome.experiment.fleet.regions.values()]
+    paid = fixed if outcome.paid_s is None else (outcome.paid_s / 3600).tolist()
+    by_region = {name: round(one, 3) for name, one in zip(outcome.experiment.fleet.names, paid, strict=True)}
+    return {**by_region, "total": round(sum(paid), 3), "of_fixed": round(sum(paid) / sum(fixed), 4)}
+
+
+def _servers(outcome: Outcome, times: list[float]) -> dict[str, list[int]]:
+    """Servers that are paid at these moments."""
+    names = outcome.experiment.fleet.names
+    if not outcome.paid:
+        return {name: [outcome.experiment.fleet.regions[name].gpus] * len(times) for name in names}
+    moments = [at for at, _ in outcome.paid]
+    rows = [outcome.paid[bisect_right(moments, time) - 1][1] for time in times]
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
 def _interval_failures(a: Snapshot, b: Snapshot) -> float | None:
@@ -164,10 +187,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
     series = result["series"]
     names = list(series["demand_rps"])[:_MOST_REGIONS]
     unit, times = _time_axis(series["time_s"])
-    fig = figure(9, 10)
-    panels = fig.subplots(5, 1, sharex=True, height_ratios=[1.1, 1, 1, 0.8, 0.8])
+    fig = figure(9, 12)
+    panels = fig.subplots(6, 1, sharex=True, height_ratios=[1.1, 1, 1, 1, 0.8, 0.8])
     by_region = (
         ("demand_rps", "Requests per second of a region's users", None),
+        ("servers", f"GPU servers that are paid ({result['gpu_hours']['total']:,.0f} hours in all)", None),
         ("utilisation", "GPUs that compute, of all of the region", 1.05),
         ("home_share", "Share of a region's requests that the table keeps at home", 1.05),
     )
@@ -175,15 +199,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
         for i, name in enumerate(names):
             axes.plot(times, series[field][name], linewidth=1.3, **style(i))
         plain(axes, title, top=top)
-    _line(panels[3], times, [None if one is None else 100 * one for one in series["failure_share"]])
-    plain(panels[3], f"Failures, % of requests ({_percent(result['failure_share'])} in all)")
-    _line(panels[4], times, series["p95_wait_s"])
-    plain(panels[4], f"Wait, 95th percentile, s ({_seconds(result['wait_s']['p95'])} in all)")
-    for axes, least in ((panels[3], 1.0), (panels[4], 0.1)):
+    _line(panels[4], times, [None if one is None else 100 * one for one in series["failure_share"]])
+    plain(panels[4], f"Failures, % of requests ({_percent(result['failure_share'])} in all)")
+    _line(panels[5], times, series["p95_wait_s"])
+    plain(panels[5], f"Wait, 95th percentile, s ({_seconds(result['wait_s']['p95'])} in all)")
+    for axes, least in ((panels[4], 1.0), (panels[5], 0.1)):
         axes.set_ylim(0, max(least, axes.get_ylim()[1]))
-    panels[4].set_xlabel(f"time, {unit}", fontsize=9)
+    panels[5].set_xlabel(f"time, {unit}", fontsize=9)
     if unit == "hours":
-        panels[4].xaxis.set_major_locator(_every(3 if times[-1] < 100 else 24))
+        panels[5].xaxis.set_major_locator(_every(3 if times[-1] < 100 else 24))
     fig.suptitle(f"{result['name']}: {result['requests']:,} requests, seed {result['seed']}", x=0.01, ha="left")
     legend(fig, names, panels[0])
     save(fig, path)

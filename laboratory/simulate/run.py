@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from random import Random
 
 import numpy as np
+from numpy.typing import NDArray
 
 from routing.control.state import Shares
 from routing.fleet import Fleet
@@ -23,6 +24,7 @@ from .build import build
 from .compiled import key_of
 from .control_adapter import ControlInTheLoop
 from .demand import rates_of
+from .scaling import Servers
 from .scenario import HOME, LOOP, PLANNED, Experiment, Failure
 from .state import REFUSES, UP, VANISHED, Snapshot, State, take, with_more_events, with_more_jobs
 
@@ -40,6 +42,8 @@ class Outcome:
         homes: {source: share that stays at home} at these points, by the table.
         last: counters when the last job had its end.
         tables: that were published, after the first.
+        paid_s: seconds of servers that were paid, by region, where they come and go.
+        paid: [(time, servers that are paid from then on, by region)], likewise.
         loop_s: processor time of the compiled loop.
         whole_s: processor time of the run, without compiling.
     """
@@ -51,6 +55,8 @@ class Outcome:
     series: list[Snapshot] = field(default_factory=list)
     homes: list[dict[str, float]] = field(default_factory=list)
     tables: int = 0
+    paid_s: NDArray[np.float64] | None = None
+    paid: list[tuple[float, list[int]]] = field(default_factory=list)
     loop_s: float = 0.0
     whole_s: float = 0.0
 
@@ -108,6 +114,9 @@ class Simulation:
         self.loop_s = 0.0
         outcome = Outcome(self.experiment, self.seed, self.snapshot(), self.snapshot())
         Failures(self).plan()
+        servers = Servers(self) if scenario.scaling is not None else None
+        if servers is not None:
+            servers.plan()
         control = ControlInTheLoop(self) if scenario.table == LOOP else None
         if control is not None:
             control.plan()
@@ -121,6 +130,9 @@ class Simulation:
             self._advance(moment)
             heapq.heappop(self._plans)[2]()
         self._advance(scenario.duration_s)
+        if servers is not None:
+            servers.end()
+            outcome.paid_s, outcome.paid = servers.paid_s, servers.paid
         self._drain()
         outcome.last = self.snapshot()
         outcome.tables, outcome.loop_s = self.tables, self.loop_s
@@ -308,7 +320,7 @@ class Failures:
             self._lose_waiting(region, host)
             at = state.hosts[host]
             at["epoch"] += 1
-            at["gpus"], at["free"], at["doomed"] = 0, 0, 0
+            at["gpus"], at["free"], at["doomed"], at["leaving"] = 0, 0, 0, 0
 
     def _lose_waiting(self, region: int, host: int) -> None:
         """Jobs that wait at a dispatcher without a GPU: accepted, and lost."""

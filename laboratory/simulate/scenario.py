@@ -177,6 +177,37 @@ class Failure(Span):
         return self
 
 
+class Scaling(Strict):
+    """GPU servers that come and go; the fleet's `gpus` of a region are the most.
+
+    The values left out are those of the ScaledObject that `render` writes (`scaling` has the rule).
+
+    Attributes:
+        busy_share: of its time that each server is to be busy.
+        least: servers of each region, at least.
+        least_share: the same as a share of the region's `gpus`; the larger counts.
+        start_s: from the decision for a server until it is ready: a pod, weights, warming up.
+        mean_s: over which jobs are averaged.
+        look_s: how often is looked.
+        up_share, up_servers, up_s: at most so many come in that time: a share of what there was, or servers.
+        down_share, down_s: at most such a share goes in that time.
+        settle_s: nobody goes while more were wanted within that time.
+    """
+
+    busy_share: Annotated[Share, Field(gt=0)] = 0.6
+    least: Count = 1
+    least_share: Share = 0.0
+    start_s: Number = 300.0
+    mean_s: Positive = 120.0
+    look_s: Annotated[Positive, Field(ge=1)] = 15.0
+    up_share: Positive = 0.5
+    up_servers: Annotated[Count, Field(ge=1)] = 4
+    up_s: Positive = 60.0
+    down_share: Share = 0.1
+    down_s: Positive = 120.0
+    settle_s: Number = 900.0
+
+
 class Loop(Strict):
     """The control loop and its delays. Smoothing, hysteresis and steps are the fleet's.
 
@@ -207,6 +238,7 @@ class Scenario(Strict):
         service_time, proxies, arrivals, failures, control: the parts.
         table: `control`: the loop makes it. `home`: all at home. `plan`: planned once, for the demand at the start.
             Else a file.
+        scaling: GPU servers come and go; None: they stay.
         retry: instead of the fleet's.
         series_s: distance of the points of the time series; None: a hundredth of the duration.
     """
@@ -222,6 +254,7 @@ class Scenario(Strict):
     table: str = LOOP
     control: Loop = Loop()
     failures: Annotated[tuple[Failure, ...], Items] = ()
+    scaling: Scaling | None = None
     retry: RetryPolicy | None = None
     series_s: Positive | None = None
 
@@ -229,6 +262,8 @@ class Scenario(Strict):
     def _times(self) -> Self:
         if self.warm_up_s >= self.duration_s:
             raise wrong("warm_up_s", f"{self.warm_up_s:g} is not below duration_s ({self.duration_s:g})")
+        if self.scaling is not None and any(one.slowness == 1.0 for one in self.failures):
+            raise wrong("failures", "of GPUs cannot be tried with scaling, which would not know what died")
         if self.series_s is not None and self.duration_s / self.series_s > 100_000:
             raise wrong("series_s", f"{self.series_s:g} makes more than 100,000 points")
         if self.table == LOOP and self.duration_s / self.control.interval_s > MOST_ROUNDS:

@@ -51,6 +51,7 @@ host_type = np.dtype(
         ("region", "i4"),
         ("free", "i4"),
         ("gpus", "i4"),  # that are up
+        ("leaving", "i4"),  # computations on GPUs that go when they end
         ("doomed", "i4"),  # computations on GPUs that have died since, whose jobs are lost already
         ("epoch", "i4"),  # counts deaths: ends of an earlier one are void
         ("waiting", "i4"),

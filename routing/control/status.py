@@ -31,7 +31,8 @@ class RegionStatus:
         threshold: share above which it sends overflow away.
         load: share of its ready GPU servers that computes.
         waiting: jobs in its dispatchers' queues.
-        gpus, gpus_ready, gpus_missing: of the fleet file, that are ready, and the difference.
+        gpus, gpus_ready, gpus_missing: of the fleet file, that are ready, and the difference; where servers come and
+            go (`least`), the difference to the least.
         cost_s, load_per_rps: seconds of a GPU server that a request takes; load that one more per second costs.
         attempts: of a job of its users.
         delay_share: of its users' jobs that wait before their first attempt.

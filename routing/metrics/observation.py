@@ -66,7 +66,7 @@ class RegionSeen:
         retries_rps: attempts after the first, of its users' jobs.
         capacity_rps: jobs that its ready GPUs can compute.
         gpus_ready: GPU servers that its dispatchers find ready, busy or not.
-        gpus_missing: GPU servers of the fleet file that are not ready.
+        gpus_missing: GPU servers of the fleet file that are not ready; where they come and go, of the least.
         load: share of its ready GPU servers that computes.
         waiting: jobs in its dispatchers' queues.
         cost_s: time of a GPU server that one request takes.

@@ -197,14 +197,14 @@ class Regions:
     ) -> RegionSeen:
         demand, retries, over_s, gone = self._demand(name, traffic, now, problems)
         ready = self._ready(name, now, problems)
-        expected, cost_s = self._fleet.regions[name].gpus, self._costs.cost_s(name)
+        expected, cost_s = self._fleet.regions[name].expected, self._costs.cost_s(name)
         return RegionSeen(
             demand_rps=demand,
             over_s=over_s,
             retries_rps=retries,
             capacity_rps=None if ready is None else ready / cost_s,
             gpus_ready=ready,
-            gpus_missing=None if ready is None else expected - ready,
+            gpus_missing=None if ready is None else max(0, expected - ready),
             load=min(1.0, busy / ready) if ready and busy is not None else None,
             waiting=None if busy is None else sum(one.waiting for one in self._dispatchers[name].values()),
             cost_s=cost_s,

@@ -68,6 +68,17 @@ def test_a_field_that_a_schema_does_not_know_is_found(overlays, check):
             check(broken)
 
 
+def test_the_control_loop_knows_how_many_servers_a_scaler_keeps(overlays):
+    for resources in overlays.values():
+        (files,) = [one["data"] for name, one in of_kind(resources, "ConfigMap").items() if name.startswith("fleet-")]
+        regions = yaml.safe_load(files["fleet.yaml"])["regions"]
+        assert {name: one.get("least") for name, one in regions.items()} == {
+            "us-east": 24,
+            "eu-west": None,
+            "sa-east": None,
+        }
+
+
 def test_a_region_has_what_its_part_of_the_fleet_says(overlays):
     found = {region: set(of_kind(resources, "Deployment")) for region, resources in overlays.items()}
     assert found == {

@@ -101,6 +101,7 @@ def delete(path):
         (change_value("thresholds/1/rings", 2), "thresholds.1.rings: unknown key; did you mean ring?"),
         (change_value("colour", "red"), "colour: unknown key; known are chunk,"),
         (change_value("regions/us-east/gpus", -3), "regions.us-east.gpus: should be greater than or equal to 0"),
+        (change_value("regions/us-east/least", 121), "regions.us-east.least: 121 is more than gpus (120)"),
         (change_value("regions/us-east/gpus", 2.5), "regions.us-east.gpus: should be a whole number, and is 2.5"),
         (change_value("regions/us-east/gpus", True), "regions.us-east.gpus: should be a whole number, and is True"),
         (change_value("regions/us-east/gpus", "12"), "regions.us-east.gpus: should be a whole number, and is '12'"),

@@ -81,6 +81,17 @@ def test_refusals_cost_nothing(watch):
     assert observe().regions["a"].cost_s == pytest.approx(before, rel=0.02)
 
 
+def test_servers_that_a_scaler_sent_away_are_not_missing_and_those_below_the_least_are(watch):
+    known, observe = watch(40, 40, regions={"a": {"gpus": 40, "least": 10}, "b": {"gpus": 40}})
+    warm(known, observe)
+    up = known.dispatchers[known.dispatcher("a")]
+    for ready, missing in ((12, 0), (10, 0), (7, 3)):
+        up["up"] = ready
+        known.work(2.0, {"a": 1.0, "b": 1.0})
+        a = observe().regions["a"]
+        assert (a.gpus_ready, a.gpus_missing) == (ready, missing)
+
+
 @pytest.mark.parametrize("lost", [19, 25, 39])
 def test_a_region_that_loses_half_of_its_gpus_is_planned_with_what_is_left_at_once_and_for_good(watch, lost):
     known, observe = watch(40, 40)
