@@ -87,11 +87,11 @@ class _Region:
         """Text of each file, by its path in the overlay."""
         edge = edge_files(self.fleet, self.name, self.table)
         found = {f"edge/{name}": text for name, text in edge.items()}
-        content = self.fleet.model_dump(mode="json", by_alias=True, exclude_none=True)
+        fleet = self.fleet.model_dump(mode="json", by_alias=True, exclude_none=True)
         for name, region in self.settings.regions.items():
             if region.scaling is not None:  # the control loop is to know who was scaled down from who is lost
-                content["regions"][name]["least"] = region.scaling.least
-        found[_FLEET] = yaml_text(content)
+                fleet["regions"][name]["least"] = region.scaling.least
+        found[_FLEET] = yaml_text(fleet)
         dispatchers = self.fleet.places()[self.name].dispatchers
         for name, content in secrets.items():
             found |= {f"{_SECRETS}/{name}.{file}": text for file, text in content.items()}
