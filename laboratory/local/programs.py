@@ -17,6 +17,7 @@ from routing.files import write_atomically, yaml_text
 from routing.metrics.pages import targets
 from routing.metrics.prometheus import MorePage, scrape_config
 from routing.proxies import Programs, Proxy
+from routing.rollout.counters import PATH as JOBS_PATH
 
 from .layout import CONTROL, FLEET, LEDGERS, PROXIES, Layout
 from .records import Component
@@ -156,6 +157,12 @@ def prometheus(layout: Layout) -> Component | None:
         return None
     config = layout.folder / "prometheus.yml"
     more = [MorePage("control", "", f"http://{layout.control}/metrics")]
+    # What became of the jobs of each version of the model: `routing judge` compares them.
+    more += [
+        MorePage("dispatcher", region, f"http://{one.admin}{JOBS_PATH}")
+        for region, place in layout.places.items()
+        for one in place.dispatchers
+    ]
     # Where there is a repository around this package, the rules that operators take are tried here as well.
     rules = [str(path) for path in sorted(_RULES.glob("*.yml"))]
     write_atomically(config, yaml_text(scrape_config(targets(layout.fleet), more=more, rules=rules)))

@@ -1,5 +1,6 @@
 """The judge: how often it is wrong, however often it looks, and what it says of counters."""
 
+import json
 import random
 from math import log
 
@@ -110,6 +111,27 @@ def test_counters_grow_from_the_first_reading_on_and_through_restarts(fake_serve
     assert (found.failed, found.refused, found.timed, found.slower(0.4)) == (2, 2, 15, 0)
     assert found.models == {"b"}
     assert growth.tally("stable").jobs == 0
+
+
+def test_a_prometheus_has_the_counters_of_each_dispatcher(fake_server):
+    def answer(*values):
+        own = {"__name__": "stillmotion_dispatcher_jobs_total", "version": "candidate", "code": "200", "by": "server"}
+        series = [
+            {"metric": {**own, "instance": f"d{i}", "region": "a", "job": "x"}, "value": [1.0, value]}
+            for i, value in enumerate(values)
+        ]
+        return 200, json.dumps({"status": "success", "data": {"result": series}})
+
+    server, growth = fake_server(answer("5", "100")), Growth()
+    source = Prometheus(server.url, 'region="a"')
+    growth.take(source.read())
+    server.answer = answer("8", "110")
+    growth.take(source.read())
+    assert growth.tally("candidate").jobs == 13
+    assert "region%3D%22a%22" in server.asked[0]
+    server.answer = 200, '{"status": "error", "error": "parse error"}'
+    with pytest.raises(RoutingError, match="refuses the question: parse error"):
+        source.read()
 
 
 def test_where_nothing_can_be_read_it_says_where(fake_server):
