@@ -14,8 +14,7 @@ import torch
 from ..clips import MOTIONS, ClipBatch, ClipGenerator
 from ..errors import ModelError
 from ..machine import dtype_name
-from ..model.guidance import Guidance
-from .judging import Candidate, Sampling, Trial, to_size
+from .judging import BesideTeacher, Candidate, Sampling, Trial, beside_teacher, candidates_of, to_size
 from .perception import Perception, frechet_distance
 
 if TYPE_CHECKING:
@@ -90,24 +89,8 @@ class EvaluationResult:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A student beside its teacher: the same pictures, captions and noise, timed in the same run.
-
-    Attributes:
-        teacher: in full.
-        undistilled_guided: the teacher at the student's steps, with all its guidance branches.
-        undistilled: the teacher with as many passes as the student has, without guidance.
-        student: as it was made for.
-    """
-
-    teacher: EvaluationResult
-    undistilled_guided: EvaluationResult
-    undistilled: EvaluationResult
-    student: EvaluationResult
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        return asdict(self)
+class Comparison(BesideTeacher[EvaluationResult]):
+    """A student beside its teacher on generated clips, timed in the same run."""
 
 
 def evaluate(
@@ -179,14 +162,9 @@ def compare_students(
     for student in students.values():
         _check(student, teacher, clips=clips, batch=batch, seeds_per_clip=seeds_per_clip)
     side = _side(teacher.pipe)
-    candidates = {"teacher": Candidate(teacher)}
-    for name, student in students.items():
-        steps, passes = student.info.steps, student.info.passes
-        candidates[f"guided {steps}"] = Candidate(teacher, Sampling.of(teacher.pipe, steps=steps))
-        candidates[f"undistilled {passes}"] = Candidate(teacher, Sampling(passes, Guidance(1.0, 1.0)))
-        candidates[f"student {name}"] = Candidate(student)
     trials = {
-        key: Trial(candidate, side, seeds_per_clip, perception or Perception()) for key, candidate in candidates.items()
+        key: Trial(candidate, side, seeds_per_clip, perception or Perception())
+        for key, candidate in candidates_of(students, teacher).items()
     }
     for number, (held_out, seeds) in enumerate(_batches(teacher, side, clips, seed, batch)):
         if number == 0:
@@ -208,15 +186,7 @@ def compare_students(
         )
         for key, trial in trials.items()
     }
-    return {
-        name: Comparison(
-            teacher=results["teacher"],
-            undistilled_guided=results[f"guided {student.info.steps}"],
-            undistilled=results[f"undistilled {student.info.passes}"],
-            student=results[f"student {name}"],
-        )
-        for name, student in students.items()
-    }
+    return {name: Comparison(*beside_teacher(name, student, results)) for name, student in students.items()}
 
 
 def _batches(model: Animator, side: int, clips: int, seed: int, batch: int) -> Iterator[tuple[ClipBatch, list[int]]]:

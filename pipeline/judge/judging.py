@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from .perception import Perception, clip_consistency, clip_score
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
     from ..serve.engine import Animator
+
+R = TypeVar("R")
+"""Figures of one candidate."""
 
 # Further seeds of a clip lie this far apart: no other clip's, for up to a million clips.
 _SEEDS_APART = 1_000_003
@@ -141,6 +144,44 @@ class Candidate:
                 **self.options,
             ).frames
         return cast(Tensor, video.float().cpu().transpose(1, 2))
+
+
+def candidates_of(students: Mapping[str, Animator], teacher: Animator) -> dict[str, Candidate]:
+    """Return what students are judged with: their teacher, in full and with as few steps or passes, and themselves."""
+    candidates = {"teacher": Candidate(teacher)}
+    for name, student in students.items():
+        steps, passes = student.info.steps, student.info.passes
+        candidates[f"guided {steps}"] = Candidate(teacher, Sampling.of(teacher.pipe, steps=steps))
+        candidates[f"undistilled {passes}"] = Candidate(teacher, Sampling(passes, Guidance(1.0, 1.0)))
+        candidates[f"student {name}"] = Candidate(student)
+    return candidates
+
+
+def beside_teacher(name: str, student: Animator, results: Mapping[str, R]) -> tuple[R, R, R, R]:
+    """Return the fields of `BesideTeacher`, from the results of all candidates."""
+    keys = ("teacher", f"guided {student.info.steps}", f"undistilled {student.info.passes}", f"student {name}")
+    full, guided, alone, own = (results[key] for key in keys)
+    return full, guided, alone, own
+
+
+@dataclass(frozen=True)
+class BesideTeacher(Generic[R]):
+    """A student beside its teacher: the same pictures, captions and noise.
+
+    Attributes:
+        teacher: in full.
+        undistilled_guided: the teacher at the student's steps, with all its guidance branches.
+        undistilled: the teacher with as many passes as the student has, without guidance.
+        student: as it was made for.
+    """
+
+    teacher: R
+    undistilled_guided: R
+    undistilled: R
+    student: R
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return {field.name: getattr(self, field.name).to_dict() for field in fields(self)}
 
 
 @dataclass

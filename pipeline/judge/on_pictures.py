@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..media.images import centre_crop, to_tensor
-from ..model.guidance import Guidance
-from .judging import Candidate, Sampling
+from .judging import BesideTeacher, Candidate, Sampling, beside_teacher, candidates_of
 from .metrics import diversity, flicker, psnr_db, ssim
 from .perception import Perception, clip_consistency, clip_score
 from .photographs import Picture
@@ -100,25 +99,8 @@ class PictureResult:
         return {**asdict(self), **dict.fromkeys(_NEED_TRUE_CLIPS)}
 
 
-@dataclass(frozen=True)
-class PictureComparison:
-    """A student beside its teacher: the same pictures, captions and noise. Fields as `Comparison` has them."""
-
-    teacher: PictureResult
-    undistilled_guided: PictureResult
-    undistilled: PictureResult
-    student: PictureResult
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        return {
-            name: result.to_dict()
-            for name, result in (
-                ("teacher", self.teacher),
-                ("undistilled_guided", self.undistilled_guided),
-                ("undistilled", self.undistilled),
-                ("student", self.student),
-            )
-        }
+class PictureComparison(BesideTeacher[PictureResult]):
+    """A student beside its teacher on pictures."""
 
 
 def evaluate_on_pictures(
@@ -185,23 +167,9 @@ def compare_students_on_pictures(
 
     Arguments and errors as `compare_on_pictures` has them.
     """
-    candidates = {"teacher": Candidate(teacher)}
-    for name, student in students.items():
-        steps, passes = student.info.steps, student.info.passes
-        candidates[f"guided {steps}"] = Candidate(teacher, Sampling.of(teacher.pipe, steps=steps))
-        candidates[f"undistilled {passes}"] = Candidate(teacher, Sampling(passes, Guidance(1.0)))
-        candidates[f"student {name}"] = Candidate(student)
-    first = next(iter(students.values()))
+    first, candidates = next(iter(students.values())), candidates_of(students, teacher)
     results = _judge(first, candidates, pictures, seed, on_progress, seeds_per_clip, perception, features)
-    return {
-        name: PictureComparison(
-            teacher=results["teacher"],
-            undistilled_guided=results[f"guided {student.info.steps}"],
-            undistilled=results[f"undistilled {student.info.passes}"],
-            student=results[f"student {name}"],
-        )
-        for name, student in students.items()
-    }
+    return {name: PictureComparison(*beside_teacher(name, student, results)) for name, student in students.items()}
 
 
 def _judge(
