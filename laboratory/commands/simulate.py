@@ -20,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arrivals", type=Path, metavar="CSV", help=text)
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the scenario's")
     parser.add_argument("--plot", type=png, metavar="PNG", help="draw demand, load, shares, failures and waits there")
+    text = "also find the highest demand at which 0.1 % fail at most, and 95 % wait for a job's time at most"
+    parser.add_argument("--highest", action="store_true", help=text)
     text = "write the arrivals there, as --arrivals and load tests read them"
     parser.add_argument("--trace", type=Path, metavar="CSV", help=text)
 
@@ -41,6 +43,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from ..simulate.build import arrivals
 
         write_trace(arrivals(experiment, outcome.seed), options.trace)
+    if options.highest:
+        from ..simulate.highest import Goal, highest_load
+
+        found["highest"] = highest_load(experiment, Goal(), options.seed)
     if options.plot is not None:
         from ..simulate.results import plot
 
@@ -64,6 +70,12 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"events       {result['events']:,}, {result['events_per_s'] or 0:,} a second",
         "",
     ]
+    if (highest := result.get("highest")) is not None:
+        text = "at none: not even at hardly any demand"
+        if highest["factor"] is not None:
+            busy = f"the GPUs busy {_percent(highest['utilisation'])}"
+            text = f"{highest['factor']:.2f} times this demand, {busy}, p95 wait {_seconds(highest['p95_wait_s'])}"
+        found.append(f"objectives hold up to {text}")
     width = max(8, *(len(name) for name in result["regions"]))
     found.append(f"{'region':<{width}}   requests   refused  attempts  at home  utilisation  p95 wait")
     for name, one in result["regions"].items():
