@@ -107,6 +107,8 @@ def _kept_in_float32(module: nn.Module, dtype: torch.dtype) -> set[str]:
     kept = set(getattr(module, "_keep_in_fp32_modules", None) or ())
     if isinstance(module, PreTrainedModel) and dtype is torch.bfloat16:
         kept = set()
+    if isinstance(module, PreTrainedModel):
+        kept.add("inv_freq")  # of rotary embeddings: computed when it is loaded, in float32
     return kept | set(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
 
 

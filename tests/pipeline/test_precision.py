@@ -25,6 +25,8 @@ from pipeline.optimise.precision import (
 )
 from pipeline.optimise.prepared import prepare_once
 
+from .small_checkpoints import SMALL
+
 PARTS = ("unet", "text_encoder", "vae", "image_encoder")
 
 
@@ -258,3 +260,17 @@ def test_a_fast_precision_that_shows_is_not_chosen():
         Trial("vae", "bfloat16", 0.5, LEAST_PSNR_DB, finite=True),
     ]
     assert choose(trials, GPU) == {"unet": torch.float32, "vae": torch.bfloat16}
+
+
+def test_what_is_cast_is_what_is_loaded_in_that_precision(tmp_path):
+    """Of HunyuanVideo-1.5 too, whose text encoder computes frequencies when it is loaded."""
+    SMALL["hunyuanvideo-1.5"]().save_pretrained(tmp_path / "whole")
+    cast = ImageAnimationPipeline.from_pretrained(tmp_path / "whole")
+    set_precision(cast, torch.bfloat16)
+    cast.save_pretrained(tmp_path / "cast")
+    loaded = ImageAnimationPipeline.from_pretrained(tmp_path / "cast", dtype="stored")
+    for name, part in cast.components.items():
+        if isinstance(part, nn.Module):
+            theirs = dict(getattr(loaded, name).named_buffers()) | dict(getattr(loaded, name).named_parameters())
+            mine = dict(part.named_buffers()) | dict(part.named_parameters())
+            assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items()), name
