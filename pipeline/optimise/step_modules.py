@@ -178,7 +178,7 @@ class HunyuanVideo15Step(StepModule):
     """
 
     def forward(self, latents: Tensor, timestep: Tensor, *prepared: Tensor) -> Tensor:
-        compiles = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+        compiles = torch.compiler.is_compiling() or torch.compiler.is_exporting()
         network: Any = _FixedShapes(self.network) if compiles else self.network
         return self.family.predict(network, latents, timestep, self.cond_of(prepared))
 
