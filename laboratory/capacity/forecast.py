@@ -58,7 +58,7 @@ class Forecast:
 
 
 def forecast(history: History, weeks_ahead: int) -> Forecast | None:
-    """Forecast a week; None where the history is too short.
+    """Forecast a week; None where the history is too short, or has no demand to compare.
 
     Args:
         history: of the past.
@@ -67,8 +67,11 @@ def forecast(history: History, weeks_ahead: int) -> Forecast | None:
     past = whole_weeks(history)  # (weeks, 168, regions)
     if len(past) < LEAST_WEEKS:
         return None
-    ratios = np.stack([past[n] / _ahead(past[:n], 1)[0] for n in range(_FIRST, len(past))])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.stack([past[n] / _ahead(past[:n], 1)[0] for n in range(_FIRST, len(past))])
     ratios[~np.isfinite(ratios) | (ratios <= 0)] = np.nan
+    if np.isnan(ratios).all():
+        return None
     busy = past[_FIRST:] >= np.nanquantile(past[_FIRST:], _BUSY, axis=1, keepdims=True)
     peaks = np.where(busy, ratios, np.nan)
     rps, growth = _ahead(past, weeks_ahead)
@@ -83,7 +86,7 @@ def whole_weeks(history: History) -> NDArray[np.float64]:
     first = np.flatnonzero(np.diff(hours, prepend=hours[0] - 1))
     highest = np.fmax.reduceat(history.rps, first, axis=0)
     count = len(first) // HOURS
-    last = highest[len(first) - count * HOURS :].reshape(count, HOURS, -1)
+    last = highest[len(first) - count * HOURS :].reshape(count, HOURS, highest.shape[1])
     begins = int(hours[first[len(first) - count * HOURS]]) + _HOURS_BEFORE_1970 if count else 0
     return np.roll(last, begins % HOURS, axis=1)
 
@@ -109,7 +112,10 @@ def results(history: History, fleet: Fleet, planning: Planning, service_s: float
     found = forecast(history, ahead)
     if found is None:
         weeks = len(whole_weeks(history))
-        note = f"the whole weeks of the history are {weeks}, and a forecast takes {LEAST_WEEKS}; its peak counts"
+        why = f"the whole weeks of the history are {weeks}, and a forecast takes {LEAST_WEEKS}"
+        if weeks >= LEAST_WEEKS:
+            why = "the last weeks of the history have no demand to compare with that of those before"
+        note = f"{why}; its peak counts"
         return {"weeks_ahead": ahead, "note": note}
     by_quantile = gpus(found, ahead, fleet, planning, service_s)
     return {

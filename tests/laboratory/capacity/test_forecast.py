@@ -65,3 +65,6 @@ def test_people_are_told_and_a_short_history_says_so(forecast, rows):
     short = "No forecast: the whole weeks of the history are 1, and a forecast takes 4; its peak counts."
     assert short in forecast(rows(days=13))
     assert forecast(rows(days=28), "--json", forecast_weeks=0) == {}
+    assert "No forecast: the whole weeks of the history are 0" in forecast(rows(days=3))
+    nobody_before = [(time, region, n if i >= 3 * 24 * 27 else 0) for i, (time, region, n) in enumerate(rows(days=28))]
+    assert "No forecast: the last weeks of the history have no demand" in forecast(nobody_before)
