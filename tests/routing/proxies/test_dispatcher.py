@@ -199,12 +199,12 @@ def test_jobs_that_waited_in_line_do_not_make_the_line_shorter(running):
 
     async def scenario():
         def change(content):
-            with_line(0.6)(content)
-            content["service_time_s"] = 0.03  # twenty places
+            with_line(2.4)(content)
+            content["service_time_s"] = 0.12  # twenty places
 
-        async with running({"a": 1}, edges=[], change=change, service_s=0.03) as fleet:
-            for _ in range(6):
-                assert statuses(await asyncio.gather(*[send(fleet) for _ in range(15)])) == {200: 15}
+        async with running({"a": 1}, edges=[], change=change, service_s=0.12) as fleet:
+            for _ in range(3):
+                assert statuses(await asyncio.gather(*[send(fleet) for _ in range(10)])) == {200: 10}
             release = fleet.hold()
             jobs = [send(fleet) for _ in range(31)]
             await fleet.holds(lambda: any(job.done() for job in jobs))
