@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -189,6 +190,9 @@ class Host:
 
     def start(self) -> None:
         """Load and warm up in the background."""
+        # The computing thread holds Python's lock much of the time. Whoever else wants it, for a refusal or a health
+        # check, waits for 5 ms by default, and some twice for one request.
+        sys.setswitchinterval(0.001)
         self._metrics = self._make_metrics()
         self.tracing = make_tracing(self.settings)
         self.executor.submit(self._prepare)
