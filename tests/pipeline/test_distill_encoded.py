@@ -19,6 +19,7 @@ from pipeline.errors import StillmotionError
 from pipeline.media.video import encode
 
 from .test_distill_flows import teacher_of
+from .trained import SAME, apart
 
 SETTINGS = DistillSettings(student_steps=2, teacher_steps=4, updates=3, learning_rate=1e-3, warmup=1)
 CAPTIONS = ("a red circle moves up", "a blue star grows", "a red circle moves up")
@@ -70,8 +71,7 @@ def test_each_caption_and_picture_is_encoded_once_and_the_student_is_the_same(fo
     assert (sum(texts), sum(pictures)) == (3, 3)  # two captions and the negative prompt
     said = "3 texts and 3 pictures are encoded once: 6 passes of the encoders, where 6 clips would take 18"
     assert said in capsys.readouterr().err
-    found, wanted = weights(once), weights(plain)
-    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-4
+    assert apart(weights(once).values(), weights(plain).values()) < SAME
 
     # The text encoder makes room for the student until all is over.
     assert (teacher.text_encoding.placement, once.text_encoding.placement) == ("offload", "offload")
@@ -144,7 +144,7 @@ def test_clips_of_videos_are_encoded_once_each_and_the_student_is_the_same(name,
 
     (plain, each), (once, few) = trained(False), trained(True)
     assert few < each
-    assert max(float((once[key] - plain[key]).abs().max()) for key in plain) < 1e-4
+    assert apart(once.values(), plain.values()) < SAME
     passes = 3 + 4 * (2 if trajectory == "forward" else 1)
     assert f"3 texts and 4 clips of videos are encoded once: {passes} passes" in capsys.readouterr().err
 
