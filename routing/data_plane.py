@@ -66,8 +66,8 @@ class Dispatcher(Strict):
         gpus: in place of `servers`, where these come and go: the most that there will be. On Kubernetes the
             dispatcher finds them by name.
         admin: where it tells of itself: `/metrics`, which the control loop and Prometheus read, `/livez`, `/readyz`.
-            Nothing there changes it, and others than the operator should not reach it all the same. Left out: the
-            host of `address`, with port 9902.
+            Nothing there changes it, but it gives jobs to idle GPUs (`routing.rollout.shadow`), and others than the
+            operator should not reach it. Left out: the host of `address`, with port 9902.
     """
 
     address: Address
@@ -190,6 +190,10 @@ def _collector(text: str) -> str:
     return text
 
 
+NamedAddress = Annotated[str, AfterValidator(_collector)]
+"""Name or IP address, and port, as text."""
+
+
 class Tracing(Strict):
     """Traces of requests, by OpenTelemetry: OTLP over HTTP, `POST /v1/traces`.
 
@@ -198,13 +202,25 @@ class Tracing(Strict):
         share: of the requests at an edge. Who is traced there is traced all the way.
     """
 
-    collector: Annotated[str, AfterValidator(_collector)]
+    collector: NamedAddress
     share: Share = 0.01
 
     @property
     def url(self) -> str:
         """Where traces are sent."""
         return f"http://{self.collector}/v1/traces"
+
+
+class ShadowTraffic(Strict):
+    """Copies of users' requests for a model that proves itself (docs/rollout.md).
+
+    Attributes:
+        share: of the jobs at an edge that are copied.
+        receiver: name or address, and port, of what takes copies. Nobody has to be there. Left out: this machine.
+    """
+
+    share: Share = 0.05
+    receiver: NamedAddress = "127.0.0.1:9907"
 
 
 class DataPlane(Strict):
@@ -219,6 +235,7 @@ class DataPlane(Strict):
         api_keys: YAML file, `client name: key`; None: who reaches an edge may use it.
         access_log: edges write a line of JSON for each request to their standard output.
         tracing: where traces are sent; None: nowhere.
+        shadow: copies of users' requests; None: none.
         rate_limit: of each API key at an edge; None: none.
     """
 
@@ -230,6 +247,7 @@ class DataPlane(Strict):
     api_keys: Annotated[str, Field(min_length=1)] | None = None
     access_log: bool = True
     tracing: Tracing | None = None
+    shadow: ShadowTraffic | None = None
     rate_limit: RateLimit | None = None
 
     @model_validator(mode="after")

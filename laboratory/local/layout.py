@@ -21,13 +21,17 @@ from routing.schema import validated
 
 CONTROL, PROXIES, LEDGERS = "control", "proxies", "ledgers"
 FLEET = "fleet.yaml"
-_OF_THE_FLEET = 2  # ports: control loop, Prometheus
+
+
+def _of_the_fleet(fleet: Fleet) -> int:
+    """How many ports no region has: control loop, Prometheus, and what takes copies of requests."""
+    return 2 + (fleet.data_plane.shadow is not None)
 
 
 def ports_needed(fleet: Fleet) -> int:
     """How many ports in a row a fleet takes."""
     places = loopback_places(_gpus(fleet), 1024)
-    return _OF_THE_FLEET + sum(4 + len(place.servers) for place in places.values())
+    return _of_the_fleet(fleet) + sum(4 + len(place.servers) for place in places.values())
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Layout:
             base: folder that the paths of certificates and keys are seen from.
             service_time_s: mean of the stand-ins, whose only load is time; None: real servers.
         """
-        places = loopback_places(_gpus(fleet), first_port + _OF_THE_FLEET)
+        places = loopback_places(_gpus(fleet), first_port + _of_the_fleet(fleet))
         content = _plain(fleet)
         plane = {
             "places": {name: _plain(place) for name, place in places.items()},
@@ -75,8 +79,10 @@ class Layout:
         content["metrics"].pop("prometheus", None)
         if service_time_s is not None:
             content["service_time_s"] = service_time_s
-        at = [f"127.0.0.1:{first_port + i}" for i in range(_OF_THE_FLEET)]
-        return cls(validated(Fleet, content), folder, *at)
+        control, prometheus, *more = (f"127.0.0.1:{first_port + i}" for i in range(_of_the_fleet(fleet)))
+        if more:
+            content["data_plane"]["shadow"]["receiver"] = more[0]
+        return cls(validated(Fleet, content), folder, control, prometheus)
 
     @property
     def places(self) -> Mapping[str, Place]:

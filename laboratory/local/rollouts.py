@@ -18,7 +18,8 @@ from routing.jobs import Jobs
 from routing.rollout.counters import Pages
 from routing.rollout.probe import ask
 from routing.rollout.runner import Rollout, Watch
-from routing.rollout.settings import SLOW_JOBS, RolloutSettings
+from routing.rollout.settings import SLOW_JOBS, Probe, RolloutSettings
+from routing.rollout.shadow import Shadow
 from routing.rollout.state import Order, State
 
 from .gpu import NAME as STAND_IN
@@ -66,9 +67,8 @@ def start(folder: Path, model: str, file: Path | None, faults: str = "{}") -> di
         # Another service takes another form.
         probe = settings.probe if fleet.jobs.paths[0] == Jobs().paths[0] else None
         base = file.parent if file is not None else Path()
-        return {
-            "action": "start",
-            **Rollout(
+        with _shadow(fleet, probe) as shadow:
+            rollout = Rollout(
                 settings=settings,
                 stable=stable,
                 candidate=candidate,
@@ -78,10 +78,9 @@ def start(folder: Path, model: str, file: Path | None, faults: str = "{}") -> di
                 slow_s=settings.limits.slow_s or SLOW_JOBS * fleet.service_time_s,
                 journal=_journal(folder),
                 folder=place,
+                clips=shadow.clips if shadow else None,
             )
-            .run()
-            .model_dump(mode="json"),
-        }
+            return {"action": "start", **rollout.run().model_dump(mode="json")}
 
 
 def status(folder: Path) -> dict[str, Any]:
@@ -121,6 +120,18 @@ def end(folder: Path, what: Literal["promote", "abort"]) -> dict[str, Any]:
         over.write(place)
         _journal(folder).note("rollout", f"{phase}: {over.why}", candidate=state.candidate)
     return {"action": what, **over.model_dump(mode="json")}
+
+
+@contextmanager
+def _shadow(fleet: Fleet, probe: Probe | None) -> Iterator[Shadow | None]:
+    """Take copies of users' requests where the fleet's edges send them, and its service makes clips."""
+    settings = fleet.data_plane.shadow
+    if settings is None or probe is None:
+        yield None
+        return
+    pages = [f"http://{one.admin}" for place in fleet.places().values() for one in place.dispatchers]
+    with Shadow(pages, fleet.jobs, probe.limit_s).listening(settings.receiver) as shadow:
+        yield shadow
 
 
 def _running(folder: Path) -> tuple[About, Fleet]:

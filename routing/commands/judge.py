@@ -6,12 +6,15 @@ With `--listen` it is a page that others ask again and again, as an AnalysisTemp
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..rollout.counters import Source
     from ..rollout.settings import Limits
+    from ..rollout.shadow import Shadow
 
 NAME = "judge"
 HELP = "compare two versions of the model that run side by side: exit status 0 pass, 1 fail, 3 cannot tell"
@@ -36,13 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--for", type=float, default=600.0, dest="for_s", metavar="S", help=text)
     text = "serve GET /verdict?candidate=NAME there instead; counting begins when a name is first heard"
     parser.add_argument("--listen", metavar="ADDRESS", help=text)
+    text = "take copies of users' requests there, and compare the clips that idle servers make of them"
+    parser.add_argument("--shadow", metavar="ADDRESS", help=text)
     parser.add_argument("--every", type=float, default=5.0, dest="every_s", metavar="S", help="(default: 5)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Judge."""
     from ..errors import InputError
-    from ..rollout.judging import judged, probed, serve
+    from ..rollout.judging import Judge, judged, probed, serve
     from ..rollout.settings import Probe, RolloutSettings
 
     settings = RolloutSettings.read(options.file) if options.file else RolloutSettings()
@@ -50,13 +55,38 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("for_s", "every_s"):
         if not 0 < getattr(options, name) <= 1e6:
             raise InputError(f"--{name.removesuffix('_s')}: should be above 0, and a million at most")
-    if options.listen is not None:
-        serve(options.listen, source, settings.limits, slow_s)
-        return {"verdict": "cannot tell", "why": "it was told to end"}
-    base = options.file.parent if options.file is not None else Path()
-    if options.probe and (why := probed(options.probe, settings.probe or Probe(), base)):
-        return {"verdict": "fail", "why": why}
-    return judged(source, settings.limits, slow_s, options.for_s, options.every_s)
+    probe = settings.probe or Probe()
+    with _shadow(options, source, probe.limit_s) as shadow:
+
+        def new() -> Judge:
+            return Judge(source, settings.limits, slow_s, shadow.clips if shadow else None)
+
+        if options.listen is not None:
+            serve(options.listen, new)
+            return {"verdict": "cannot tell", "why": "it was told to end"}
+        base = options.file.parent if options.file is not None else Path()
+        if options.probe and (why := probed(options.probe, probe, base)):
+            return {"verdict": "fail", "why": why}
+        return judged(new(), options.for_s, options.every_s)
+
+
+@contextlib.contextmanager
+def _shadow(options: argparse.Namespace, source: Source, limit_s: float) -> Iterator[Shadow | None]:
+    """Take copies of users' requests, if it is wanted."""
+    from ..errors import InputError
+    from ..fleet import load_fleet
+    from ..jobs import Jobs
+    from ..rollout.counters import Pages
+    from ..rollout.shadow import Shadow
+
+    if options.shadow is None:
+        yield None
+        return
+    if not isinstance(source, Pages):
+        raise InputError("--shadow: wants --fleet or --pages: dispatchers, which know the idle servers")
+    jobs = load_fleet(options.fleet).jobs if options.fleet is not None else Jobs()
+    with Shadow(source.urls, jobs, limit_s).listening(options.shadow) as shadow:
+        yield shadow
 
 
 def lines(result: dict[str, Any]) -> list[str]:

@@ -6,5 +6,6 @@
 - `judge`: stable against candidate: pass, fail, or cannot tell.
 - `judging`: the judge as a program, and as a page.
 - `probe`: the same request to both versions, whose clips are compared.
+- `shadow`: copies of users' requests, animated by both versions while GPUs are idle.
 - `runner`: a whole rollout, over servers that somebody else moves.
 """

@@ -1,7 +1,8 @@
 """Stable against candidate: is the candidate as good, to the margins, or worse, or can it not be told yet?
 
 Each share has an interval that holds at any time (`confidence`), so that one may look as often as one likes and stop as
-soon as one knows. The error is divided among the comparisons and their two sides. A comparison fails when even the
+soon as one knows. The error is divided among the comparisons and their two sides. Clips of copied requests can fail a
+candidate, and hold none up: they are compared when GPUs are idle, which may be never. A comparison fails when even the
 best that chance allows the candidate is worse than the worst that it allows the stable version, by more than the
 margin; it passes when the worst of the candidate is within the margin of the best of the stable version.
 """
@@ -38,14 +39,34 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Clips:
+    """Pairs of clips that both versions made of the same requests.
+
+    Attributes:
+        compared: pairs.
+        wrong: those of which the candidate's is none, or has something wrong with it.
+        text: more for people.
+    """
+
+    compared: int
+    wrong: int
+    text: str = ""
+
+    def since(self, first: Clips) -> Clips:
+        """Return what came after an earlier comparison."""
+        return Clips(self.compared - first.compared, self.wrong - first.wrong, self.text)
+
+
+@dataclass(frozen=True)
 class Finding:
     """One comparison.
 
     Attributes:
-        name: failures, slow, refusals or rejections.
+        name: failures, slow, refusals, rejections or clips.
         verdict: of it.
         stable, candidate: the shares.
         margin: by which the candidate's may be larger.
+        note: more for people.
     """
 
     name: str
@@ -53,13 +74,13 @@ class Finding:
     stable: Share
     candidate: Share
     margin: float
+    note: str = ""
 
     @property
     def text(self) -> str:
         """One line for people."""
-        return (
-            f"{self.name}: candidate {self.candidate}, stable {self.stable}, margin {self.margin:.2%}: {self.verdict}"
-        )
+        text = f"{self.name}: candidate {self.candidate}, stable {self.stable}, margin {self.margin:.2%}"
+        return f"{text}: {self.verdict}" + (f" ({self.note})" if self.note else "")
 
 
 @dataclass(frozen=True)
@@ -88,15 +109,16 @@ class Judgement:
         }
 
 
-def judge(stable: Tally, candidate: Tally, limits: Limits, slow_s: float) -> Judgement:
+def judge(stable: Tally, candidate: Tally, limits: Limits, slow_s: float, clips: Clips | None = None) -> Judgement:
     """Compare two versions.
 
     Args:
         stable, candidate: what became of their jobs.
         limits: margins and error.
         slow_s: a job that takes longer is slow.
+        clips: of both versions, that were compared; None: none are.
     """
-    error = limits.error / (2 * len(limits.margins))
+    error = limits.error / (2 * (len(limits.margins) + (clips is not None)))
     counted = [
         {
             "failures": (one.failed, one.jobs),
@@ -110,12 +132,16 @@ def judge(stable: Tally, candidate: Tally, limits: Limits, slow_s: float) -> Jud
     for name, margin in limits.margins.items():
         ours, theirs = (Share(*one[name], *interval(*one[name], error)) for one in counted)
         findings.append(Finding(name, _verdict(ours, theirs, margin), ours, theirs, margin))
+    open_ones = [one for one in findings if one.verdict == "cannot tell"]
+    if clips is not None:
+        ours = Share(0, clips.compared, 0.0, 0.0)
+        share = Share(clips.wrong, clips.compared, *interval(clips.wrong, clips.compared, error))
+        findings.append(Finding("clips", _verdict(ours, share, limits.clips), ours, share, limits.clips, clips.text))
     models: dict[Version, tuple[str, ...]] = {
         "stable": tuple(sorted(stable.models)),
         "candidate": tuple(sorted(candidate.models)),
     }
     failed = [one for one in findings if one.verdict == "fail"]
-    open_ones = [one for one in findings if one.verdict == "cannot tell"]
     if failed:
         return Judgement("fail", "; ".join(one.text for one in failed), tuple(findings), models)
     if not candidate.jobs + candidate.refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..console import tell
 from ..data_plane import host_and_port
 from ..errors import InputError, RoutingError
 from .counters import Growth, Source
-from .judge import judge
+from .judge import Clips, judge
 from .probe import ProbeError, ask, look, wrong_with
 from .settings import Limits, Probe
 
@@ -27,10 +28,12 @@ class Judge:
         source: of counters.
         limits: margins and error.
         slow_s: a job that takes longer is slow.
+        clips: gives the comparison of clips until now; None: nobody compares any.
     """
 
-    def __init__(self, source: Source, limits: Limits, slow_s: float) -> None:
+    def __init__(self, source: Source, limits: Limits, slow_s: float, clips: Callable[[], Clips] | None = None) -> None:
         self._source, self._limits, self._slow_s, self._growth = source, limits, slow_s, Growth()
+        self._clips, self._first = clips, clips and clips()
 
     def look(self) -> dict[str, Any]:
         """Read the counters, and return what is known, as `Judgement.to_dict` has it."""
@@ -39,12 +42,13 @@ class Judge:
         except RoutingError as error:  # perhaps only now
             return {"verdict": "cannot tell", "why": str(error)}
         stable, candidate = self._growth.tally("stable"), self._growth.tally("candidate")
-        return judge(stable, candidate, self._limits, self._slow_s).to_dict()
+        clips = self._clips().since(self._first) if self._clips and self._first else None
+        return judge(stable, candidate, self._limits, self._slow_s, clips).to_dict()
 
 
-def judged(source: Source, limits: Limits, slow_s: float, for_s: float, every_s: float) -> dict[str, Any]:
+def judged(one: Judge, for_s: float, every_s: float) -> dict[str, Any]:
     """Look again and again until it is known, or the time is over."""
-    one, began = Judge(source, limits, slow_s), time.monotonic()
+    began = time.monotonic()
     while True:
         found = one.look()
         left_s = began + for_s - time.monotonic()
@@ -66,8 +70,8 @@ def probed(url: str, probe: Probe, base: Path) -> str:
         return f"a probe of the candidate has {error}"
 
 
-def serve(address: str, source: Source, limits: Limits, slow_s: float) -> None:
-    """Serve `/verdict?candidate=NAME` until interrupted; counting begins anew with each new name.
+def serve(address: str, new: Callable[[], Judge]) -> None:
+    """Serve `/verdict?candidate=NAME` until interrupted; each new name has a new judge.
 
     Raises:
         InputError: nobody can listen there.
@@ -88,7 +92,7 @@ def serve(address: str, source: Source, limits: Limits, slow_s: float) -> None:
             with lock:
                 if name not in judges:  # one rollout at a time
                     judges.clear()
-                    judges[name] = Judge(source, limits, slow_s)
+                    judges[name] = new()
                 self._answer(HTTPStatus.OK, judges[name].look())
 
         def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:

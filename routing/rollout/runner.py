@@ -17,7 +17,7 @@ from ..control.journal import Journal
 from ..errors import RoutingError
 from . import probe as probes
 from .counters import Growth, Source
-from .judge import Judgement, judge
+from .judge import Clips, Judgement, judge
 from .probe import Look
 from .settings import RolloutSettings
 from .state import Order, Phase, State
@@ -104,6 +104,7 @@ class Rollout(Watch):
         journal: that each move goes to.
         folder: that its state is kept in, and orders are found.
         clock: time.
+        clips: gives the comparison of clips until now; None: nobody compares any.
     """
 
     settings: RolloutSettings
@@ -116,6 +117,7 @@ class Rollout(Watch):
     journal: Journal
     folder: Path
     clock: Clock = field(default_factory=WallClock)
+    clips: Callable[[], Clips] | None = None
 
     def __post_init__(self) -> None:
         self._growth = Growth()
@@ -209,7 +211,7 @@ class Rollout(Watch):
             return
         self._blind_since = None
         stable, candidate = self._growth.tally("stable"), self._growth.tally("candidate")
-        self._judgement = judge(stable, candidate, self.settings.limits, self.slow_s)
+        self._judgement = judge(stable, candidate, self.settings.limits, self.slow_s, self.clips and self.clips())
         self._state = self._state.model_copy(update={"judgement": self._judgement.to_dict()})
         self._state.write(self.folder)
         if self._judgement.verdict == "fail":

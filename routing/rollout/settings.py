@@ -26,6 +26,7 @@ class Limits(Strict):
         slow: of jobs that take a server longer than `slow_s`.
         refusals: of jobs that a server refuses, or that find none.
         rejections: of jobs that are called malformed (4xx). Users' own mistakes meet both versions alike.
+        clips: of the clips that are compared (`routing.rollout.shadow`), those with which something is wrong.
         objective: share of all users' jobs that may fail through the candidate. A next step is taken when they would be
             within it even if the candidate failed as often as chance still allows.
         slow_s: see above; None: 1.25 times the fleet's `service_time_s`.
@@ -36,6 +37,7 @@ class Limits(Strict):
     slow: _Margin = 0.05
     refusals: _Margin = 0.02
     rejections: _Margin = 0.02
+    clips: _Margin = 0.05
     objective: _Margin = 0.001
     slow_s: Positive | None = None
     error: Annotated[float, Field(gt=0, le=0.5)] = 0.05

@@ -14,6 +14,7 @@ from laboratory.local.records import read_wanted
 from laboratory.local.rollouts import FOLDER, end, start, status
 from laboratory.local.versions import model_of
 from routing.errors import InputError
+from routing.rollout.state import State
 
 SETTINGS = {
     "steps": [{"share": 0.25, "pause_s": 1}, {"share": 0.5, "pause_s": 1}],
@@ -67,6 +68,28 @@ def test_a_good_model_is_promoted_and_a_black_one_aborted_while_users_notice_not
             end(fleet.folder, "abort")
 
     asyncio.run(scenario(shared_fleet))
+
+
+def test_clips_that_only_copies_of_users_requests_show_to_be_black_end_it(local_fleet, settings):
+    async def scenario(fleet):
+        async with fleet.under(0.3) as outcomes:
+            task = asyncio.create_task(asyncio.to_thread(start, fleet.folder, "8-steps", settings))
+            judging = "a step that is judged"
+            await fleet.until(lambda: State.read(fleet.folder / FOLDER).phase == "judging", what=judging)
+            new = [one for one in read_wanted(fleet.folder) if model_of(one, "") == "stand-in:8-steps"]
+            await fleet.faults([f"http://127.0.0.1:{one.ports[0]}" for one in new], clip="black")
+            found = await task
+        assert (found["phase"], found["step"]) == ("aborted", 1)
+        assert found["why"].startswith("clips: candidate ")
+        assert "the candidate's clip is blank and still" in found["why"]
+        assert entries(fleet)[-1] == f"aborted: {found['why']}"
+        assert [one for one in outcomes if not one.ok] == []
+
+    copies = {"data_plane": {"limits": {"edge_threads": 1}, "access_log": False, "shadow": {"share": 1.0}}}
+    steps = {**SETTINGS, "steps": [{"share": 0.25, "pause_s": 60}]}
+    settings.write_text(yaml.safe_dump(steps))
+    with local_fleet(**copies) as fleet:
+        asyncio.run(scenario(fleet))
 
 
 def test_a_rollout_that_was_killed_is_ended_by_an_operator(shared_fleet, settings):

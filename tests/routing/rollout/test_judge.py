@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from routing.errors import RoutingError
 from routing.rollout.confidence import interval, log_martingale
 from routing.rollout.counters import Growth, Pages, Prometheus, Tally
-from routing.rollout.judge import judge
+from routing.rollout.judge import Clips, judge
 from routing.rollout.settings import Limits
 
 ERROR = 0.05
@@ -139,3 +139,15 @@ def test_where_nothing_can_be_read_it_says_where(fake_server):
         Pages(["http://127.0.0.1:1"]).read()
     with pytest.raises(RoutingError, match="no answer of a Prometheus"):
         Prometheus(fake_server((200, "not JSON")).url).read()
+
+
+def test_clips_that_are_wrong_fail_a_candidate_and_too_few_of_them_hold_none_up():
+    good = tally(9000), tally(9000)
+    assert judge(*good, LIMITS, 1.0, Clips(3, 0)).verdict == "pass"  # idle GPUs may be rare
+    found = judge(*good, LIMITS, 1.0, Clips(8, 8, "the last: it is blank"))
+    assert found.verdict == "fail"
+    assert found.why.startswith("clips: candidate 8 of 8 (")
+    assert found.why.endswith("margin 5.00%: fail (the last: it is blank)")
+    assert judge(*good, LIMITS, 1.0, Clips(400, 4)).verdict == "pass"  # one in a hundred is within the margin
+    assert judge(*good, LIMITS, 1.0).findings == judge(*good, LIMITS, 1.0, None).findings
+    assert Clips(9, 3, "x").since(Clips(5, 1)) == Clips(4, 2, "x")

@@ -231,6 +231,16 @@ def test_settings_that_cannot_be_used_are_named(content, text):
     assert text in str(found.value)
 
 
+def test_a_clip_that_begins_elsewhere_or_ends_far_away_is_found():
+    noise = Image.effect_noise((8, 8), 200)
+    file = io.BytesIO()
+    noise.save(file, "GIF", save_all=True, append_images=[noise.rotate(90), noise.rotate(180)], duration=100)
+    assert "astray" in wrong_with(look(MOVING), look(file.getvalue()))
+    assert "adrift" in wrong_with(look(clip(60, 62, 64)), look(clip(60, 160, 255)))
+    # What the stable version does too is what the picture and the prompt ask for.
+    assert wrong_with(look(clip(60, 150, 240)), look(clip(60, 160, 255))) == ""
+
+
 def test_a_student_may_be_softer_and_calmer_than_its_teacher():
     assert wrong_with(look(clip(60, 120, 200)), look(clip(60, 80, 110))) == ""
     # What the stable model does not do the candidate need not.
