@@ -29,10 +29,12 @@ class Arrival:
     Attributes:
         at_s: seconds after the start.
         region: whose user sends it.
+        size: of its body, in bytes; 0: any.
     """
 
     at_s: float
     region: str
+    size: int = 0
 
 
 @dataclass(frozen=True)

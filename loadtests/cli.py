@@ -53,6 +53,16 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("name", metavar="FAULT", help="without a fleet to plant it in: `list`")
     one.add_argument("--folder", type=Path, metavar="DIR", help="of the fleet (`routing fleet up --dir`)")
     one.add_argument("--region", metavar="NAME", help="of faults of one region (default: the most central)")
+    text = "begin or end a failure on Kubernetes by Chaos Mesh: the command of --fault-hook"
+    one = command("chaos", text, _chaos, lambda result: [result["manifest"].rstrip()])
+    one.add_argument("what", choices=("begin", "end"))
+    one.add_argument("kind", choices=("loss", "slow"))
+    one.add_argument("region", metavar="REGION")
+    one.add_argument("--namespace", default="stillmotion", metavar="NAME", help="(default: stillmotion)")
+    text = "that a job takes, of which a delay is worked out (default: 2.5)"
+    one.add_argument("--service-time-s", type=float, default=2.5, metavar="S", help=text)
+    text = "such as 'kubectl --context {region}'; left out: the manifest is printed, and nothing is done"
+    one.add_argument("--kubectl", default="", metavar="COMMAND", help=text)
     text = "one verdict, go or no-go, with its evidence: model, capacity, load tests, fault drill"
     _add_launch(command("launch", text, _launch, _launch_lines))
     judge.add_arguments(command(judge.NAME, judge.HELP, _judge, judge.lines))
@@ -65,6 +75,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     text = f"names or files (default: {' '.join(LAUNCH)})"
     parser.add_argument("--scenarios", nargs="+", default=list(LAUNCH), metavar="NAME", help=text)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for verdicts, reports and logs")
+    text = "access logs of edges, whose jobs are sent again, instead of scenarios; REGION=FILE for older ones"
+    parser.add_argument("--replay", nargs="+", default=[], metavar="LOG", help=text)
+    parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="of the replay (default: 1)")
     parser.add_argument("--plant", metavar="FAULT", help="break each fleet, so that the test should fail")
     parser.add_argument("--region", metavar="NAME", help="of the fault (default: the most central)")
     parser.add_argument("--compress", type=float, default=1.0, metavar="X", help="so many times faster (default: 1)")
@@ -88,7 +101,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     return run(
         Drill(
             fleet=options.fleet,
-            scenarios=tuple(dict.fromkeys(options.scenarios)),
+            scenarios=_replay(options) if options.replay else tuple(dict.fromkeys(options.scenarios)),
             out=options.out,
             plant=options.plant,
             region=options.region,
@@ -101,6 +114,20 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
             port_base=options.port_base,
         )
     )
+
+
+def _replay(options: argparse.Namespace) -> tuple[str, ...]:
+    """Write the scenario that sends what logs have, and return its file."""
+    from routing.files import write_atomically
+    from routing.fleet import load_fleet
+
+    from .replay import scenario_text
+
+    text = scenario_text(options.replay, options.speed, load_fleet(options.fleet))
+    options.out.mkdir(parents=True, exist_ok=True)
+    file: Path = options.out / "replay.yaml"
+    write_atomically(file, text)
+    return (str(file),)
 
 
 def _run_lines(result: dict[str, Any]) -> list[str]:
@@ -168,6 +195,13 @@ def _plant_lines(result: dict[str, Any]) -> list[str]:
     if "faults" in result:
         return [f"{name:<22} {text}" for name, text in result["faults"].items()]
     return [result["planted"]] if result["planted"] else []
+
+
+def _chaos(options: argparse.Namespace) -> dict[str, Any]:
+    from .chaos import run
+
+    about = {"namespace": options.namespace, "service_s": options.service_time_s, "kubectl": options.kubectl}
+    return {"manifest": run(options.what, options.kind, options.region, **about)}
 
 
 def _judge(options: argparse.Namespace) -> dict[str, Any]:

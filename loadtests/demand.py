@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from laboratory.arrivals import Floats, Rates
+from laboratory.arrivals import Arrival, Floats, Rates
 from laboratory.simulate.demand import given_times, rates
 from laboratory.simulate.scenario import Arrivals, Burst, Change, Day
 from routing.errors import InputError
 from routing.fleet import Fleet
 
+from .replay import arrivals
 from .roles import Roles, regions
 from .scenario import Demand, Level, Scenario, Traffic
 from .timed import Timed
@@ -35,10 +36,10 @@ def demand(scenario: Scenario, fleet: Fleet, roles: Roles, timed: Timed) -> tupl
     seconds = timed(scenario.duration_s)
     if seconds > LONGEST_S:
         raise InputError(f"the run would take {seconds:g} s, and {LONGEST_S:g} s is the most", key="duration_s")
-    arrivals = in_simulator(scenario.traffic, fleet, roles, timed)
-    found = rates(arrivals, fleet, seconds, fleet.service_time_s)
+    given = in_simulator(scenario.traffic, fleet, roles, timed)
+    found = rates(given, fleet, seconds, fleet.service_time_s)
     _check(sum(one.count for one in found.values()), MOST_REQUESTS, "traffic.load")
-    return found, given_times(arrivals, (), seconds)
+    return found, given_times(given, (), seconds)
 
 
 def in_simulator(traffic: Traffic, fleet: Fleet, roles: Roles, timed: Timed) -> Arrivals:
@@ -77,6 +78,19 @@ def in_simulator(traffic: Traffic, fleet: Fleet, roles: Roles, timed: Timed) -> 
         changes=tuple(changes),
         bursts=tuple(bursts),
     )
+
+
+def recorded(scenario: Scenario, fleet: Fleet, timed: Timed) -> list[Arrival]:
+    """Return what a scenario replays, in order of time.
+
+    Raises:
+        InputError: a log cannot be used, or there is more in it than one load test sends.
+    """
+    if scenario.traffic.replay is None:
+        return []
+    found = arrivals(scenario.traffic.replay, fleet, scenario.duration_s, timed)
+    _check(len(found), MOST_REQUESTS, "traffic.replay.logs")
+    return found
 
 
 def _check(requests: float, most: int, key: str) -> None:

@@ -168,6 +168,28 @@ class Wait(Objective):
         return judge_share(self.kind, self.text(), longer, waits.total, at_most=1 - self.quantile, sigma=self.sigma)
 
 
+class Latency(Objective):
+    """Time from when a request was due to the last byte of its animation.
+
+    Attributes:
+        quantile: share of the requests that takes no longer.
+        at_most_s: seconds.
+    """
+
+    quantile: Annotated[Share, Field(gt=0, lt=1)] = 0.95
+    at_most_s: Positive
+
+    def text(self) -> str:
+        return f"{100 * self.quantile:g} % of the requests{self.whose()} take at most {self.at_most_s:g} s{self.when()}"
+
+    def judge(self, run: Run) -> Finding:
+        if not self.sources(run):
+            return nobody(self.kind, self.text())
+        took = self.cell(run, good=True).latency
+        longer = took.above(self.at_most_s)
+        return judge_share(self.kind, self.text(), longer, took.total, at_most=1 - self.quantile, sigma=self.sigma)
+
+
 class Recovers(Objective):
     """After something is over, requests are soon served as usual: a bin of time is well when few in it are not.
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laboratory.arrivals import Arrival, schedule
+from laboratory.arrivals import Arrival, merged, schedule
 from laboratory.simulate.scenario import Failure
 from routing.errors import InputError
 from routing.fleet import Fleet
 from routing.retries import job_timeout_s
 
-from .demand import demand
+from .demand import demand, recorded
 from .deployment import KEY_HEADER, Deployment, deployment_by_file, local_deployment
 from .faults import Breaker, Hook, StandIns
 from .form import PROMPT, Form, make_form
@@ -109,6 +109,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     objectives, failures = _for_roles(scenario, roles)
     seed = scenario.seed if options.seed < 0 else options.seed
     arrivals = schedule(*demand(scenario, fleet, roles, timed), seed, spaced=scenario.traffic.spacing == "even")
+    arrivals = merged(arrivals, recorded(scenario, fleet, timed))
     if not arrivals:
         raise InputError(f"{options.scenario}: there is no demand in it, so that there would be nothing to send")
     key = os.environ.get(KEY, "")
@@ -140,19 +141,20 @@ def see_that_it_fits(scenario: Scenario, fleet: Fleet, timed: Timed) -> None:
     roles = resolve(scenario.roles, fleet)
     _for_roles(scenario, roles)
     demand(scenario, fleet, roles, timed)
+    recorded(scenario, fleet, timed)
 
 
 def _for_roles(scenario: Scenario, roles: Roles) -> tuple[tuple[Objective, ...], tuple[Failure, ...]]:
     """Objectives, and a failure for each region that has one."""
-    objectives = scenario.parsed_objectives()
-    for i, one in enumerate(objectives):
-        regions(roles, one.regions, f"objectives.{i}.regions")
+    keyed = list(scenario.keyed_objectives())
+    for key, one in keyed:
+        regions(roles, one.regions, f"{key}.regions")
     failures = tuple(
         one.model_copy(update={"region": region})
         for i, one in enumerate(scenario.failures)
         for region in regions(roles, one.region, f"failures.{i}.region")
     )
-    return objectives, failures
+    return tuple(one for _, one in keyed), failures
 
 
 def _deployment(options: argparse.Namespace) -> Deployment:

@@ -6,7 +6,7 @@ named by their role, and demand by the fleet's thresholds, so that a file fits f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,9 +17,11 @@ from routing.errors import InputError
 from routing.files import read_yaml
 from routing.schema import Count, Items, Number, Positive, RegionName, Share, Strict, did_you_mean, validated, wrong
 
+from . import thresholds
 from .generator import Limits
 from .objective_kinds import parse_objective
 from .objectives import Objective
+from .replay import Replay
 from .roles import Selector
 
 FOLDER = Path(__file__).parent / "scenarios"
@@ -72,6 +74,7 @@ class Traffic(Strict):
         herds: jobs together.
         spacing: `poisson`: of many users who know nothing of each other. `even`: at equal distances, for what would
             drown in chance where demand is a few requests per second.
+        replay: what edges have recorded, besides.
     """
 
     load: Demand = 0.0
@@ -81,6 +84,7 @@ class Traffic(Strict):
     changes: Annotated[tuple[Change, ...], Items] = ()
     herds: Annotated[tuple[Herd, ...], Items] = ()
     spacing: Literal["poisson", "even"] = "poisson"
+    replay: Replay | None = None
 
 
 class Scenario(Strict):
@@ -98,6 +102,7 @@ class Scenario(Strict):
         traffic: see `Traffic`.
         failures: what breaks for a while, as in the simulator: a region that dies, or is slow.
         objectives: what is expected; see `objective_kinds`.
+        thresholds: the same as k6 has it; see `thresholds`.
         generator: what makes the run void.
     """
 
@@ -109,11 +114,14 @@ class Scenario(Strict):
     seed: Count = 1
     traffic: Traffic
     failures: Annotated[tuple[Failure, ...], Items] = ()
-    objectives: Annotated[tuple[Any, ...], Items, Field(min_length=1)]
+    objectives: Annotated[tuple[Any, ...], Items] = ()
+    thresholds: Mapping[str, Annotated[tuple[str, ...], Items]] = {}
     generator: Limits = Limits()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not self.objectives and not any(self.thresholds.values()):
+            raise wrong("objectives", "should hold at least one, or give thresholds")
         for key, times in (
             ("traffic.changes", [one.at_s for one in self.traffic.changes]),
             ("traffic.herds", [one.at_s for one in self.traffic.herds]),
@@ -129,18 +137,17 @@ class Scenario(Strict):
                 raise wrong(f"failures.{i}.gpus", "is for the simulator: here a region fails as a whole")
         return self
 
-    def parsed_objectives(self) -> tuple[Objective, ...]:
-        """The objectives.
+    def keyed_objectives(self) -> Iterator[tuple[str, Objective]]:
+        """Give each objective with the key where it stands.
 
         Raises:
             InputError: with the key.
         """
-        found = []
-        for i, content in enumerate(self.objectives):
-            one = parse_objective(content, f"objectives.{i}")
-            one.check(self.duration_s, f"objectives.{i}")
-            found.append(one)
-        return tuple(found)
+        given = ((f"objectives.{i}", content) for i, content in enumerate(self.objectives))
+        for key, content in (*given, *thresholds.objectives(self.thresholds)):
+            one = parse_objective(content, key)
+            one.check(self.duration_s, key)
+            yield key, one
 
 
 def load_scenario(name: str | Path) -> Scenario:
@@ -157,10 +164,13 @@ def load_scenario(name: str | Path) -> Scenario:
         path = FOLDER / f"{name}.yaml"
     try:
         scenario = validated(Scenario, read_yaml(path))
-        scenario.parsed_objectives()
+        list(scenario.keyed_objectives())
     except InputError as error:
         raise error if error.file else error.within(path) from None
-    return scenario
+    if (replay := scenario.traffic.replay) is None:
+        return scenario
+    traffic = scenario.traffic.model_copy(update={"replay": replay.seen_from(path.parent)})
+    return scenario.model_copy(update={"traffic": traffic})
 
 
 def names() -> list[str]:

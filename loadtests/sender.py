@@ -52,7 +52,7 @@ class Sender:
         watch: Callable[[Outcome, int], None],
     ) -> None:
         self._fleet, self._limits, self._tally, self._watch = fleet, limits, tally, watch
-        self._body = form.body
+        self._form = form
         # A connection each, as users who come anew have. One that is kept may be closing when it is used again, and a
         # job must not be sent twice.
         self._headers = {**headers, "Content-Type": form.content_type, "Connection": "close"}
@@ -91,7 +91,9 @@ class Sender:
         sent = time.monotonic()
         size, status, headers, problem = 0, 0, {}, ""
         try:
-            response = self._clients[arrival.region].request("POST", PATH, body=self._body, headers=self._headers)
+            response = self._clients[arrival.region].request(
+                "POST", PATH, body=self._form.sized(arrival.size), headers=self._headers
+            )
             try:
                 size = len(response.read())
                 status = int(response.get_code())
