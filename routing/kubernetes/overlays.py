@@ -13,8 +13,10 @@ from ..errors import InputError, RoutingError
 from ..files import write_atomically, yaml_text
 from ..fleet import Fleet
 from ..table import RoutingTable
+from .monitors import monitors
 from .patches import (
     CONTROL_PORT,
+    COPIES_PORT,
     control_patches,
     dispatcher_drain_s,
     dispatcher_patches,
@@ -22,7 +24,7 @@ from .patches import (
     edge_drain_s,
     edge_files,
     edge_patches,
-    judge_patch,
+    judge_patches,
     key_file,
     network_patches,
     rollout_patches,
@@ -35,7 +37,8 @@ from .settings import KubernetesSettings, check, image_parts, read_secrets
 _FLEET = "fleet.yaml"
 _SECRETS = "secrets"
 _TRACES = "traces.yaml"
-_PARTS = ("region", "edge", "dispatcher", "control", "scaling", "rollout", "judge")
+_PARTS = ("region", "edge", "edge-scaling", "dispatcher", "control", "scaling", "rollout", "judge")
+_MONITORS = "monitors.yaml"
 
 
 def write_overlays(
@@ -59,6 +62,11 @@ def write_overlays(
         RoutingError: a file cannot be written.
     """
     notes = check(fleet, settings)
+    if (shadow := fleet.data_plane.shadow) is not None:  # each region's judge takes the copies of its edges
+        judge = f"judge.{settings.namespace}.svc.{settings.cluster_domain}:{COPIES_PORT}"
+        plane = {"shadow": shadow.model_copy(update={"receiver": judge})}
+        fleet = fleet.model_copy(update={"data_plane": fleet.data_plane.model_copy(update=plane)})
+    monitored = yaml_text(*monitors(base.resolve().parents[1] / "prometheus")) if settings.prometheus_operator else ""
     secrets = read_secrets(fleet, folder)
     for part in _PARTS:
         if not (base / part / "kustomization.yaml").is_file():
@@ -67,6 +75,8 @@ def write_overlays(
     for name in fleet.names:
         region = _Region(fleet, table, settings, name, base.resolve(), out.resolve() / name)
         files |= {out / name / path: text for path, text in region.files(secrets, key_file(fleet, folder)).items()}
+        if monitored:
+            files[out / name / _MONITORS] = monitored
     for path, text in files.items():
         _write(path, text, secret=path.parent.name == _SECRETS)
     return notes
@@ -118,10 +128,12 @@ class _Region:
         parts += [self._base("control")] if leads else []
         parts += [self._base("judge")] if self.settings.rollouts and dispatchers else []
         parts += [_TRACES] if self.fleet.data_plane.tracing else []
+        parts += [self._base("edge-scaling")] if self.settings.regions[self.name].most_edges else []
+        parts += [_MONITORS] if self.settings.prometheus_operator else []
         patches = edge_patches(self.fleet, self.settings, self.name)
         patches += network_patches(self.fleet, self.settings, self.name)
         patches += control_patches(self.settings, self.name) if leads else []
-        patches += [judge_patch(self.fleet, self.name)] if self.settings.rollouts and dispatchers else []
+        patches += judge_patches(self.fleet, self.name) if self.settings.rollouts and dispatchers else []
         generated: list[dict[str, Any]] = [
             {"name": "place", "literals": [f"{key}={value}" for key, value in self._place().items()]},
             {"name": "fleet", "files": [_FLEET]},

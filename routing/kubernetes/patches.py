@@ -43,6 +43,11 @@ from .settings import KubernetesSettings, RegionSettings
 Patch = dict[str, Any]
 
 _NAMESPACE = "kubernetes.io/metadata.name"
+_LOST_NODE = [
+    {"key": f"node.kubernetes.io/{what}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
+    for what in ("unreachable", "not-ready")
+]
+"""A pod of a node that is lost is replaced after so long, and not after Kubernetes' five minutes."""
 _MEMORY_OVER_HEAP = 1.25
 """What Envoy takes beside the heap that it counts: code, stacks, and what the allocator keeps."""
 
@@ -52,10 +57,16 @@ def edge_patches(fleet: Fleet, settings: KubernetesSettings, name: str) -> list[
     region = settings.regions[name]
     secrets = {"edge-tls": str(USERS_CERTIFICATE)} if fleet.data_plane.tls else {}
     pod = _proxy_pod(fleet, settings, "edge", secrets)
-    return [
-        _merge("Deployment", "edge", {"replicas": region.edges, "template": {"spec": pod}}),
+    replicas = None if region.most_edges else region.edges  # the autoscaler's to say
+    found = [
+        _merge("Deployment", "edge", {"replicas": replicas, "template": {"spec": pod}}),
         _service("edge", fleet.places()[name].edge, "users", region),
     ]
+    if region.most_edges:
+        values = (("/spec/minReplicas", region.edges), ("/spec/maxReplicas", region.most_edges))
+        changes = [{"op": "replace", "path": path, "value": value} for path, value in values]
+        found.append(_json("HorizontalPodAutoscaler", "edge", changes))
+    return found
 
 
 def dispatcher_patches(fleet: Fleet, settings: KubernetesSettings, name: str, number: int) -> list[Patch]:
@@ -68,7 +79,7 @@ def dispatcher_patches(fleet: Fleet, settings: KubernetesSettings, name: str, nu
     gpu: dict[str, Any] = {"terminationGracePeriodSeconds": grace_s(fleet, settings.leave_s)["gpu"]}
     gpu["containers"] = [server]
     # Nodes with GPUs are often kept free of all that does not ask for one.
-    gpu["tolerations"] = [{"key": settings.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}]
+    gpu["tolerations"] = [{"key": settings.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}, *_LOST_NODE]
     if region.gpu_nodes:
         gpu["nodeSelector"] = dict(region.gpu_nodes)
     replicas = None if region.scaling else dispatcher.size  # the scaler's to say
@@ -107,13 +118,19 @@ def rollout_patches(number: int, *, scaled: bool) -> list[Patch]:
     return found
 
 
-def judge_patch(fleet: Fleet, name: str) -> Patch:
-    """Of the judge: the dispatchers of its region, and how long a job may take."""
+def judge_patches(fleet: Fleet, name: str) -> list[Patch]:
+    """Of the judge: the dispatchers of its region, how long a job may take, and copies of users' requests."""
     dispatchers = enumerate(fleet.places()[name].dispatchers, start=1)
     pages = [f"http://dispatcher{suffix(number)}:{host_and_port(one.admin)[1]}" for number, one in dispatchers]
     arguments = ["--listen=0.0.0.0:9906", f"--slow-s={SLOW_JOBS * fleet.service_time_s:g}", "--pages", *pages]
-    container = {"name": "judge", "args": arguments}
-    return _merge("Deployment", "judge", {"template": {"spec": {"containers": [container]}}})
+    container: dict[str, Any] = {"name": "judge", "args": arguments}
+    found = []
+    if fleet.data_plane.shadow is not None:
+        arguments.insert(2, f"--shadow=0.0.0.0:{COPIES_PORT}")
+        container["ports"] = [{"name": "copies", "containerPort": COPIES_PORT}]
+        port = {"name": "copies", "port": COPIES_PORT, "targetPort": "copies"}
+        found.append(_add("Service", "judge", "/spec/ports/-", port))
+    return [_merge("Deployment", "judge", {"template": {"spec": {"containers": [container]}}}), *found]
 
 
 def control_patches(settings: KubernetesSettings, name: str) -> list[Patch]:
@@ -249,6 +266,7 @@ def _patch(kind: str, name: str, content: object) -> Patch:
 
 
 USERS_PORT, EDGES_PORT, METRICS_PORT, ADMIN_PORT, GPU_PORT, CONTROL_PORT = 8443, 8444, 9903, 9902, 3000, 9900
+COPIES_PORT = 9907
 """Of containers; `deploy/kubernetes/base` has them too."""
 LIVE = PurePosixPath("/run/stillmotion")
 """Folder of what changes in a proxy's pod: an edge's files, a dispatcher's socket."""

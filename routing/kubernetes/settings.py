@@ -95,7 +95,8 @@ class RegionSettings(Strict):
     """One region's cluster.
 
     Attributes:
-        edges: how many.
+        edges: how many; at least, where there are `most_edges`.
+        most_edges: as many as their processors need, up to so many; None: `edges`, always.
         edges_from: addresses that its edges have when they call other regions, by which these let them in.
         control: where other regions reach its control loop, if it has one.
         scaling: None: as many GPU servers as the fleet says.
@@ -105,6 +106,7 @@ class RegionSettings(Strict):
     """
 
     edges: Annotated[Count, Field(ge=1, le=1000)] = 2
+    most_edges: Annotated[Count, Field(ge=1, le=1000)] | None = None
     edges_from: Annotated[tuple[Network, ...], Items] = ()
     control: Address | None = None
     scaling: Scaling | None = None
@@ -125,6 +127,7 @@ class KubernetesSettings(Strict):
         gpu_resource: name of a GPU among the resources of nodes.
         server: settings of GPU servers, by the name of their environment variable.
         cluster_domain: that names of Services end in; dispatchers find GPU servers by them.
+        prometheus_operator: whether the Prometheus Operator is given what to scrape, and the rules.
         rollouts: whether Argo Rollouts gives GPU servers new versions of the model (docs/rollout.md).
         leave_s: in which load balancers notice that an edge or a dispatcher goes.
         regions: by name.
@@ -138,6 +141,7 @@ class KubernetesSettings(Strict):
     gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = "nvidia.com/gpu"
     server: Mapping[SettingName, str] = {}
     cluster_domain: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")] = "cluster.local"
+    prometheus_operator: bool = False
     rollouts: bool = False
     leave_s: Annotated[Number, Field(le=600)] = 15.0
     regions: Annotated[Mapping[RegionName, RegionSettings], Field(min_length=1)]
@@ -193,6 +197,8 @@ def check(fleet: Fleet, settings: KubernetesSettings) -> list[str]:
             raise InputError("is missing, and the fleet has it", key=f"regions.{name}")
         if len(f"dispatcher-{name}") > _LONGEST:
             raise InputError(f"names in Kubernetes have at most {_LONGEST} characters", key=f"regions.{name}")
+    if fleet.data_plane.shadow is not None and not settings.rollouts:
+        raise InputError("wants rollouts: true in kubernetes.yaml: a judge takes the copies", key="data_plane.shadow")
     _check_places(fleet)
     _check_control(fleet, settings)
     for name in fleet.names:
@@ -286,6 +292,8 @@ def _check_region(fleet: Fleet, settings: KubernetesSettings, name: str) -> None
     if not region.edges_from and len(fleet.regions) > 1:
         text = "is missing: the addresses of its edges, without which other regions do not let them in"
         raise InputError(text, key=f"regions.{name}.edges_from")
+    if region.most_edges is not None and region.most_edges < region.edges:
+        raise InputError(f"{region.most_edges} is below edges ({region.edges})", key=f"regions.{name}.most_edges")
     if region.scaling is None:
         return
     key, least = f"regions.{name}.scaling", region.scaling.least

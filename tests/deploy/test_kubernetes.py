@@ -106,6 +106,31 @@ def test_a_region_has_what_its_part_of_the_fleet_says(overlays):
     }
 
 
+def test_edges_come_and_go_with_their_processors_where_there_may_be_more(operator, kustomize, check):
+    operator.settings["regions"]["us-east"]["most_edges"] = 9
+    assert operator.render() == 0
+    resources = kustomize(operator.out / "us-east")
+    (scaler,) = of_kind(resources, "HorizontalPodAutoscaler").values()
+    check(scaler)
+    edge = of_kind(resources, scaler["spec"]["scaleTargetRef"]["kind"])[scaler["spec"]["scaleTargetRef"]["name"]]
+    assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (3, 9)
+    assert "replicas" not in edge["spec"]
+    (metric,) = scaler["spec"]["metrics"]
+    by_name = {one["name"]: one for one in edge["spec"]["template"]["spec"]["containers"]}
+    assert "cpu" in by_name[metric["containerResource"]["container"]]["resources"]["requests"]  # or there is no share
+    assert not of_kind(kustomize(operator.out / "eu-west"), "HorizontalPodAutoscaler")
+    operator.settings["regions"]["us-east"]["most_edges"] = 2
+    assert operator.render() == 2
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_pods_of_a_lost_node_are_replaced_within_seconds_of_its_loss(region, overlays):
+    for name, pod in pods(overlays[region]).items():
+        found = {one["key"]: one["tolerationSeconds"] for one in pod["spec"]["tolerations"] if "node." in one["key"]}
+        assert found.keys() == {"node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"}, name
+        assert max(found.values()) <= 30, name
+
+
 @pytest.mark.parametrize("region", REGIONS)
 def test_selectors_find_the_pods_that_they_are_for_and_no_others(region, overlays):
     resources = overlays[region]

@@ -11,10 +11,12 @@ import pytest
 import yaml
 
 from laboratory.local.layout import reserve
+from routing.errors import InputError
+from routing.kubernetes.monitors import monitors
 from routing.metrics.prometheus import ENVOY_FILTER
 
 from .conftest import ROOT
-from .test_kubernetes import containers, pods
+from .test_kubernetes import containers, of_kind, pods
 
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = sorted((FOLDER / "rules").glob("*.yml"))
@@ -126,6 +128,45 @@ def discovered(region, resources):
                         "__meta_kubernetes_pod_container_port_name": port["name"],
                     },
                 }
+
+
+def test_the_prometheus_operator_is_given_the_same_targets_and_rules(operator, kustomize, check):
+    operator.settings |= {"prometheus_operator": True, "rollouts": True}
+    assert operator.render() == 0
+    resources = kustomize(operator.out / "us-east")
+    for one in resources:
+        check(one)
+    found = of_kind(resources, "PrometheusRule")
+    groups = {path.stem: yaml.safe_load(path.read_text())["groups"] for path in RULES}
+    assert {name: one["spec"]["groups"] for name, one in found.items()} == {
+        f"stillmotion-{name}": content for name, content in groups.items()
+    }
+    found, named = of_kind(resources, "PodMonitor"), set()
+    jobs = {one["job_name"]: one for one in configuration()["scrape_configs"]}
+    assert found.keys() == jobs.keys()
+    for name, one in found.items():
+        for endpoint in one["spec"]["podMetricsEndpoints"]:
+            named.add(endpoint["port"])
+            assert endpoint.get("path") == jobs[name].get("metrics_path")
+            assert endpoint.get("params") == jobs[name].get("params")
+            assert (endpoint["interval"], endpoint["scrapeTimeout"]) == ("5s", "4s")
+            rules = [rule for rule in jobs[name]["relabel_configs"] if rule.get("action") != "keep"]
+            assert [rule["targetLabel"] for rule in endpoint["relabelings"]] == [one["target_label"] for one in rules]
+        labels = one["spec"]["selector"]["matchLabels"].items()
+        assert all(labels <= pod["metadata"]["labels"].items() for pod in pods(resources).values())
+    there = [port for pod in pods(resources).values() for one in containers(pod) for port in one.get("ports", [])]
+    assert named - {"copies"} <= {port["name"] for port in there}
+
+
+def test_a_scrape_job_that_no_pod_monitor_can_be_is_refused(tmp_path):
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(configuration()).replace("http|pages|copies", ".*"))
+    with pytest.raises(InputError, match="stillmotion: keeps other targets"):
+        monitors(tmp_path)
+    content = configuration()
+    content["scrape_configs"][1]["honor_timestamps"] = False
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="stillmotion-edges: honor_timestamps has no place"):
+        monitors(tmp_path)
 
 
 @pytest.mark.slow

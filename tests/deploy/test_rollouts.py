@@ -1,6 +1,7 @@
 """New versions of the model on Kubernetes: what Argo Rollouts is given, and that Services and judge fit it."""
 
 import pytest
+import yaml
 
 from routing.cli import build_parser
 
@@ -77,6 +78,38 @@ def test_the_judge_is_asked_by_argo_alone_and_reads_dispatchers_alone(regions):
     assert not network.allows("edge", "judge", 9906)
     assert not network.allows("judge", "gpu", 3000)
     assert not network.allows("judge", "203.0.113.7", 443)
+
+
+def test_copies_of_users_requests_go_to_the_judge_of_their_region(operator, kustomize, check):
+    operator.settings["rollouts"] = True
+    operator.fleet["data_plane"]["shadow"] = {"share": 0.02}
+    assert operator.render() == 0
+    resources = kustomize(operator.out / "us-east")
+    for one in resources:
+        check(one)
+    (container,) = of_kind(resources, "Deployment")["judge"]["spec"]["template"]["spec"]["containers"]
+    options = build_parser().parse_args([*container["command"][3:], *container["args"]])
+    assert options.shadow == "0.0.0.0:9907"
+    assert {"name": "copies", "containerPort": 9907} in container["ports"]
+    ports = {one["name"]: one for one in of_kind(resources, "Service")["judge"]["spec"]["ports"]}
+    assert ports["copies"] == {"name": "copies", "port": 9907, "targetPort": "copies"}
+    (edge,) = [one["data"] for name, one in of_kind(resources, "ConfigMap").items() if name.startswith("edge-files")]
+    (cluster,) = [one for one in bootstrap(edge)["clusters"] if one["name"] == "shadow"]
+    assert "judge.stillmotion.svc.cluster.local" in str(cluster)
+    assert "request_mirror_policies" in edge["routes.yaml"]
+    network = Network(resources)
+    assert network.allows("edge", "judge", 9907)
+    assert not network.allows("gpu", "judge", 9907)
+
+
+def bootstrap(files):
+    return yaml.safe_load(files["bootstrap.yaml"])["static_resources"]
+
+
+def test_copies_without_a_judge_are_refused(operator, capsys):
+    operator.fleet["data_plane"]["shadow"] = {}
+    assert operator.render() == 2
+    assert "data_plane.shadow: wants rollouts: true" in capsys.readouterr().err
 
 
 def test_without_rollouts_there_is_nothing_of_them(overlays):
