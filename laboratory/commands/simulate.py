@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def lines(result: dict[str, Any]) -> list[str]:
     """The figures that count, and a line a region."""
     waits = ", ".join(f"{name} {_seconds(time)}" for name, time in result["wait_s"].items())
-    hours = result["gpu_hours"]
+    hours, price = result["gpu_hours"], result["price"]
     rings = ", ".join(f"ring {ring} {100 * share:.2f} %" for ring, share in result["rings"].items())
     found = [
         f"{result['name']}, seed {result['seed']}: {result['requests']:,} requests; {result['service_time']}",
@@ -67,6 +67,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"wait         {waits}",
         f"utilisation  {_percent(result['utilisation'])}; {result['tables']} new tables",
         f"GPU-hours    {hours['total']:,.1f}, {_percent(hours['of_fixed'])} of a fixed fleet's",
+        *([f"price        {price['total']:,.0f}, {_percent(price['of_fixed'])} of a fixed fleet's"] if price else []),
         f"events       {result['events']:,}, {result['events_per_s'] or 0:,} a second",
         "",
     ]

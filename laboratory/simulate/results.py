@@ -25,7 +25,8 @@ def results(outcome: Outcome) -> dict[str, Any]:
         attempt, or `lost` with the GPU that computed them. `attempts_per_request`: of the edge.
         `in_region_share`: of the served. `wait_s`: all of a served request's time but the computation: delay,
         ways there and back, backoff. `latency_s`: that and the computation. `rings`: of the served. `gpu_hours`:
-        that were paid. `events` and `events_per_s`: of the whole run, warm-up included, by processor time.
+        that were paid. `price`: of them, where somebody says it. `events` and `events_per_s`: of the whole run,
+        warm-up included, by processor time.
         `regions` by name: what happened to its users' requests, and to its GPUs. `series`: at the end of each
         interval, for the interval.
         All but `events_per_s` is the same for the same scenario and seed.
@@ -60,6 +61,7 @@ def results(outcome: Outcome) -> dict[str, Any]:
         "events_per_s": round(end.events / outcome.loop_s) if outcome.loop_s > 0 else None,
         "service_time": outcome.experiment.times.text,
         "gpu_hours": _gpu_hours(outcome),
+        "price": _price(outcome),
         "regions": {name: _region(outcome, i) for i, name in enumerate(fleet.names)},
         "series": _series(outcome),
     }
@@ -158,6 +160,20 @@ def _gpu_hours(outcome: Outcome) -> dict[str, float]:
     paid = fixed if outcome.paid_s is None else (outcome.paid_s / 3600).tolist()
     by_region = {name: round(one, 3) for name, one in zip(outcome.experiment.fleet.names, paid, strict=True)}
     return {**by_region, "total": round(sum(paid), 3), "of_fixed": round(sum(paid) / sum(fixed), 4)}
+
+
+def _price(outcome: Outcome) -> dict[str, float] | None:
+    """What the servers cost, and as a share of what all of the fleet file's would; None: nobody says what one costs."""
+    scaling, regions = outcome.experiment.scenario.scaling, outcome.experiment.fleet.regions.values()
+    hour = np.array([(scaling and scaling.price) or region.gpu_hour_price for region in regions])
+    fixed = hour * [region.gpus for region in regions] * (outcome.experiment.scenario.duration_s / 3600)
+    if not fixed.sum():
+        return None
+    paid = fixed
+    if outcome.paid_s is not None and outcome.spot_s is not None:
+        less = 1 - scaling.spot.price if scaling and scaling.spot else 0.0
+        paid = hour * (outcome.paid_s - less * outcome.spot_s) / 3600
+    return {"total": round(float(paid.sum()), 2), "of_fixed": round(float(paid.sum() / fixed.sum()), 4)}
 
 
 def _servers(outcome: Outcome, times: list[float]) -> dict[str, list[int]]:

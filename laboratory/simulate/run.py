@@ -43,6 +43,7 @@ class Outcome:
         last: counters when the last job had its end.
         tables: that were published, after the first.
         paid_s: seconds of servers that were paid, by region, where they come and go.
+        spot_s: the part of it that spot servers are.
         paid: [(time, servers that are paid from then on, by region)], likewise.
         loop_s: processor time of the compiled loop.
         whole_s: processor time of the run, without compiling.
@@ -56,6 +57,7 @@ class Outcome:
     homes: list[dict[str, float]] = field(default_factory=list)
     tables: int = 0
     paid_s: NDArray[np.float64] | None = None
+    spot_s: NDArray[np.float64] | None = None
     paid: list[tuple[float, list[int]]] = field(default_factory=list)
     loop_s: float = 0.0
     whole_s: float = 0.0
@@ -113,8 +115,9 @@ class Simulation:
         began += self.loop_s
         self.loop_s = 0.0
         outcome = Outcome(self.experiment, self.seed, self.snapshot(), self.snapshot())
-        Failures(self).plan()
-        servers = Servers(self) if scenario.scaling is not None else None
+        failures = Failures(self)
+        failures.plan()
+        servers = Servers(self, failures.kill_some) if scenario.scaling is not None else None
         if servers is not None:
             servers.plan()
         control = ControlInTheLoop(self) if scenario.table == LOOP else None
@@ -132,7 +135,7 @@ class Simulation:
         self._advance(scenario.duration_s)
         if servers is not None:
             servers.end()
-            outcome.paid_s, outcome.paid = servers.paid_s, servers.paid
+            outcome.paid_s, outcome.spot_s, outcome.paid = servers.paid_s, servers.spot_s, servers.paid
         self._drain()
         outcome.last = self.snapshot()
         outcome.tables, outcome.loop_s = self.tables, self.loop_s
@@ -281,7 +284,7 @@ class Failures:
         if failure.gpus is not None:
             count = failure.gpus
             dead: list[int] = []
-            run.at(failure.at_s, lambda: dead.extend(self._kill_some(region, count)))
+            run.at(failure.at_s, lambda: dead.extend(self.kill_some(region, count)))
             if back is not None:
                 run.at(back, lambda: self._revive(region, dead))
             return
@@ -346,7 +349,7 @@ class Failures:
             gpus = region_of.gpus // len(hosts) + (k < region_of.gpus % len(hosts))
             run.state.hosts[host]["gpus"], run.state.hosts[host]["free"] = gpus, gpus
 
-    def _kill_some(self, region: int, count: int) -> list[int]:
+    def kill_some(self, region: int, count: int) -> list[int]:
         """So many GPU servers, each as likely: their hosts. Those that computed lose their jobs."""
         state, hosts, dead = self._run.state, self._hosts(region), []
         self._count_busy(region)

@@ -20,6 +20,7 @@ from routing.table import RoutingTable
 from .. import service_times as service
 from ..arrivals import TRACE_COLUMNS
 from ..columns import read_columns
+from .scaling_settings import Scaling, Span
 
 LONGEST_S = 366 * 86_400.0
 MOST_ROUNDS = 1_000_000
@@ -84,23 +85,6 @@ class Day(Strict):
     starts_at: Annotated[Number, Field(lt=24)] = 0.0
     utc_offset: Mapping[RegionName, Annotated[float, Field(ge=-14, le=14)]] = {}
     length_s: Annotated[Positive, Field(ge=10)] = 86_400.0
-
-
-class Span(Strict):
-    """A part of the scenario.
-
-    Attributes:
-        at_s, until_s: when it begins and ends; without `until_s`, with the scenario.
-    """
-
-    at_s: Number
-    until_s: Positive | None = None
-
-    @model_validator(mode="after")
-    def _ends_later(self) -> Self:
-        if self.until_s is not None and self.until_s <= self.at_s:
-            raise wrong("until_s", f"{self.until_s:g} is not after at_s ({self.at_s:g})")
-        return self
 
 
 class Change(Span):
@@ -175,37 +159,6 @@ class Failure(Span):
         if self.vanishes and self.gpus is not None:
             raise wrong("vanishes", "is for whole regions; leave gpus out")
         return self
-
-
-class Scaling(Strict):
-    """GPU servers that come and go; the fleet's `gpus` of a region are the most.
-
-    The values left out are those of the ScaledObject that `render` writes (`scaling` has the rule).
-
-    Attributes:
-        busy_share: of its time that each server is to be busy.
-        least: servers of each region, at least.
-        least_share: the same as a share of the region's `gpus`; the larger counts.
-        start_s: from the decision for a server until it is ready: a pod, weights, warming up.
-        mean_s: over which jobs are averaged.
-        look_s: how often is looked.
-        up_share, up_servers, up_s: at most so many come in that time: a share of what there was, or servers.
-        down_share, down_s: at most such a share goes in that time.
-        settle_s: nobody goes while more were wanted within that time.
-    """
-
-    busy_share: Annotated[Share, Field(gt=0)] = 0.6
-    least: Count = 1
-    least_share: Share = 0.0
-    start_s: Number = 300.0
-    mean_s: Positive = 120.0
-    look_s: Annotated[Positive, Field(ge=1)] = 15.0
-    up_share: Positive = 0.5
-    up_servers: Annotated[Count, Field(ge=1)] = 4
-    up_s: Positive = 60.0
-    down_share: Share = 0.1
-    down_s: Positive = 120.0
-    settle_s: Number = 900.0
 
 
 class Loop(Strict):
@@ -283,6 +236,7 @@ class Scenario(Strict):
             "arrivals.changes": self.arrivals.changes,
             "failures": self.failures,
             "control.down": self.control.down,
+            "scaling.spot.reclaims": self.scaling.spot.reclaims if self.scaling and self.scaling.spot else (),
         }
         begins = [(f"{key}.{i}.at_s", one.at_s) for key, found in spans.items() for i, one in enumerate(found)]
         begins += [(f"arrivals.bursts.{i}.at_s", one.at_s) for i, one in enumerate(self.arrivals.bursts)]
@@ -307,6 +261,7 @@ class Scenario(Strict):
         named += [(f"arrivals.bursts.{i}.region", one.region) for i, one in enumerate(a.bursts)]
         named += [("arrivals.day.utc_offset", name) for name in (a.day.utc_offset if a.day else {})]
         named += [(f"failures.{i}.region", one.region) for i, one in enumerate(self.failures)]
+        named += self._of_scaling(fleet)
         for key, name in named:
             if name not in fleet.regions:
                 raise InputError(f"{name} is none of the fleet's regions{did_you_mean(name, fleet.regions)}", key=key)
@@ -319,6 +274,20 @@ class Scenario(Strict):
                 if region.longitude is None and name not in a.day.utc_offset:
                     text = f"{name} is missing, and {name} has no longitude that it could be derived from"
                     raise InputError(text, key="arrivals.day.utc_offset")
+
+    def _of_scaling(self, fleet: Fleet) -> list[tuple[str, str]]:
+        """Return keys and regions that the section names, and see that somebody serves those who sleep."""
+        scaling = self.scaling
+        if scaling is None:
+            return []
+        kept = [scaling.region_least.get(one, scaling.least) for one in fleet.names if fleet.regions[one].gpus]
+        if not any(kept) and not scaling.least_share:
+            raise InputError("is 0 in each region; one has to serve the others meanwhile", key="scaling.least")
+        reclaims = enumerate(scaling.spot.reclaims if scaling.spot else ())
+        return [
+            *(("scaling.region_least", name) for name in scaling.region_least),
+            *((f"scaling.spot.reclaims.{i}.region", one.region) for i, one in reclaims),
+        ]
 
 
 Trace = tuple[tuple[float, str], ...]

@@ -42,6 +42,8 @@ from .settings import KubernetesSettings, RegionSettings
 
 Patch = dict[str, Any]
 
+ACTIVATE = "0.3"
+"""Jobs, at servers or asked for: above it the first server comes, below it the last goes after five minutes."""
 _NAMESPACE = "kubernetes.io/metadata.name"
 _LOST_NODE = [
     {"key": f"node.kubernetes.io/{what}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
@@ -103,7 +105,22 @@ def scaling_patch(fleet: Fleet, settings: KubernetesSettings, name: str, number:
         ("/spec/triggers/0/metadata/query", f"sum(avg_over_time({series}[2m]))"),
         ("/spec/triggers/0/metadata/threshold", f"{scaling.busy_share:g}"),
     )
-    return _json("ScaledObject", "gpu", [{"op": "replace", "path": path, "value": value} for path, value in values])
+    changes: list[dict[str, Any]] = [{"op": "replace", "path": path, "value": value} for path, value in values]
+    if scaling.by_demand or not scaling.least:
+        # What the region's users ask for, as servers that it would keep busy, and this dispatcher's part of them.
+        jobs = f'envoy_vhost_route_upstream_rq_completed{{tier="edge",envoy_route="jobs",region="{name}"}}'
+        part = fleet.service_time_s * dispatcher.size / fleet.regions[name].gpus
+        metadata = {
+            "serverAddress": settings.prometheus,
+            "query": f"sum(rate({jobs}[2m])) * {part:g}",
+            "threshold": f"{scaling.busy_share:g}",
+            "activationThreshold": ACTIVATE,
+            "ignoreNullValues": "false",
+        }
+        trigger = {"type": "prometheus", "metricType": "AverageValue", "metadata": metadata}
+        changes.append({"op": "add", "path": "/spec/triggers/-", "value": trigger})
+        changes.append({"op": "add", "path": "/spec/triggers/0/metadata/activationThreshold", "value": ACTIVATE})
+    return _json("ScaledObject", "gpu", changes)
 
 
 def rollout_patches(number: int, *, scaled: bool) -> list[Patch]:

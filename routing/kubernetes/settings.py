@@ -82,13 +82,17 @@ class Scaling(Strict):
     """GPU servers by how busy they are.
 
     Attributes:
-        least: there always are so many in the region; the fleet's `gpus` are the most.
+        least: there always are so many in the region; the fleet's `gpus` are the most. 0: all may go while nobody asks
+            for more than `ACTIVATE` jobs, and others serve the region until the first has come back.
         busy_share: of its time that each is busy, when there are as many as there should be. Below the lowest
             threshold of the fleet: above that overflow leaves, and they never get busier.
+        by_demand: servers come for what users of the region ask for, wherever that is computed (scale first), and not
+            only for the jobs that it has, after some have left (offload first). Always so where `least` is 0.
     """
 
-    least: Annotated[Count, Field(ge=1)]
+    least: Count
     busy_share: Annotated[Share, Field(gt=0)] = 0.6
+    by_demand: bool = False
 
 
 class RegionSettings(Strict):
@@ -301,6 +305,11 @@ def _check_region(fleet: Fleet, settings: KubernetesSettings, name: str) -> None
         raise InputError("the region has no GPUs", key=key)
     if least > gpus:
         raise InputError(f"{least} is more than the fleet's {gpus} GPUs of the region", key=f"{key}.least")
+    others = [other for other in fleet.names if other != name and fleet.regions[other].gpus]
+    kept = [settings.regions[other].scaling for other in others]
+    if not least and all(one is not None and not one.least for one in kept):
+        text = "is 0, and no other region has servers all the time that could serve meanwhile"
+        raise InputError(text, key=f"{key}.least")
     lowest = fleet.thresholds[0].load
     if region.scaling.busy_share >= lowest:
         text = (

@@ -6,6 +6,7 @@ import tempfile
 import pytest
 import yaml
 
+from laboratory.simulate.scaling_settings import Scaling
 from routing.cli import build_parser
 from routing.dispatcher.files import check as check_with_haproxy
 from routing.envoy.binary import check as check_with_envoy
@@ -104,6 +105,23 @@ def test_a_region_has_what_its_part_of_the_fleet_says(overlays):
         "gpu": None,
         "gpu-2": None,
     }
+
+
+def test_servers_that_may_all_go_come_back_by_what_users_ask_for(operator, kustomize, check):
+    operator.settings["regions"]["us-east"]["scaling"] = {"least": 0, "busy_share": 0.5}
+    assert operator.render() == 0
+    scaled = of_kind(kustomize(operator.out / "us-east"), "ScaledObject")
+    for name, part in (("gpu", 2.5 * 30 / 40), ("gpu-2", 2.5 * 10 / 40)):
+        check(scaled[name])
+        spec = scaled[name]["spec"]
+        assert spec["minReplicaCount"] == 0
+        jobs, demand = (one["metadata"] for one in spec["triggers"])
+        assert float(jobs["activationThreshold"]) == float(demand["activationThreshold"]) == Scaling().activate
+        assert demand["query"].endswith(f'region="us-east"}}[2m])) * {part:g}')
+        assert demand["threshold"] == jobs["threshold"] == "0.5"
+    # eu-west has servers all the time. Were it not so, nobody would serve us-east until the first has come.
+    operator.settings["regions"]["eu-west"]["scaling"] = {"least": 0}
+    assert operator.render() == 2
 
 
 def test_edges_come_and_go_with_their_processors_where_there_may_be_more(operator, kustomize, check):
