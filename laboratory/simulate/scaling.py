@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from .demand import rates_of
-from .scenario import Scaling
+from .scaling_settings import Scaling
 
 if TYPE_CHECKING:
     from .run import Simulation
