@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,16 +64,18 @@ class ClipBatch:
     Attributes:
         clips: `(batch, 3, frames, size, size)`, float in [0, 1].
         captions: one for each clip.
-        specs: one for each clip.
+        specs: one for each clip: a `ClipSpec`, or a `Sprite` of a scene.
         backgrounds: `(batch, 3, size, size)`, the picture without its sprite.
         colours: `(batch, 3)`, the sprite's colour as painted.
+        masks: `(batch, frames, size, size)`, how much of each pixel the sprite covers.
     """
 
     clips: Tensor
     captions: list[str]
-    specs: list[ClipSpec]
+    specs: Sequence[Any]
     backgrounds: Tensor
     colours: Tensor
+    masks: Tensor
 
     def pictures(self, at: int = 0) -> list[Image.Image]:
         """Return a frame of each clip, by default the first, as the pictures that a person would send."""
@@ -155,8 +159,8 @@ class ClipGenerator:
         jitter = (torch.rand(3, generator=self.random) - 0.5) * 0.12
         return (torch.tensor(COLOURS[name]) + jitter).clamp(0, 1)
 
-    def clip(self) -> tuple[Tensor, str, ClipSpec, Tensor, Tensor]:
-        """Return one clip `(3, frames, size, size)`, its caption, spec, background and painted colour."""
+    def clip(self) -> tuple[Tensor, str, ClipSpec, Tensor, Tensor, Tensor]:
+        """Return one clip `(3, frames, size, size)`, its caption, spec, background, painted colour and mask."""
         spec = self.spec()
         shape, caption = self._outline(spec) if self.variety else (spec.shape, spec.caption)
         x, y, radius = (v * self.size for v in spec.path(self.frames))
@@ -171,7 +175,7 @@ class ClipGenerator:
         if self.variety and self._uniform(0, 1) < 0.12:
             background, caption = self._with_bystander(background, swept, spec, caption)
         clip = background[:, None] * (1 - mask) + colour[:, None, None, None] * mask
-        return clip, caption, spec, background, colour
+        return clip, caption, spec, background, colour, mask
 
     def _background(self) -> Tensor:
         # No number is drawn for a share of 0, so that a seed gives the clips it always gave.
@@ -214,4 +218,5 @@ class ClipGenerator:
             specs=[m[2] for m in made],
             backgrounds=torch.stack([m[3] for m in made]),
             colours=torch.stack([m[4] for m in made]),
+            masks=torch.stack([m[5] for m in made]),
         )

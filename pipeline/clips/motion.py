@@ -27,11 +27,11 @@ class MeasuredMotion:
     area: Tensor
 
 
-def measure_motion(clip: Tensor, background: Tensor, colour: Tensor) -> MeasuredMotion:
-    """Return centroid and area of a sprite over time.
+def cover(clip: Tensor, background: Tensor, colour: Tensor) -> Tensor:
+    """Return how much of each pixel a sprite covers, `(frames, height, width)`, 0 to 1.
 
     A frame is `(1 - a) * background + a * colour`; `a` of each pixel is its least-squares solution.
-    Pixels where the background has nearly the sprite's colour tell nothing and are left out.
+    Pixels where the background has nearly the sprite's colour tell nothing and are 0.
 
     Args:
         clip: `(3, frames, height, width)`, float in [0, 1].
@@ -44,7 +44,12 @@ def measure_motion(clip: Tensor, background: Tensor, colour: Tensor) -> Measured
     # What is left of the pixel when the sprite is taken out tells other colours from this one.
     rest = clip - background[:, None] - alpha[None] * towards[:, None]
     same_colour = (rest**2).sum(dim=0) < 0.5 * power
-    alpha = torch.where((power > 0.03) & same_colour & (alpha > 0.4), alpha.clamp(0, 1), torch.zeros_like(alpha))
+    return torch.where((power > 0.03) & same_colour & (alpha > 0.4), alpha.clamp(0, 1), torch.zeros_like(alpha))
+
+
+def measure_motion(clip: Tensor, background: Tensor, colour: Tensor) -> MeasuredMotion:
+    """Return centroid and area of a sprite over time. Arguments are those of `cover`."""
+    alpha = cover(clip, background, colour)
     height, width = alpha.shape[-2:]
     ys = (torch.arange(height, dtype=torch.float32) + 0.5) / height
     xs = (torch.arange(width, dtype=torch.float32) + 0.5) / height
@@ -55,6 +60,12 @@ def measure_motion(clip: Tensor, background: Tensor, colour: Tensor) -> Measured
         y=(alpha * ys[None, :, None]).sum(dim=(1, 2)) / safe,
         area=mass / (height * width),
     )
+
+
+def colour_of(frame: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean colour `(3,)` of a sprite in a frame `(3, height, width)` with its mask `(height, width)`."""
+    inside = mask > min(0.99, float(mask.max()) - 1e-3)  # a pixel that it covers so much shows its colour alone
+    return frame[:, inside].mean(dim=1)
 
 
 def classify_motion(measured: MeasuredMotion) -> str:

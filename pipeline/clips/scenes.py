@@ -16,12 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from . import backgrounds, photographs, sprites
+from .generator import ClipBatch
+from .motion import colour_of
 from .phrases import CAMERA, NOUNS, SPEEDS, VERBS, noun_phrase, pick
 from .vocabulary import COLOURS, GENERIC_SHAPES, MOTIONS, SHAPES, is_held_out
 
 _LEAST_CONTRAST = 0.05  # mean squared distance between a sprite and what it covers on its way
-_TRAVEL = {"": (0.26, 0.40), "slow": (0.13, 0.20), "fast": (0.45, 0.58)}  # shares of the frame's height
-_GROWTH = {"": (1.7, 2.1), "slow": (1.3, 1.45), "fast": (2.3, 2.7)}
+# How far a sprite gets, in shares of the frame's height, and how much it grows: little is left to chance, since what
+# neither picture nor caption says can be learned as a blur only.
+_TRAVEL = {"": (0.31, 0.33), "slow": (0.155, 0.165), "fast": (0.48, 0.50)}
+_GROWTH = {"": (1.85, 1.95), "slow": (1.35, 1.4), "fast": (2.45, 2.55)}
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class SceneGenerator:
         seed: of the stream of scenes.
         held_out: take combinations of colour, shape and motion, and photographs, that training never sees.
         plain: one sprite, the plain words, nothing but drawn backgrounds and no camera: to begin with.
+        judged: one sprite of one colour, so that its motion and outline can be read back out of a clip.
         photograph_share: of backgrounds that are photographs.
     """
 
@@ -101,6 +106,7 @@ class SceneGenerator:
         seed: int = 0,
         held_out: bool = False,
         plain: bool = False,
+        judged: bool = False,
         photograph_share: float = 0.35,
     ) -> None:
         if size < 16:
@@ -108,7 +114,7 @@ class SceneGenerator:
         if frames < 2:
             raise ValueError(f"frames: {frames} is below 2")
         self.size, self.frames, self.held_out, self.plain = size, frames, held_out, plain
-        self.photograph_share = photograph_share
+        self.judged, self.photograph_share = judged, photograph_share
         self.random = torch.Generator().manual_seed(seed)
 
     def _uniform(self, low: float, high: float) -> float:
@@ -122,9 +128,25 @@ class SceneGenerator:
 
     def scene(self) -> Scene:
         """Return the next scene."""
-        if not self.plain and self._chance(0.16):
+        if not (self.plain or self.judged) and self._chance(0.16):
             return self._camera_scene()
         return self._sprite_scene()
+
+    def batch(self, count: int) -> ClipBatch:
+        """Return the next `count` scenes, each with a sprite, as judging wants them."""
+        scenes: list[Scene] = []
+        while len(scenes) < count:
+            scene = self.scene()
+            if scene.sprite is not None:
+                scenes.append(scene)
+        return ClipBatch(
+            clips=torch.stack([scene.clip for scene in scenes]),
+            captions=[scene.caption for scene in scenes],
+            specs=[scene.sprite for scene in scenes if scene.sprite is not None],
+            backgrounds=torch.stack([scene.background for scene in scenes]),
+            colours=torch.stack([colour_of(scene.clip[:, 0], scene.mask[0]) for scene in scenes]),
+            masks=torch.stack([scene.mask for scene in scenes]),
+        )
 
     # Backgrounds -----------------------------------------------------------------------------------------------------
 
@@ -169,7 +191,7 @@ class SceneGenerator:
         jitter = (torch.rand(3, generator=self.random) - 0.5) * 0.12
         colour = (torch.tensor(COLOURS[sprite.colour]) + jitter).clamp(0, 1)
         paint = colour[:, None, None, None].expand(3, frames, self.size, self.size)
-        if self.plain or self._chance(0.6):
+        if self.plain or self.judged or self._chance(0.6):
             return mask, paint
         axis = torch.arange(self.size) + 0.5
         u = (axis[None, None, :] - x[:, None, None]) / radius[:, None, None]
@@ -196,7 +218,8 @@ class SceneGenerator:
             return shape, noun_phrase(sprite.colour, sprite.shape), sprite.motion
         noun = self._pick(NOUNS[sprite.shape], first=0.5)
         if not self.held_out and self._chance(0.12):
-            shape, noun = sprites.odd_polygon(self.random), self._pick(GENERIC_SHAPES)
+            shape = sprites.odd_polygon(self.random)
+            noun = self._pick(GENERIC_SHAPES) if self._chance(0.5) else self._unknown_word()
         colour = "" if not self.held_out and self._chance(0.06) else sprite.colour
         verb = self._pick(VERBS[sprite.motion], first=0.4)
         if sprite.speed:
@@ -205,6 +228,11 @@ class SceneGenerator:
                 f"{verb} {adverb}" if adverb in ("a little", "far", "fast") or self._chance(0.6) else f"{adverb} {verb}"
             )
         return shape, noun_phrase(colour, noun, "the" if self._chance(0.25) else article), verb
+
+    def _unknown_word(self) -> str:
+        """Return a word that no caption has: people name things that training never heard of."""
+        letters = torch.randint(26, (3 + int(torch.randint(6, (), generator=self.random)),), generator=self.random)
+        return "".join(chr(97 + letter) for letter in letters.tolist())
 
     def _sprite_scene(self) -> Scene:
         sprite = self._sprite()
@@ -218,7 +246,7 @@ class SceneGenerator:
                 break
         caption = f"{name} {verb}"
         still = background[:, None].expand(3, self.frames, self.size, self.size)
-        if not self.plain and self._chance(0.25):
+        if not (self.plain or self.judged) and self._chance(0.25):
             still, caption = self._with_second(background, swept, sprite, caption)
         clip = still * (1 - mask) + paint * mask
         return Scene(clip.contiguous(), caption, sprite, mask, still[:, 0].contiguous(), "is still")
@@ -258,7 +286,7 @@ class SceneGenerator:
             world = world * (1 - mask) + paint * mask
         t = torch.linspace(0, 1, self.frames)
         zoom, dx, dy = torch.full_like(t, 0.55), torch.zeros_like(t), torch.zeros_like(t)
-        reach = self._uniform(0.15, 0.35)  # in half widths of the world: up to a third of the frame
+        reach = self._uniform(0.24, 0.26)  # in half widths of the world: a quarter of the frame
         match camera:
             case "pans left":
                 dx = -reach * t
@@ -269,9 +297,9 @@ class SceneGenerator:
             case "pans down":
                 dy = reach * t
             case "zooms in":
-                zoom = 0.7 - self._uniform(0.15, 0.3) * t
+                zoom = 0.7 - self._uniform(0.22, 0.24) * t
             case "zooms out":
-                zoom = 0.5 + self._uniform(0.15, 0.3) * t
+                zoom = 0.5 + self._uniform(0.22, 0.24) * t
         zero = torch.zeros_like(t)
         theta = torch.stack([zoom, zero, dx, zero, zoom, dy], dim=1).reshape(-1, 2, 3)
         grid = F.affine_grid(theta, [self.frames, 3, self.size, self.size], align_corners=False)

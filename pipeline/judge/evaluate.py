@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """Figures of a model on held-out clips. All but `fvd` are means over clips; PSNR values are in dB.
+    """Figures of a model on held-out clips: means over clips where nothing else is said; PSNR values are in dB.
 
     Attributes:
         model: its tag, folder or name; steps and branches too where it is not sampled as it was made for.
@@ -43,6 +43,10 @@ class EvaluationResult:
         vae_psnr_db: that picture after one round through the autoencoder; it bounds the line above.
         ground_truth_psnr_db: all frames against the clip that the picture was taken from. A caption
             does not tell the speed, so that a perfect model would not reach the bound either.
+        outline_iou, outline_iou_p10: median and 10th percentile of the overlap of the sprite's outline with the true
+            one, in the last frame.
+        colour_error: of the sprite in the last frame, distance in CIE L*a*b*; median.
+        background_psnr_db: last frame, outside the sprite, against the true one.
         psnr_to_teacher_db, ssim_to_teacher: all frames against the teacher's from the same noise; None
             for the teacher.
         steps: of the solver.
@@ -70,6 +74,10 @@ class EvaluationResult:
     first_frame_psnr_db: float
     vae_psnr_db: float
     ground_truth_psnr_db: float
+    outline_iou: float
+    outline_iou_p10: float
+    colour_error: float
+    background_psnr_db: float
     psnr_to_teacher_db: float | None = None
     steps: int
     passes: int
@@ -221,6 +229,9 @@ def _summarise(trial: Trial, seed: int) -> EvaluationResult:
     means: dict[str, Any] = {
         name: round(float(np.mean(values)), digits.get(name, 3)) for name, values in trial.figures.items()
     }
+    for name in ("outline_iou", "colour_error"):
+        means[name] = round(float(np.median(trial.figures[name])), 3)
+    means["outline_iou_p10"] = round(float(np.percentile(trial.figures["outline_iou"], 10)), 3)
     fvd = None
     if len(seen) > 1 and trial.features:
         fvd = round(frechet_distance(torch.cat(trial.features), torch.cat(trial.features_of_truth)), 3)

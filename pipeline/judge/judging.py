@@ -18,6 +18,7 @@ from ..model.guidance import Guidance, guidance_for
 from ..model.sampling import PlainDenoiser, evaluations
 from .metrics import diversity, flicker, psnr_db, ssim
 from .perception import Perception, clip_consistency, clip_score
+from .sprite import background_psnr_db, colour_error, outline_iou
 
 if TYPE_CHECKING:
     from ..model.animation import ImageAnimationPipeline
@@ -244,6 +245,10 @@ class Trial:
         for name, of_each in figures.items():
             if of_each is not None:
                 self.figures.setdefault(name, []).extend(of_each.tolist())
+        each = list(zip(video, batch.clips, batch.masks, batch.backgrounds, strict=True))
+        self.figures.setdefault("outline_iou", []).extend(outline_iou(*one) for one in each)
+        self.figures.setdefault("colour_error", []).extend(colour_error(*one) for one in each)
+        self.figures.setdefault("background_psnr_db", []).extend(background_psnr_db(*one[:3]) for one in each)
         for k, spec in enumerate(batch.specs):
             self.asked.append(spec.motion)
             self.seen.append(classify_motion(measure_motion(video[k], batch.backgrounds[k], batch.colours[k])))

@@ -166,6 +166,13 @@ class HeldOut:
                     unit="dB",
                     note="speed is not captioned",
                 ),
+                Row(
+                    name="Outline of the sprite kept",
+                    value=result.outline_iou,
+                    note=f"overlap in the last frame, median; 10th percentile {result.outline_iou_p10:.2f}",
+                ),
+                Row(name="Colour of the sprite", value=result.colour_error, note="off by so much in CIE L*a*b*"),
+                Row(name="Background kept", value=result.background_psnr_db, unit="dB", note="PSNR, last frame"),
             ]
         own = result.own_picture_share
         drift = "the last frames against the first"

@@ -57,18 +57,18 @@ class TeacherSettings:
 class VideoVaeSettings:
     """How the video autoencoder is built and trained; the defaults make the shipped one.
 
-    The first `still_steps` see single frames, which cost a fifth; then come clips of `frames`. It is judged on `judged`
-    clips of twice that length.
+    The first `still_steps` see single frames, four for each clip of a batch; then come clips of `frames`. It is judged
+    on `judged` clips of twice that length.
     """
 
     size: int = 64
     frames: int = 9
-    channels: int = 32
+    channels: int = 40
     base: int = 24
     decoder_base: int = 32
-    still_steps: int = 1500
-    steps: int = 3000
-    batch: int = 8
+    still_steps: int = 900
+    steps: int = 1500
+    batch: int = 4
     learning_rate: float = 1e-3
     kl_weight: float = 1e-5
     judged: int = 64
@@ -81,7 +81,8 @@ class WanTeacherSettings:
     """How the teacher is built and trained; the defaults make the shipped one.
 
     For the first `bind_steps` the scenes are plain, no caption is dropped and nearly all noise levels are 1: motion is
-    bound to the caption. Then come all scenes, all levels and the dropping.
+    bound to the caption. Then come all scenes, all levels and the dropping. A scene is encoded once and seen `reuse`
+    times, each with other noise.
     """
 
     size: int = 64
@@ -89,11 +90,12 @@ class WanTeacherSettings:
     fps: int = 12
     held: bool = True
     width: int = 192
-    layers: int = 8
+    layers: int = 6
     text_width: int = 64
-    steps: int = 12000
-    bind_steps: int = 2500
-    batch: int = 16
+    steps: int = 6000
+    bind_steps: int = 1200
+    batch: int = 8
+    reuse: int = 3
     learning_rate: float = 1e-3
     drop_text: float = 0.1
     shift: float = 3.0

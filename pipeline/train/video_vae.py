@@ -82,7 +82,7 @@ def _start_encoder(vae: AutoencoderKLWan, pictures: Tensor) -> Tensor:
     for level, resampler in enumerate(resamplers):
         last = level == len(resamplers) - 1
         kept = z if last else min(resampler.dim, 24)
-        features = _analyse(resampler.resample[1], features, kept, whiten=last)
+        features = _analyse(resampler.resample[1], features, kept, last)
         _keep_last_frame(resampler.time_conv, kept)
         if not last:
             _pass(blocks[level + 1].conv_shortcut, kept)
@@ -146,15 +146,20 @@ def _pass(layer: Any, channels: int) -> None:
         layer.weight[(k, k, *tap)] = 1
 
 
-def _analyse(conv: Any, features: Tensor, kept: int, whiten: bool) -> Tensor:
-    """Make a convolution of stride 2 the analysis of blocks of 2 x 2, and return what it gives."""
+def _analyse(conv: Any, features: Tensor, kept: int, last: bool) -> Tensor:
+    """Make a convolution of stride 2 the analysis of blocks of 2 x 2, and return what it gives.
+
+    The last one scales its components towards each other, but not all the way: a component that few pixels depend on
+    is worth less to a network that learns them all with one weight.
+    """
     channels = features.shape[1]
     blocks = F.unfold(features, 2, stride=2).transpose(1, 2).reshape(-1, 4 * channels)
     mean = blocks.mean(dim=0)
     values, vectors = torch.linalg.eigh(torch.cov((blocks - mean).T))
     rows = vectors.flip(1)[:, :kept].T  # (kept, 4 * channels)
-    if whiten:
-        rows = rows / values.flip(0)[:kept].clamp(min=1e-6).sqrt()[:, None]
+    if last:
+        scales = values.flip(0)[:kept].clamp(min=1e-6) ** 0.25
+        rows = rows / scales[:, None] / scales.square().mean().sqrt()
     conv.weight[:kept] = 0
     conv.weight[:kept, :channels, :2, :2] = rows.reshape(kept, channels, 2, 2)
     conv.bias[:kept] = -rows @ mean
@@ -262,7 +267,7 @@ def train_video_vae(
         still = step < settings.still_steps
         if stream is None or still != still_stream:
             still_stream = still
-            frames, batch = (1, 2 * settings.batch) if still else (settings.frames, settings.batch)
+            frames, batch = (1, 4 * settings.batch) if still else (settings.frames, settings.batch)
             data = _Clips(settings, frames, batch, settings.seed + 1 + step)
             stream = iter(DataLoader(data, batch_size=None, num_workers=settings.workers, prefetch_factor=4))
         clips = next(stream).to(device)
@@ -293,7 +298,7 @@ def train_video_vae(
 
 @torch.no_grad()
 def _normalise(vae: AutoencoderKLWan, settings: VideoVaeSettings) -> None:
-    """Set `latents_mean` and `latents_std` so that each channel has the scale of the noise."""
+    """Set `latents_mean` and `latents_std` so that the latents have the scale of the noise, one for all channels."""
     source = SceneGenerator(settings.size, 2 * settings.frames - 1, settings.seed + 77)
     latents = torch.cat(
         [vae.encode(source.scene().clip[None] * 2 - 1).latent_dist.mode() for _ in range(settings.judged)]
@@ -301,5 +306,5 @@ def _normalise(vae: AutoencoderKLWan, settings: VideoVaeSettings) -> None:
     flat = latents.transpose(0, 1).flatten(1)
     vae.register_to_config(
         latents_mean=[round(float(m), 5) for m in flat.mean(dim=1)],
-        latents_std=[round(float(s), 5) for s in flat.std(dim=1)],
+        latents_std=[round(float(flat.std(dim=1).square().mean().sqrt()), 5)] * len(flat),
     )

@@ -69,7 +69,7 @@ def build_pipeline(settings: WanTeacherSettings, vae: AutoencoderKLWan) -> Image
         qk_norm="rms_norm_across_heads",
         rope_max_seq_len=64,
     )
-    nn.init.zeros_(transformer.proj_out.weight)
+    start_near(transformer)
     pipe = ImageAnimationPipeline(
         tokenizer=tokenizer,
         text_encoder=text,
@@ -86,6 +86,35 @@ def build_pipeline(settings: WanTeacherSettings, vae: AutoencoderKLWan) -> Image
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@torch.no_grad()
+def start_near(transformer: WanTransformer3DModel) -> None:
+    """Set weights such that an untrained network passes its input on, and looks at the same place in other frames.
+
+    Noise has to reach the output, since the flow is noise less clip, and a background has to come from the frame that
+    is given: a network that starts at random takes thousands of steps to find both.
+    """
+    embedding, out = transformer.patch_embedding, transformer.proj_out
+    width, channels = embedding.weight.shape[:2]
+    nn.init.orthogonal_(embedding.weight.view(width, -1))
+    nn.init.zeros_(embedding.bias)
+    # The output lists channels last.
+    back = embedding.weight.view(width, channels, -1).transpose(1, 2).reshape(width, -1, channels)
+    out.weight.copy_(back[:, :, : transformer.config.out_channels].reshape(width, -1).T)
+    nn.init.zeros_(out.bias)
+    head, heads = transformer.config.attention_head_dim, transformer.config.num_attention_heads
+    third = 2 * (head // 6)  # rotary frequencies: of time, then of height, then of width
+    axes = (head - 2 * third, head - third)
+    tuned = [start + 2 * k for start in axes for k in range(2)]  # the two highest frequencies of each axis
+    for block in transformer.blocks:
+        for project, norm in ((block.attn1.to_q, block.attn1.norm_q), (block.attn1.to_k, block.attn1.norm_k)):
+            for k in range(heads // 2):
+                project.weight[k * head : (k + 1) * head] *= 0.1
+                project.bias[k * head : (k + 1) * head] = 0
+                for dim in tuned:
+                    project.bias[k * head + dim] = 1
+                    norm.weight[k * head + dim] = 3
 
 
 class FoldedPadding:
@@ -149,9 +178,26 @@ class _Scenes(IterableDataset[SceneBatch]):
         torch.set_num_threads(1)
         s, worker = self.settings, get_worker_info()
         seed = self.seed + (0 if worker is None else 1_000_003 * worker.id)
-        source = SceneGenerator(s.size, s.frames, seed=seed, plain=self.plain)
+        source, random = (
+            SceneGenerator(s.size, s.frames, seed=seed, plain=self.plain),
+            torch.Generator().manual_seed(seed),
+        )
+        pool: list[tuple[Tensor, dict[str, Tensor], str]] = []
         while True:
-            yield encoded(self.pipe, [source.scene() for _ in range(s.batch)])
+            batch = encoded(self.pipe, [source.scene() for _ in range(max(1, s.batch // s.reuse))])
+            for k, caption in enumerate(batch.captions):
+                pool.append((batch.latents[k], {name: one[k] for name, one in batch.picture.items()}, caption))
+                if len(pool) > 64 * s.batch:
+                    pool.pop(int(torch.randint(len(pool) - 1, (), generator=random)))
+            if len(pool) < s.batch:
+                continue
+            drawn = [pool[k] for k in torch.randperm(len(pool), generator=random)[: s.batch].tolist()]
+            latents, pictures, captions = zip(*drawn, strict=True)
+            yield SceneBatch(
+                torch.stack(latents),
+                {name: torch.stack([one[name] for one in pictures]) for name in pictures[0]},
+                list(captions),
+            )
 
 
 def draw_levels(count: int, progress: float | None, shift: float, generator: torch.Generator) -> Tensor:
@@ -226,7 +272,11 @@ class WanTeacherTrainer:
         captions = batch.captions
         if progress is not None:
             kept = torch.rand(len(captions), generator=self.random) >= s.drop_text
-            captions = [text if keep else "" for text, keep in zip(captions, kept, strict=True)]
+            # Guidance leads away from the family's negative prompt where a person gives none, and from "" elsewhere.
+            dropped = ("", self.pipe.family.negative_prompt)
+            captions = [
+                text if keep else dropped[k % 2] for k, (text, keep) in enumerate(zip(captions, kept, strict=True))
+            ]
         cond = {"text": self.text(captions), **{name: one.to(self.device) for name, one in batch.picture.items()}}
         z = self.pipe.family.hold((1 - level) * clean + level * noise, cond)
         predicted = self.pipe.family.predict(self.pipe.transformer, z, 1000 * sigma, cond)

@@ -15,6 +15,7 @@ from pipeline.errors import ModelError
 from pipeline.judge.evaluate import compare_students, evaluate, wilson_interval
 from pipeline.judge.judging import Candidate, Sampling
 from pipeline.judge.perception import Perception
+from pipeline.judge.sprite import lab
 from pipeline.model.guidance import Guidance
 from pipeline.serve.engine import Animator
 from pipeline.serve.sources import open_checkpoint
@@ -63,6 +64,9 @@ def test_a_model_that_makes_the_true_clips_gets_full_marks():
     assert result.first_frame_psnr_db == 100
     assert result.vae_psnr_db > 90
     assert result.psnr_to_teacher_db is None
+    assert (result.outline_iou, result.outline_iou_p10) == (1, 1)
+    assert result.colour_error < 1
+    assert result.background_psnr_db == 100
     assert (result.model, result.clips, result.seed, result.steps, result.passes) == ("oracle", 10, 3, 32, 96)
 
 
@@ -77,6 +81,40 @@ def test_a_lost_sprite_is_counted_as_unclear():
     result = evaluate(oracle(spoil=torch.zeros_like), clips=6, seed=3)
     assert result.unclear > 0
     assert result.motion_accuracy == 0
+
+
+def test_a_sprite_that_loses_its_outline_its_colour_or_its_background_is_told_by_that_figure_alone():
+    def figures(spoil):
+        made = evaluate(oracle(spoil=spoil), clips=8, seed=3)
+        return made.outline_iou, made.colour_error, made.background_psnr_db
+
+    truth = ClipGenerator(SIZE, FRAMES, seed=3, held_out=True).batch(8)
+
+    def other(change):
+        return lambda video: change(video, truth.masks[:, None])
+
+    behind = truth.backgrounds[:, :, None]
+    paint = truth.colours[:, :, None, None, None]
+    whole = figures(lambda video: video)
+    half = figures(
+        other(lambda video, mask: torch.where(torch.arange(SIZE) % 2 == 0, video, behind * mask + video * (1 - mask)))
+    )
+    pale = figures(
+        other(lambda video, mask: video + mask * 0.25 * (torch.tensor([0.5, 0.5, 0.5]).view(1, 3, 1, 1, 1) - paint))
+    )
+    noisy = figures(other(lambda video, mask: video + (mask < 0.01) * 0.05 * torch.sin(torch.arange(SIZE) * 2.0)))
+    assert half[0] < 0.8 * whole[0]
+    assert pale[1] > 5 > whole[1]
+    assert noisy[2] < 35 < whole[2]
+    assert noisy[0] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("colour", "known"),
+    [((1, 1, 1), (100, 0, 0)), ((1, 0, 0), (53.24, 80.09, 67.20)), ((0.2, 0.4, 0.6), (42.01, -0.15, -32.85))],
+)
+def test_colours_in_lab_are_those_of_the_standard(colour, known):
+    assert lab(torch.tensor(colour, dtype=torch.float32)).tolist() == pytest.approx(known, abs=0.05)
 
 
 def test_a_student_is_compared_with_its_teacher():

@@ -22,6 +22,10 @@ def generated(**figures) -> EvaluationResult:
     known |= {"accuracy_by_motion": {}, "unclear": 0, "first_frame_psnr_db": 30.0, "vae_psnr_db": 31.0, "steps": 8}
     known |= {
         "ground_truth_psnr_db": 26.0,
+        "outline_iou": 0.9,
+        "outline_iou_p10": 0.7,
+        "colour_error": 3.0,
+        "background_psnr_db": 30.0,
         "passes": 8,
         "seconds_per_clip": 0.1,
         "flicker": 1.0,
