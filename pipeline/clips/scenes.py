@@ -208,7 +208,7 @@ class SceneGenerator:
                 mix = (1.1 - torch.hypot(u + 0.35, v + 0.35)).clamp(0, 1) ** 2
         # Towards white or black, but not so far that the colour would have another name.
         other = torch.ones(3) if float(colour.mean()) < 0.45 else torch.zeros(3)
-        mix = (mix.clamp(0, 1) * self._uniform(0.2, 0.45)).broadcast_to(mask.shape)
+        mix = (mix.clamp(0, 1) * self._uniform(0.2, 0.35)).broadcast_to(mask.shape)
         return mask, paint * (1 - mix) + other[:, None, None, None] * mix
 
     def _words(self, sprite: Sprite, article: str = "a") -> tuple[str | list[tuple[float, float]], str, str]:

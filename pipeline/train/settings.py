@@ -57,8 +57,8 @@ class TeacherSettings:
 class VideoVaeSettings:
     """How the video autoencoder is built and trained; the defaults make the shipped one.
 
-    The first `still_steps` see single frames, four for each clip of a batch; then come clips of `frames`. It is judged
-    on `judged` clips of twice that length.
+    The first `still_steps` see single frames, four for each clip of a batch; then come `clip_steps` with clips of
+    `frames`. It is judged on `judged` clips of twice that length.
     """
 
     size: int = 64
@@ -66,14 +66,18 @@ class VideoVaeSettings:
     channels: int = 40
     base: int = 24
     decoder_base: int = 32
-    still_steps: int = 900
-    steps: int = 1500
+    still_steps: int = 800
+    clip_steps: int = 600
     batch: int = 4
     learning_rate: float = 1e-3
     kl_weight: float = 1e-5
     judged: int = 64
     workers: int = 1
     seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.still_steps + self.clip_steps
 
 
 @dataclass(frozen=True)

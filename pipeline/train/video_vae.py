@@ -63,6 +63,8 @@ def start_linear(vae: AutoencoderKLWan, pictures: Tensor) -> None:
             _zero(module.conv2)
         elif kind == "WanAttentionBlock":
             _zero(module.proj)
+        elif kind == "WanCausalConv3d" and module.kernel_size[0] > 1:
+            module.weight[:, :, :-1] = 0  # the past: single frames teach nothing about it, and chance would be noise
     for layer in (vae.quant_conv, vae.post_quant_conv):
         _pass(layer, layer.out_channels)
     latents = _start_encoder(vae, pictures)  # (count, channels, size / 8, size / 8)
@@ -271,8 +273,10 @@ def train_video_vae(
             data = _Clips(settings, frames, batch, settings.seed + 1 + step)
             stream = iter(DataLoader(data, batch_size=None, num_workers=settings.workers, prefetch_factor=4))
         clips = next(stream).to(device)
+        # Clips are another task than single frames: a second schedule, which begins gently.
+        done, whole = (step, settings.still_steps) if still else (step - settings.still_steps, settings.clip_steps)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings.steps, settings.learning_rate, warmup=200, hold=0.4)
+            group["lr"] = learning_rate(done, whole, settings.learning_rate * (1 if still else 0.5), hold=0.4, end=0.1)
         posterior = vae.encode(clips).latent_dist
         loss = reconstruction_loss(decode_unclamped(vae, posterior.sample()), clips)
         loss = loss + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
@@ -285,7 +289,7 @@ def train_video_vae(
             pace = (time.monotonic() - began) / 50
             logger.info("vae step %d/%d  loss %.5f  %.2f s a step", step, settings.steps, loss.item(), pace)
             began = time.monotonic()
-        if step % 250 == 0:
+        if step % 200 == 0:
             logger.info("vae step %d  %s", step, evaluate_video_vae(vae, settings, settings.judged // 4))
             checkpoint.save(step)
             began = time.monotonic()

