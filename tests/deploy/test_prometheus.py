@@ -218,6 +218,8 @@ def test_each_pod_of_a_fleet_is_scraped_with_its_tier_and_region(overlays, tmp_p
             place = None if kind == "control" else region
             port = {"gpu": "3000", "control": "9900", "dispatcher": "9902"}.get(kind, "9903")
             expected.add((f"{region}-{name}", kind, place, dispatcher, f"{port}/metrics"))
+            if kind == "dispatcher":
+                expected.add((f"{region}-{name}", kind, place, dispatcher, "9902/jobs"))
             if kind == "edge":
                 expected.add((f"{region}-{name}", "agent", place, dispatcher, "9905/metrics"))
     assert seen == expected
