@@ -1,5 +1,5 @@
 # ruff: noqa: INP001  # a script, no package
-"""Rollouts on a local fleet under traffic: a good student and five bad ones, and what users notice of each.
+"""Rollouts on a local fleet under traffic: a good student and six bad ones, and what users notice of each.
 
     python scripts/measure_rollout.py --runs 5 --out benchmarks/routing/rollout.json
 
@@ -23,12 +23,14 @@ from laboratory.local.client import Outcome, Summary, send
 from laboratory.local.launch import Options, Started, running
 from laboratory.machine import machine, versions
 from routing.console import tell
+from routing.data_plane import ShadowTraffic
 from routing.fleet import load_fleet
 
 FLEET = Path("docs/examples/small-fleet.yaml")
 SETTINGS = Path("docs/examples/rollout.yaml")
 SERVICE_S = 0.15
 LOAD = 0.6
+COPIED = 0.2  # of the requests; one copy at a time is compared
 CASES = {
     "good": {},
     "never ready": {"ready": False},
@@ -36,6 +38,8 @@ CASES = {
     "fails one in a hundred": {"failing": 0.01},
     "black": {"clip": "black"},
     "still": {"clip": "still"},
+    # Probes may meet none of them; copies of users' requests do.
+    "black one in eight": {"clip": "black", "clip_share": 0.12},
 }
 
 
@@ -67,8 +71,10 @@ async def rollout(started: Started, name: str, faults: dict[str, Any], seed: int
     await asyncio.gather(*sent)
     result, summary = json.loads(output), Summary.of(outcomes)
     jobs = next((one["candidate"]["jobs"] for one in result["judgement"].get("findings", [])), 0)
+    clips = next((one["candidate"] for one in result["judgement"].get("findings", []) if one["name"] == "clips"), {})
     found = {"phase": result["phase"], "step": result["step"], "why": result["why"], "seconds": round(seconds, 1)}
-    found |= {"jobs_of_candidate": jobs, "requests": summary.requests, "failures": summary.failures}
+    found |= {"jobs_of_candidate": jobs, "copies": clips.get("jobs", 0), "wrong_copies": clips.get("events", 0)}
+    found |= {"requests": summary.requests, "failures": summary.failures}
     found |= {"failed_share": summary.failed_share, "statuses": summary.statuses, "late": summary.late}
     return found | {"p95_s": round(summary.p95_s, 3)}
 
@@ -81,11 +87,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="JSON")
     options = parser.parse_args()
     about = {"machine": machine(), "versions": versions(), "fleet": str(FLEET), "settings": SETTINGS.read_text()}
-    about |= {"service_time_s": SERVICE_S, "load": LOAD}
+    about |= {"service_time_s": SERVICE_S, "load": LOAD, "copied_share": COPIED}
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         usual = Options(service_time=f"{SERVICE_S}", prometheus="no")
-        with running(load_fleet(FLEET), FLEET, Path(folder), usual) as started:
+        fleet = load_fleet(FLEET)
+        plane = fleet.data_plane.model_copy(update={"shadow": ShadowTraffic(share=COPIED)})
+        fleet = fleet.model_copy(update={"data_plane": plane})
+        with running(fleet, FLEET, Path(folder), usual) as started:
             for run in range(1, options.runs + 1):
                 for case in options.cases:
                     name = f"{case.replace(' ', '-')}-{run}"

@@ -48,6 +48,7 @@ class Faults(Strict):
             some wait at a server that seems to have taken them.
         failing: share of the jobs that end with an error (500).
         clip: what the animations show.
+        clip_share: of them; the others are as they should be.
         down_s: the stand-in is gone for so long once, its connections cut; 0: it is not.
     """
 
@@ -56,6 +57,7 @@ class Faults(Strict):
     admission: Annotated[Count, Field(ge=1, le=100)] = 1
     failing: Share = 0.0
     clip: Clip = "moving"
+    clip_share: Share = 1.0
     down_s: Annotated[Number, Field(le=3600)] = 0.0
 
     def changed(self, order: str) -> Faults:
@@ -218,7 +220,7 @@ class StandIn:
             self._free()
         about = {"Content-Disposition": 'inline; filename="animation.gif"', "X-Stillmotion-Seed": str(seed_of(request))}
         headers = {**about, **self._about(), "X-Stillmotion-Compute-Seconds": f"{seconds:.3f}"}
-        return _whole(200, CLIPS[self.faults.clip], {"Content-Type": "image/gif", **headers}), "ok"
+        return _whole(200, self._clip(), {"Content-Type": "image/gif", **headers}), "ok"
 
     async def _compute(self, seconds: float, request_id: str) -> bool:
         """Take the time; whether somebody waited for the end of it."""
@@ -251,11 +253,16 @@ class StandIn:
             self.ledger.note("cancelled", request_id)
             return stream, "disconnected"
         self.ledger.note("ended", request_id)
-        data = base64.b64encode(CLIPS[self.faults.clip]).decode("ascii")
+        data = base64.b64encode(self._clip()).decode("ascii")
         result = {"format": "gif", "media_type": "image/gif", "data": data, "gpu": self.gpu}
         with contextlib.suppress(ConnectionError):
             await stream.write(_event("result", result))
         return stream, "ok"
+
+    def _clip(self) -> bytes:
+        faults = self.faults
+        wrong = faults.clip != "moving" and self.generator.random() < faults.clip_share
+        return CLIPS[faults.clip if wrong else "moving"]
 
     def _free(self) -> None:
         self._count()

@@ -1,9 +1,9 @@
 """Copies of users' requests, which idle servers of both versions animate, so that the clips can be compared.
 
-Edges copy a share of the jobs (`data_plane.shadow`), and wait for no answer. One copy at a time is given to both
-versions with the same seed, by the dispatchers' admin addresses: a dispatcher takes it for a server that is idle, or
-refuses it at once. As soon as a user's job waits there the copy is given up, and its servers stop at their next step.
-No user ever has the answer.
+Edges copy a share of the jobs (`data_plane.shadow`), and wait for no answer. One copy at a time is given to the
+candidate and then to the stable version, with the same seed, by the dispatchers' admin addresses: a dispatcher takes
+it for a server that is idle, or refuses it at once. What has begun goes on: a server that gave it up would finish its
+step, and refuse a user's job meanwhile. No user ever has the answer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import random
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,21 +26,20 @@ from aiohttp import web
 from ..data_plane import host_and_port
 from ..errors import InputError
 from ..jobs import Jobs
-from .counters import VERSIONS, Version
+from .counters import Version
 from .judge import Clips
 from .probe import Look, ProbeError, look, wrong_with
 
-Outcome = Literal["alike", "wrong", "busy", "given_up", "unusable"]
+Outcome = Literal["alike", "wrong", "busy", "unusable"]
 OUTCOMES: Mapping[Outcome, str] = {
     "alike": "nothing was wrong with the candidate's clip",
     "wrong": "something was, or there was none",
     "busy": "no server was idle, or another copy was under way",
-    "given_up": "a user's job came to wait",
     "unusable": "the stable version gave no clip either",
 }
 PAIRS = "stillmotion_shadow_copies_total"
-_LOOK_S = 0.1
 _SEEDS = 2**31
+_AGAIN_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Shadow:
     def clips(self) -> Clips:
         """Return the comparison until now."""
         alike, wrong = self._counts["alike"], self._counts["wrong"]
-        text = f"{self._psnr_db / alike:.1f} dB from the stable version's on average" if alike else ""
+        text = f"{self._psnr_db:.1f} dB from the stable version's on average" if alike else ""
         return Clips(alike + wrong, wrong, "; ".join(filter(None, [text, self._why and f"the last: {self._why}"])))
 
     def metrics(self) -> str:
@@ -145,35 +145,35 @@ class Shadow:
         return web.Response(status=202)
 
     async def _compare(self, form: Form) -> None:
-        """Have a copy animated by both versions, at the first dispatcher where both have an idle server."""
+        """Have the first dispatcher with an idle candidate animate a copy, and then by the stable version."""
         seed = Field(str(random.randrange(_SEEDS)))  # noqa: S311  # no secret
         same = {"seed": seed, **form, "format": Field("gif")}
         timeout = aiohttp.ClientTimeout(total=self._limit_s)
-        outcome: Outcome = "busy"
         async with aiohttp.ClientSession(timeout=timeout, headers={"Connection": "close"}) as session:
             for page in self._pages:
-                outcome = await self._compare_at(session, page, same)
-                if outcome != "busy":
-                    break
-        self._counts[outcome] += 1
+                candidate = await self._ask(session, page, same, "candidate")
+                if candidate is not None:
+                    self._counts[await self._beside_stable(session, page, same, candidate)] += 1
+                    return
+        self._counts["busy"] += 1
 
-    async def _compare_at(self, session: aiohttp.ClientSession, page: str, form: Form) -> Outcome:
-        asked = [asyncio.create_task(self._ask(session, page, form, one)) for one in VERSIONS]
-        waits, pending = asyncio.create_task(self._somebody_waits(session, page)), set(asked)
-        try:
-            while pending:
-                done, _ = await asyncio.wait({*pending, waits}, return_when=asyncio.FIRST_COMPLETED)
-                if any(one.result() is None for one in pending if one in done):
-                    return "busy"
-                if waits in done:
-                    return "given_up"
-                pending -= done
-            stable, candidate = (one.result() for one in asked)
-            return self._compared(stable, candidate)
-        finally:
-            for task in (*asked, waits):
-                task.cancel()
-            await asyncio.gather(*asked, waits, return_exceptions=True)
+    async def _beside_stable(
+        self, session: aiohttp.ClientSession, page: str, form: Form, candidate: Look | str
+    ) -> Outcome:
+        """Have the stable version animate the same, once one of its servers is idle, and compare."""
+        end = time.monotonic() + self._limit_s
+        while (stable := await self._ask(session, page, form, "stable")) is None:
+            if time.monotonic() > end:
+                return "busy"
+            await asyncio.sleep(_AGAIN_S)
+        if not isinstance(stable, Look):
+            return "unusable"
+        if why := wrong_with(stable, candidate) if isinstance(candidate, Look) else candidate:
+            self._why = why
+            return "wrong"
+        assert isinstance(candidate, Look)
+        self._psnr_db += (stable.psnr_db(candidate) - self._psnr_db) / (self._counts["alike"] + 1)
+        return "alike"
 
     async def _ask(self, session: aiohttp.ClientSession, page: str, form: Form, version: Version) -> Look | str | None:
         """Return a version's clip, or what came instead; None: no server is idle."""
@@ -195,22 +195,3 @@ class Shadow:
             return f"no answer to a user's request in {self._limit_s:g} s"
         except ProbeError as error:
             return str(error)
-
-    async def _somebody_waits(self, session: aiohttp.ClientSession, page: str) -> None:
-        """Return when a user's job waits in a line there."""
-        while True:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with session.get(f"{page}/waiting") as answer:
-                    if answer.status == HTTPStatus.OK and await answer.text() != "0":
-                        return
-            await asyncio.sleep(_LOOK_S)
-
-    def _compared(self, stable: Look | str | None, candidate: Look | str | None) -> Outcome:
-        if not isinstance(stable, Look):
-            return "unusable"
-        if why := wrong_with(stable, candidate) if isinstance(candidate, Look) else candidate:
-            self._why = why
-            return "wrong"
-        assert isinstance(candidate, Look)
-        self._psnr_db += (stable.psnr_db(candidate) - self._psnr_db) / (self._counts["alike"] + 1)
-        return "alike"

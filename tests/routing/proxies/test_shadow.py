@@ -79,25 +79,41 @@ def test_both_versions_animate_a_copy_and_a_candidate_with_black_clips_is_found(
     asyncio.run(scenario())
 
 
-def test_a_copy_takes_no_servers_last_idle_second_and_is_given_up_when_a_user_waits(running, free_ports):
+def test_nobody_waits_behind_a_copy_while_a_server_is_idle_and_what_is_begun_is_not_given_up(running, free_ports):
     async def scenario():
         line = {"max_wait_s": 60.0}
         async with copied(running, *free_ports(1), change=lambda content: content.update(queue=line)) as world:
-            fleet, shadow, page = world
+            fleet, _, page = world
+            candidate, others = fleet.servers["a"][3], fleet.servers["a"][:3]
+            # Ids by the version that they meet.
+            drawn = []
+            for i in range(40):
+                headers = {"x-request-id": f"job-{i}"}
+                answer = await fleet.client.post(fleet.dispatcher_url("a"), content=b"job", headers=headers)
+                drawn += [f"job-{i}"] if answer.headers["x-stillmotion-version"] == "candidate" else []
             release = fleet.hold()
-            user = asyncio.create_task(post(fleet))
-            # One server has the user's job, and two the copy's, whoever it is that has the candidate.
-            await fleet.holds(lambda: sum(one.busy for one in fleet.servers["a"]) in {1, 3})
-            users = [asyncio.create_task(post(fleet)) for _ in range(5)]
-            # Those who come wait for a moment, until the copy is given up; all four servers are users' then.
-            await fleet.holds(lambda: counted(shadow)["given_up"] + counted(shadow)["busy"] >= 1)
-            await fleet.holds(lambda: sum(one.busy for one in fleet.servers["a"]) == 4)
-            refused = await fleet.client.post(f"{page}/animate", content=b"")
-            assert refused.status_code == 429  # at once: it does not wait
+
+            async def at(url, **headers):
+                return await fleet.client.post(url, data=FORM, files=FILES, headers=headers)
+
+            copy = asyncio.create_task(at(f"{page}/animate", **{"x-stillmotion-version": "candidate"}))
+            await fleet.holds(lambda: candidate.busy == 1)
+            # The candidate's own users go where a server is idle.
+            users = [asyncio.create_task(at(fleet.dispatcher_url("a"), **{"x-request-id": one})) for one in drawn[:2]]
+            await fleet.holds(lambda: sum(one.busy for one in others) == 2)
+            # A copy leaves the last idle server to users, and waits for none: 429 at once.
+            for version in ("stable", "candidate"):
+                refused = await fleet.client.post(
+                    f"{page}/animate", content=b"", headers={"x-stillmotion-version": version}
+                )
+                assert refused.status_code == 429
+            users += [asyncio.create_task(at(fleet.dispatcher_url("a"), **{"x-request-id": one})) for one in drawn[2:5]]
+            await fleet.holds(lambda: sum(one.busy for one in others) == 3)
             release.set()
-            answers = await asyncio.gather(user, *users)
+            answers = await asyncio.gather(copy, *users)
             assert {one.status_code for one in answers} == {200}
             assert max(one.most for one in fleet.servers["a"]) == 1
+            assert sum(one.refused for one in fleet.servers["a"]) == 0
 
     asyncio.run(scenario())
 
