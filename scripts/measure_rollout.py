@@ -3,7 +3,7 @@
 
     python scripts/measure_rollout.py --runs 5 --out benchmarks/routing/rollout.json
 
-Takes some eight minutes a run.
+Takes some thirteen minutes a run.
 """
 
 from __future__ import annotations

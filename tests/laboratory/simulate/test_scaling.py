@@ -159,6 +159,13 @@ def test_spot_servers_that_vanish_with_a_notice_cost_no_job_and_without_one_thei
     assert taken["in_region_share"] < warned["in_region_share"]
 
 
+def test_a_price_is_the_fleets_where_the_scenario_has_none(make):
+    regions = {"a": {"gpus": 4, "gpu_hour_price": 2.0}, "b": {"gpus": 4}}
+    experiment = make((4, 4), duration_s=3600.0, arrivals={"load": 0.2}, fleet={"regions": regions})
+    assert results(simulate(experiment))["price"] == {"total": 8.0, "of_fixed": 1.0}
+    assert results(simulate(make((4, 4), duration_s=60.0, arrivals={"load": 0.2})))["price"] is None
+
+
 def test_somebody_has_to_serve_those_who_sleep(make):
     with pytest.raises(InputError, match=r"scaling\.least: is 0 in each region"):
         make((4, 4), duration_s=100.0, scaling={"least": 0})

@@ -6,7 +6,10 @@ import contextlib
 import pytest
 
 from laboratory.local.clips import CLIPS
+from loadtests.replay import Replay, arrivals
+from loadtests.timed import Timed
 from routing.dispatcher.runtime import set_servers
+from routing.envoy.files import edge_folder
 from routing.errors import InputError
 from routing.jobs import Jobs
 from routing.rollout.counters import Growth, Pages
@@ -138,3 +141,21 @@ def test_an_address_that_is_taken_is_named(free_ports):
         Shadow([], Jobs(), 1.0).listening(address),
     ):
         pass
+
+
+def test_what_an_edge_logs_can_be_sent_once_more(running):
+    """Envoy writes its log every ten seconds."""
+
+    async def scenario():
+        async with running({"a": 1, "b": 1}, service_s=0.01) as fleet:
+            for size in (1000, 5000):
+                assert (await fleet.client.post(fleet.url("a"), content=bytes(size))).status_code == 200
+            assert (await fleet.client.get(fleet.url("a", "/ui"))).status_code == 200
+            log = edge_folder(fleet.root, "a") / "log.txt"
+            await fleet.holds(lambda: log.read_text().count('"method":"GET"') == 1)
+            replay = Replay(logs=(str(log),))
+            found = await asyncio.to_thread(arrivals, replay, fleet.fleet, 60.0, Timed(1.0))
+            assert [(one.region, one.size) for one in found] == [("a", 1000), ("a", 5000)]
+            assert 0 == found[0].at_s < found[1].at_s < 60
+
+    asyncio.run(scenario())
