@@ -64,8 +64,8 @@ class VideoVaeSettings:
     size: int = 64
     frames: int = 9
     channels: int = 40
-    base: int = 24
-    decoder_base: int = 32
+    base: int = 22
+    decoder_base: int = 20
     still_steps: int = 800
     clip_steps: int = 600
     batch: int = 4
@@ -94,7 +94,7 @@ class WanTeacherSettings:
     fps: int = 12
     held: bool = True
     width: int = 192
-    layers: int = 6
+    layers: int = 5
     text_width: int = 64
     steps: int = 6000
     bind_steps: int = 1200

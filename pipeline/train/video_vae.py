@@ -276,7 +276,7 @@ def train_video_vae(
         # Clips are another task than single frames: a second schedule, which begins gently.
         done, whole = (step, settings.still_steps) if still else (step - settings.still_steps, settings.clip_steps)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(done, whole, settings.learning_rate * (1 if still else 0.5), hold=0.4, end=0.1)
+            group["lr"] = learning_rate(done, whole, settings.learning_rate * (1 if still else 0.3), hold=0.4, end=0.1)
         posterior = vae.encode(clips).latent_dist
         loss = reconstruction_loss(decode_unclamped(vae, posterior.sample()), clips)
         loss = loss + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
