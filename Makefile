@@ -103,7 +103,7 @@ docs: $(READY) ## the reference of all modules, from their docstrings: build/doc
 lock: $(READY) ## write the locks anew; ARGS=--upgrade takes newer releases
 	$(LOCK) --extra dev $(ARGS) pyproject.toml -o constraints.txt
 	$(LOCK) --extra pipeline --no-annotate -c constraints.txt pyproject.toml -o constraints-pipeline.txt
-	$(LOCK) --extra serve --no-annotate -c constraints.txt pyproject.toml -o serving/requirements.txt
+	$(LOCK) --extra serve --extra marks --no-annotate -c constraints.txt pyproject.toml -o serving/requirements.txt
 
 .PHONY: hooks
 hooks: $(READY) ## check each commit with pre-commit

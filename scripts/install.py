@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections import deque
@@ -37,8 +38,16 @@ def install(extra: str) -> int:
         for arguments in (["--no-deps", "-r", str(locked)], ["-c", "constraints.txt", "-e", f".[{extra}]"]):
             if status := pip_install(arguments, began):
                 return status
+    leave_out_tests_of_torch()
     show(f"installed after {time.monotonic() - began:.0f} s")
     return 0
+
+
+def leave_out_tests_of_torch() -> None:
+    """Delete the programs by which PyTorch is tested: its wheel for Linux brings 130 MB of them, which nothing runs."""
+    for package in map(Path, sysconfig.get_paths().values()):
+        for program in (*package.glob("torch/test/*"), *package.glob("torch/bin/*[Tt]est*")):
+            program.unlink(missing_ok=True)
 
 
 def pip_install(arguments: list[str], began: float) -> int:

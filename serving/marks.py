@@ -104,7 +104,9 @@ def make_marker(settings: Settings) -> Marker:
     try:
         import c2pa
     except ImportError as error:
-        raise SettingsError("STILLMOTION_C2PA_CERTIFICATE is set, and the package c2pa-python is missing") from error
+        raise SettingsError(
+            "STILLMOTION_C2PA_CERTIFICATE is set, and c2pa-python is not installed: pip install 'stillmotion[marks]'"
+        ) from error
     read = {}
     for name, path in (("CERTIFICATE", certificate), ("KEY", key)):
         try:
