@@ -141,7 +141,7 @@ def test_a_control_loop_that_is_silent_or_does_nothing_is_seen(recorded, observe
 def test_each_kind_says_what_it_expects(recorded, small_fleet):
     needed = {"failed": {"at_most": 0.1}, "refused": {"at_most": 0.1}, "at_home": {"at_least": 0.5}}
     needed |= {"attempts": {"at_most": 3}, "wait": {"at_most_jobs": 2}}
-    needed |= {"recovers": {"after_s": 10, "within_s": 5}}
+    needed |= {"recovers": {"after_s": 10, "within_s": 5}, "latency": {"at_most_s": 5}}
     run = recorded(small_fleet).add(100, "us-east", "us-east")
     texts = {finding(run, kind, **needed.get(kind, {})).text for kind in KINDS}
     assert len(texts) == len(KINDS)
