@@ -123,11 +123,29 @@ class AtHome(Objective):
         return judge_share(self.kind, self.text(), home, of, at_least=self.at_least, sigma=self.sigma)
 
 
-class Attempts(Objective):
+class Quantile(Objective):
+    """A limit that most requests keep.
+
+    Attributes:
+        quantile: share of the requests that keeps it.
+    """
+
+    quantile: Annotated[Share, Field(gt=0, lt=1)] = 0.95
+
+    @abstractmethod
+    def beyond(self, run: Run) -> tuple[int, int]:
+        """Return requests beyond the limit, and all that count."""
+
+    def judge(self, run: Run) -> Finding:
+        if not self.sources(run):
+            return nobody(self.kind, self.text())
+        return judge_share(self.kind, self.text(), *self.beyond(run), at_most=1 - self.quantile, sigma=self.sigma)
+
+
+class Attempts(Quantile):
     """Attempts that an edge makes for a request.
 
     Attributes:
-        quantile: share of the requests that needs no more.
         at_most: attempts.
     """
 
@@ -137,57 +155,44 @@ class Attempts(Objective):
     def text(self) -> str:
         return f"{self.quantile:.0%} of the requests{self.whose()} need at most {self.at_most} attempts{self.when()}"
 
-    def judge(self, run: Run) -> Finding:
-        if not self.sources(run):
-            return nobody(self.kind, self.text())
+    def beyond(self, run: Run) -> tuple[int, int]:
         attempts = self.cell(run).attempts
-        more = sum(n for tries, n in attempts.items() if tries > self.at_most)
-        return judge_share(self.kind, self.text(), more, attempts.total(), at_most=1 - self.quantile, sigma=self.sigma)
+        return sum(n for tries, n in attempts.items() if tries > self.at_most), attempts.total()
 
 
-class Wait(Objective):
+class Wait(Quantile):
     """Time from when a request was due that is neither computing nor the way to the region and back.
 
     Attributes:
-        quantile: share of the requests that waits no longer.
         at_most_jobs: so many times the fleet's `service_time_s`.
     """
 
-    quantile: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     at_most_jobs: Positive
 
     def text(self) -> str:
         limit = f"{self.at_most_jobs:g} x service_time_s"
         return f"{self.quantile:.0%} of the requests{self.whose()} wait at most {limit}{self.when()}"
 
-    def judge(self, run: Run) -> Finding:
-        if not self.sources(run):
-            return nobody(self.kind, self.text())
+    def beyond(self, run: Run) -> tuple[int, int]:
         waits = self.cell(run, good=True).wait
-        longer = waits.above(self.at_most_jobs * run.fleet.service_time_s)
-        return judge_share(self.kind, self.text(), longer, waits.total, at_most=1 - self.quantile, sigma=self.sigma)
+        return waits.above(self.at_most_jobs * run.fleet.service_time_s), waits.total
 
 
-class Latency(Objective):
+class Latency(Quantile):
     """Time from when a request was due to the last byte of its animation.
 
     Attributes:
-        quantile: share of the requests that takes no longer.
         at_most_s: seconds.
     """
 
-    quantile: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     at_most_s: Positive
 
     def text(self) -> str:
         return f"{100 * self.quantile:g} % of the requests{self.whose()} take at most {self.at_most_s:g} s{self.when()}"
 
-    def judge(self, run: Run) -> Finding:
-        if not self.sources(run):
-            return nobody(self.kind, self.text())
+    def beyond(self, run: Run) -> tuple[int, int]:
         took = self.cell(run, good=True).latency
-        longer = took.above(self.at_most_s)
-        return judge_share(self.kind, self.text(), longer, took.total, at_most=1 - self.quantile, sigma=self.sigma)
+        return took.above(self.at_most_s), took.total
 
 
 class Recovers(Objective):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +62,7 @@ class ClipBatch:
     Attributes:
         clips: `(batch, 3, frames, size, size)`, float in [0, 1].
         captions: one for each clip.
-        specs: one for each clip: a `ClipSpec`, or a `Sprite` of a scene.
+        specs: one for each clip.
         backgrounds: `(batch, 3, size, size)`, the picture without its sprite.
         colours: `(batch, 3)`, the sprite's colour as painted.
         masks: `(batch, frames, size, size)`, how much of each pixel the sprite covers.
@@ -72,7 +70,7 @@ class ClipBatch:
 
     clips: Tensor
     captions: list[str]
-    specs: Sequence[Any]
+    specs: list[ClipSpec]
     backgrounds: Tensor
     colours: Tensor
     masks: Tensor

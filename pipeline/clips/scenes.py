@@ -16,8 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from . import backgrounds, photographs, sprites
-from .generator import ClipBatch
-from .motion import colour_of
 from .phrases import CAMERA, NOUNS, SPEEDS, VERBS, noun_phrase, pick
 from .vocabulary import COLOURS, GENERIC_SHAPES, MOTIONS, SHAPES, is_held_out
 
@@ -95,7 +93,6 @@ class SceneGenerator:
         seed: of the stream of scenes.
         held_out: take combinations of colour, shape and motion, and photographs, that training never sees.
         plain: one sprite, the plain words, nothing but drawn backgrounds and no camera: to begin with.
-        judged: one sprite of one colour, so that its motion and outline can be read back out of a clip.
         photograph_share: of backgrounds that are photographs.
     """
 
@@ -106,7 +103,6 @@ class SceneGenerator:
         seed: int = 0,
         held_out: bool = False,
         plain: bool = False,
-        judged: bool = False,
         photograph_share: float = 0.35,
     ) -> None:
         if size < 16:
@@ -114,7 +110,7 @@ class SceneGenerator:
         if frames < 2:
             raise ValueError(f"frames: {frames} is below 2")
         self.size, self.frames, self.held_out, self.plain = size, frames, held_out, plain
-        self.judged, self.photograph_share = judged, photograph_share
+        self.photograph_share = photograph_share
         self.random = torch.Generator().manual_seed(seed)
 
     def _uniform(self, low: float, high: float) -> float:
@@ -128,25 +124,9 @@ class SceneGenerator:
 
     def scene(self) -> Scene:
         """Return the next scene."""
-        if not (self.plain or self.judged) and self._chance(0.16):
+        if not self.plain and self._chance(0.16):
             return self._camera_scene()
         return self._sprite_scene()
-
-    def batch(self, count: int) -> ClipBatch:
-        """Return the next `count` scenes, each with a sprite, as judging wants them."""
-        scenes: list[Scene] = []
-        while len(scenes) < count:
-            scene = self.scene()
-            if scene.sprite is not None:
-                scenes.append(scene)
-        return ClipBatch(
-            clips=torch.stack([scene.clip for scene in scenes]),
-            captions=[scene.caption for scene in scenes],
-            specs=[scene.sprite for scene in scenes if scene.sprite is not None],
-            backgrounds=torch.stack([scene.background for scene in scenes]),
-            colours=torch.stack([colour_of(scene.clip[:, 0], scene.mask[0]) for scene in scenes]),
-            masks=torch.stack([scene.mask for scene in scenes]),
-        )
 
     # Backgrounds -----------------------------------------------------------------------------------------------------
 
@@ -191,7 +171,7 @@ class SceneGenerator:
         jitter = (torch.rand(3, generator=self.random) - 0.5) * 0.12
         colour = (torch.tensor(COLOURS[sprite.colour]) + jitter).clamp(0, 1)
         paint = colour[:, None, None, None].expand(3, frames, self.size, self.size)
-        if self.plain or self.judged or self._chance(0.6):
+        if self.plain or self._chance(0.6):
             return mask, paint
         axis = torch.arange(self.size) + 0.5
         u = (axis[None, None, :] - x[:, None, None]) / radius[:, None, None]
@@ -246,7 +226,7 @@ class SceneGenerator:
                 break
         caption = f"{name} {verb}"
         still = background[:, None].expand(3, self.frames, self.size, self.size)
-        if not (self.plain or self.judged) and self._chance(0.25):
+        if not self.plain and self._chance(0.25):
             still, caption = self._with_second(background, swept, sprite, caption)
         clip = still * (1 - mask) + paint * mask
         return Scene(clip.contiguous(), caption, sprite, mask, still[:, 0].contiguous(), "is still")
