@@ -17,7 +17,7 @@ from ..data_plane import host_and_port
 from ..errors import InputError, RoutingError
 from .counters import Growth, Source
 from .judge import Clips, judge
-from .probe import ProbeError, ask, look, wrong_with
+from .probe import ProbeError, ask, look, look_at_stable, wrong_with
 from .settings import Limits, Probe
 
 
@@ -60,7 +60,7 @@ def judged(one: Judge, for_s: float, every_s: float) -> dict[str, Any]:
 def probed(url: str, probe: Probe, base: Path) -> str:
     """Return what is wrong with the candidate's clip, by a dispatcher; empty: nothing, or there is none to compare."""
     try:
-        stable = look(ask(url, probe, base, "stable"))
+        stable = look_at_stable(ask(url, probe, base, "stable"))
     except ProbeError as error:
         tell(f"clips are not compared: of the stable version there is {error}")
         return ""

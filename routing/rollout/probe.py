@@ -36,6 +36,8 @@ _NOTICEABLE = 0.5
 """Levels of 255: a stable clip with less contrast or motion says nothing of the candidate's."""
 _FAR = 10.0
 """Levels of 255: a stable clip that drifts by less counts as if it drifted by so much."""
+LEAST_OF_STABLE = 2.0
+"""Levels of 255: with less contrast a stable clip is blank to anybody, and none to compare with."""
 _MOST_FRAMES = 256
 _SIDE = 64  # of the frames that are compared: versions may differ in size
 
@@ -139,6 +141,18 @@ def look(clip: bytes) -> Look:
     changes = [np.abs(after - before).mean() for before, after in pairwise(frames)]
     contrast, motion = np.mean([frame.std() for frame in frames]), np.mean(changes) if changes else 0.0
     return Look(float(contrast), float(motion), np.stack(small))
+
+
+def look_at_stable(clip: bytes) -> Look:
+    """Look at the stable version's clip, which the candidate's is to be compared with.
+
+    Raises:
+        ProbeError: it is none, or blank, and the candidate's would be taken for the wrong one of two that differ.
+    """
+    found = look(clip)
+    if found.contrast < LEAST_OF_STABLE:
+        raise ProbeError(f"a blank clip (contrast {found.contrast:.1f} of 255)")
+    return found
 
 
 def wrong_with(stable: Look, candidate: Look) -> str:

@@ -184,7 +184,7 @@ class Rollout(Watch):
         if self.ask is None or self._stable_clip is not None:
             return
         try:
-            self._stable_clip = probes.look(self.ask(url))
+            self._stable_clip = probes.look_at_stable(self.ask(url))
         except probes.ProbeError as error:
             self.ask = None
             self._say(f"clips are not compared: of the stable model there is {error}")

@@ -28,14 +28,14 @@ from ..errors import InputError
 from ..jobs import Jobs
 from .counters import Version
 from .judge import Clips
-from .probe import Look, ProbeError, look, wrong_with
+from .probe import Look, ProbeError, look, look_at_stable, wrong_with
 
 Outcome = Literal["alike", "wrong", "busy", "unusable"]
 OUTCOMES: Mapping[Outcome, str] = {
     "alike": "nothing was wrong with the candidate's clip",
     "wrong": "something was, or there was none",
     "busy": "no server was idle, or another copy was under way",
-    "unusable": "the stable version gave no clip either",
+    "unusable": "the stable version gave no clip, or a blank one",
 }
 PAIRS = "stillmotion_shadow_copies_total"
 _SEEDS = 2**31
@@ -188,7 +188,7 @@ class Shadow:
                 content = await answer.read()
                 if answer.status != HTTPStatus.OK:
                     return f"status {answer.status} for a user's request"
-                return look(content)
+                return look_at_stable(content) if version == "stable" else look(content)
         except aiohttp.ClientError:  # the dispatcher itself, which refuses before it has read all
             return None
         except TimeoutError:

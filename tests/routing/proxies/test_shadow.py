@@ -75,6 +75,11 @@ def test_both_versions_animate_a_copy_and_a_candidate_with_black_clips_is_found(
             jobs += await until(fleet, shadow, "wrong")
             assert shadow.clips().wrong == 2
             assert "the candidate's clip is blank and still" in shadow.clips().text
+            # Where the stable version's is blank, it is not the candidate's that is wrong.
+            for server in fleet.servers["a"]:
+                server.answer = CLIPS["moving"] if server is fleet.servers["a"][3] else CLIPS["black"]
+            jobs += await until(fleet, shadow, "unusable")
+            assert shadow.clips().wrong == 2
             # Copies are not counted among theirs.
             growth.take(await asyncio.to_thread(source.read))
             assert growth.tally("stable").jobs + growth.tally("candidate").jobs == jobs

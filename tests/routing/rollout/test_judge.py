@@ -141,7 +141,7 @@ def test_where_nothing_can_be_read_it_says_where(fake_server):
         Prometheus(fake_server((200, "not JSON")).url).read()
 
 
-def test_clips_that_are_wrong_fail_a_candidate_and_too_few_of_them_hold_none_up():
+def test_clips_that_are_wrong_fail_a_candidate_or_hold_it_up_and_too_few_to_tell_do_not():
     good = tally(9000), tally(9000)
     assert judge(*good, LIMITS, 1.0, Clips(3, 0)).verdict == "pass"  # idle GPUs may be rare
     found = judge(*good, LIMITS, 1.0, Clips(8, 8, "the last: it is blank"))
@@ -149,5 +149,9 @@ def test_clips_that_are_wrong_fail_a_candidate_and_too_few_of_them_hold_none_up(
     assert found.why.startswith("clips: candidate 8 of 8 (")
     assert found.why.endswith("margin 5.00%: fail (the last: it is blank)")
     assert judge(*good, LIMITS, 1.0, Clips(400, 4)).verdict == "pass"  # one in a hundred is within the margin
+    held_up = judge(*good, LIMITS, 1.0, Clips(62, 5))  # one in eight, which chance may still have made of one in twenty
+    assert held_up.verdict == "cannot tell"
+    assert held_up.why.startswith("clips: candidate 5 of 62 (")
+    assert judge(*good, LIMITS, 1.0, Clips(62, 3)).verdict == "pass"  # cannot be told, and is within the margin
     assert judge(*good, LIMITS, 1.0).findings == judge(*good, LIMITS, 1.0, None).findings
     assert Clips(9, 3, "x").since(Clips(5, 1)) == Clips(4, 2, "x")

@@ -45,8 +45,9 @@ MOVING = clip(60, 120, 200)
 class World:
     """A fleet whose users send ten jobs a second, and time that goes by when somebody sleeps."""
 
-    def __init__(self, failing=0.0, slow=0.0, ready=True, clips=MOVING, traffic=10.0, blind=()):
+    def __init__(self, failing=0.0, slow=0.0, ready=True, clips=MOVING, traffic=10.0, blind=(), stable_clip=MOVING):
         self.failing, self.slow, self.can_be_ready, self.clips = failing, slow, ready, clips
+        self.stable_clip = stable_clip
         self.traffic, self.blind = traffic, blind
         self.time, self.candidates, self.promoted, self.most = 0.0, dict.fromkeys(GPUS, 0), False, 0
         self.random = random.Random(5)
@@ -70,7 +71,7 @@ class World:
         self.promoted = True
 
     def ask(self, url):
-        return MOVING if url == "stable" else self.clips
+        return self.stable_clip if url == "stable" else self.clips
 
     def now(self):
         return self.time
@@ -158,6 +159,12 @@ def test_a_bad_candidate_is_aborted_by_itself_and_users_failures_stay_within_the
     assert set(world.candidates.values()) == {0}
     jobs, failed = sum(sum(one[:2]) for one in world.counts.values()), world.counts["candidate"][1]
     assert failed <= 0.005 * jobs
+
+
+def test_a_stable_version_whose_clip_is_blank_is_no_measure_of_a_candidate(roll):
+    state, entries = roll(World(stable_clip=clip(20, 21, 20)))
+    assert state.phase == "promoted"
+    assert "clips are not compared: of the stable model there is a blank clip (contrast 0." in entries[1]["text"]
 
 
 def test_without_traffic_a_candidate_is_never_promoted(roll):
