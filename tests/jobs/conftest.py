@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from jobs.files import Files
 from jobs.settings import Settings
 from jobs.store import Store
 
+from ..ports import free_port
 from .standin import StandIn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,17 +42,6 @@ def picture(size=(48, 40), file_format="PNG", colour=(200, 40, 40)) -> bytes:
 
 def data_url(data: bytes | None = None) -> str:
     return "data:image/png;base64," + base64.b64encode(picture() if data is None else data).decode()
-
-
-_PORTS = random.sample(range(20_000, 32_000), 500)
-
-
-def free_port() -> int:
-    while True:
-        port = _PORTS.pop()
-        with socket.socket() as candidate, contextlib.suppress(OSError):
-            candidate.bind(("127.0.0.1", port))
-            return port
 
 
 def until(condition, what="it holds", limit_s=LIMIT_S):

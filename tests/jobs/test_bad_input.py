@@ -10,7 +10,8 @@ import time
 import openai
 import pytest
 
-from .conftest import data_url, free_port, picture, until
+from ..ports import free_port
+from .conftest import data_url, picture, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 

@@ -17,20 +17,24 @@ from starlette.routing import Route
 from jobs.pace import Pace
 from jobs.upstream import Upstream
 
-from .conftest import free_port, served, until
+from ..ports import free_port
+from .conftest import served, until
 from .standin import event
 
 
 def test_interactive_jobs_go_before_batch_jobs_that_came_first(stand_in, service):
-    server = stand_in(step_s=None)
-    client = service(server.url, upstream_key="sk-edge")
+    # One is computed and one more sent at a time: of two that are sent, either may meet the server first. What is
+    # refused is not sent again before a job has ended.
+    server = stand_in(step_s=None, retry_after=300)
+    client = service(server.url, upstream_key="sk-edge", most_in_flight=2)
     running = client.submit("first")
     until(lambda: server.count("begin") == 1, "it is computed")
     batch = [client.submit("b", priority="batch") for _ in range(3)]
+    until(lambda: client.metric('stillmotion_jobs_refused_total{reason="busy"}') == 1, "the first of them is refused")
     interactive = [client.submit("i") for _ in range(3)]
     server.allow(100)
     client.wait(*batch, *interactive)
-    # The second was sent when there seemed to be room, and refused: it keeps its place within its class.
+    # What was sent when there seemed to be room, and refused, keeps its place within its class.
     assert server.order() == [running, *interactive, *batch]
     assert server.requests[batch[0]]["headers"]["x-job-class"] == "batch"
     assert server.requests[batch[0]]["headers"]["x-api-key"] == "sk-edge"

@@ -18,7 +18,8 @@ from laboratory.local.layout import LEDGERS
 from laboratory.local.records import read_state
 from routing.fleet import load_fleet
 
-from .conftest import Client, Process, free_port, until
+from ..ports import free_port
+from .conftest import Client, Process, until
 
 JOBS, JOBS_S = 500, 120.0
 GPUS, HEAT = 4, 1.5  # of each region; what is asked for, of what all of them can do

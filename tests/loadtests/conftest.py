@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +27,8 @@ from routing.errors import RoutingError
 from routing.fleet import Fleet, load_fleet
 from routing.proxies import Programs
 from routing.schema import validated
+
+from .. import ports
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCUST = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests" / "locustfile.py"), "--only-summary"]
@@ -161,30 +161,22 @@ def drill():
     return run
 
 
-def _free_port():
-    for port in random.Random().sample(range(23_000, 32_000), 200):
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("no free port")
-
-
 @pytest.fixture
 def free_port():
     """At which nobody listens."""
-    return _free_port()
+    return ports.free_port()
 
 
 @pytest.fixture
 def free_edge():
     """URL at which nobody listens."""
-    return f"http://127.0.0.1:{_free_port()}"
+    return f"http://127.0.0.1:{ports.free_port()}"
 
 
 @pytest.fixture
 def fake_edge():
     """URL of some other web server."""
-    server = ThreadingHTTPServer(("127.0.0.1", _free_port()), _Other)
+    server = ThreadingHTTPServer(("127.0.0.1", ports.free_port()), _Other)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 
 from pipeline.commands.cli import main
 
+from ..ports import free_port
 from .trained import SAME, apart
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +28,7 @@ def command(teacher: Path, out: Path, *more: str) -> list[str]:
 
 def launch(teacher: Path, outs: tuple[Path, Path], *more: str) -> list[subprocess.CompletedProcess[str]]:
     """Start a launcher for each of two machines, which know the first one's address and their own rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,6 +30,8 @@ from pipeline.distill.data import Examples, GeneratedSource
 from pipeline.distill.passes import Networks, networks_of
 from pipeline.distill.trainer import DistillationError, Distiller, DistillSettings
 from pipeline.errors import StillmotionError
+
+from ..ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = DistillSettings(student_steps=2, updates=4, warmup=2, checkpoint_every=2)
@@ -173,9 +174,7 @@ def run_processes(kind: str, folder: Path) -> int:
     torch.set_num_threads(1)
     pipe = ImageAnimationPipeline.from_pretrained(folder / "tiny")
     pipe.set_progress_bar_config(disable=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     jobs = [context.Process(target=work, args=(kind, rank, port, folder, pipe)) for rank in range(2)]
     if kind == "ddp":

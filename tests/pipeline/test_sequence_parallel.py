@@ -6,7 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -36,6 +35,8 @@ from pipeline.optimise.sequence_parallel import (
     split_frames,
     temporal_layers,
 )
+
+from ..ports import free_port
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ("i2vgen", "pia")
@@ -305,9 +306,7 @@ def test_without_a_process_group_it_is_refused_and_changes_nothing(pipe):
 @pytest.fixture
 def torchrun_of_one(monkeypatch):
     """The environment in which torchrun starts a single process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     variables = {
         "RANK": "0",
         "WORLD_SIZE": "1",

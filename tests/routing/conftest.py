@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import socket
 import threading
 import time
 from datetime import UTC, datetime
@@ -19,18 +17,10 @@ from routing.planner import plan
 from routing.planner.problem import EPSILON_RPS
 from routing.table import RoutingTable
 
+from .. import ports
+
 NOW = datetime(2025, 1, 31, 12, tzinfo=UTC)
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def _listening():
-    """A socket below the ports that the kernel gives to outgoing connections."""
-    for port in random.Random().sample(range(23_000, 32_000), 200):
-        try:
-            return socket.create_server(("127.0.0.1", port))
-        except OSError:
-            continue
-    raise RuntimeError("no free port")
 
 
 class FakeServer(ThreadingHTTPServer):
@@ -47,7 +37,7 @@ class FakeServer(ThreadingHTTPServer):
     def __init__(self, answer):
         super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
         self.socket.close()
-        self.socket = _listening()
+        self.socket = ports.listening()
         self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
         self.url = f"http://{self.address}"
         self.answer, self.asked = answer, []
@@ -113,8 +103,7 @@ def fake_server():
 @pytest.fixture
 def free_port():
     """A port on loopback at which nobody listens."""
-    with _listening() as found:
-        return found.getsockname()[1]
+    return ports.free_port()
 
 
 another_free_port = free_port

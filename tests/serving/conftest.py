@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +20,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from ..ports import free_port
 from .bench import Bench, Loop, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,23 +225,6 @@ def body_of(image: bytes | None = None, **fields) -> tuple[bytes, dict[str, str]
     files, data = form(image, **fields)
     request = httpx.Request("POST", "http://test/animate", files=files, data=data)
     return request.read(), {"Content-Type": request.headers["Content-Type"]}
-
-
-# Below those that the system hands out to clients, and each once: a server binds its port long after it was chosen.
-_PORTS = random.sample(range(20_000, 32_000), 1_000)
-
-
-def free_port() -> int:
-    """A free port that no other server of these tests was given."""
-    while _PORTS:
-        port = _PORTS.pop()
-        with socket.socket() as candidate:
-            try:
-                candidate.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port")
 
 
 @pytest.fixture

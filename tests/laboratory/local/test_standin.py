@@ -5,7 +5,6 @@ import contextlib
 import io
 import random
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -20,14 +19,10 @@ from laboratory.local.gpu import GIF, Ledger, StandIn, computations, read
 from laboratory.local.standin import Listener
 from laboratory.service_times import parse
 
+from ...ports import free_port
+
 ROOT = Path(__file__).resolve().parents[3]
 FORM = {"files": {"image": ("a.gif", GIF)}, "data": {"prompt": "a red circle"}}
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 async def until(condition):

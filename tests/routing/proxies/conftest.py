@@ -7,10 +7,7 @@ import contextlib
 import inspect
 import json
 import math
-import os
-import random
 import shutil
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -32,6 +29,8 @@ from routing.metrics.proxies import Dispatcher
 from routing.proxies import Programs, Proxy, write_fleet
 from routing.schema import validated
 from routing.table import RoutingTable
+
+from ... import ports
 
 JOB = b"a picture and a prompt"
 _LINES = {200: "OK", 429: "Too Many Requests", 503: "Service Unavailable"}
@@ -366,31 +365,12 @@ class RunningFleet:
         return "\n".join(path.read_text()[-2000:] for path in self.root.rglob("log.txt"))
 
 
-def ports_that_are_free(count: int) -> list[int]:
-    """Ports that nobody has now, below those that the kernel gives away."""
-    generator = random.Random(os.getpid() ^ time.monotonic_ns())
-    taken: list[socket.socket] = []
-    try:
-        while len(taken) < count:
-            one = socket.socket()
-            try:
-                one.bind(("127.0.0.1", generator.randrange(10_000, 32_000)))
-            except OSError:
-                one.close()
-                continue
-            taken.append(one)
-        return [one.getsockname()[1] for one in taken]
-    finally:
-        for one in taken:
-            one.close()
-
-
 def fleet_content(gpus: dict[str, int], **data_plane) -> dict:
     """A fleet with these GPUs on free ports, its regions 50 ms from one another."""
-    ports = iter(ports_that_are_free(sum(4 + count for count in gpus.values())))
+    free = iter(ports.free_ports(sum(4 + count for count in gpus.values())))
 
     def at() -> str:
-        return f"127.0.0.1:{next(ports)}"
+        return f"127.0.0.1:{next(free)}"
 
     places = {}
     for name, count in gpus.items():
@@ -424,7 +404,7 @@ def table_of():
 @pytest.fixture(scope="session")
 def free_ports():
     """`free_ports(count)`: for more listeners than a fleet has by itself."""
-    return ports_that_are_free
+    return ports.free_ports
 
 
 @pytest.fixture(scope="session")
