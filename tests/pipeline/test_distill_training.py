@@ -200,7 +200,7 @@ def processes(kind: str, folder: Path, pipe: ImageAnimationPipeline) -> Path:
         "GLOO_SOCKET_IFNAME": loopback,
     }
     done = subprocess.run(
-        [sys.executable, __file__, kind, str(folder)],
+        [sys.executable, "-m", "tests.pipeline.test_distill_training", kind, str(folder)],
         env=environment,
         capture_output=True,
         text=True,

@@ -220,7 +220,7 @@ def reports(request, i2vgen_parts, pia_parts, tmp_path_factory) -> list[dict[str
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": loopback}
     done = subprocess.run(
-        [sys.executable, __file__, str(folder), str(request.param)],
+        [sys.executable, "-m", "tests.pipeline.test_sequence_parallel", str(folder), str(request.param)],
         env=environment,
         capture_output=True,
         text=True,
