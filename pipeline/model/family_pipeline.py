@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from torch import nn
@@ -83,10 +84,13 @@ class FamilyPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         """The components as a family takes them, with where they compute."""
         components = {name: getattr(self, name) for name in self.family.components}
         options = {name: self.config[name] for name in self.family.options}
+        return Parts(components, options, self._computes_on, self.network.dtype)
+
+    def _computes_on(self) -> torch.device:
         # diffusers takes the device of the first component, which a text encoder that waits elsewhere is not.
         offloads = self.text_encoding.placement == "offload"
-        device = self.network.device if offloads else self._execution_device
-        return Parts(components, options, device, self.network.dtype)
+        device: torch.device = self.network.device if offloads else self._execution_device
+        return device
 
     @property
     def default_size(self) -> tuple[int, int]:

@@ -197,7 +197,6 @@ def test_a_log_is_replayed_on_a_fleet_at_twice_its_speed(log, drill, tmp_path):
         pytest.skip(f"this machine is too busy to send on time: {one['void']}")
     assert status == 0, said
     assert {name: region["requests"] for name, region in one["regions"].items()} == dict.fromkeys(regions, 32)
-    assert found["seconds"] < 60
     assert "replay: 9 s" in said
 
 

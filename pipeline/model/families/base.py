@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -85,14 +86,20 @@ class Parts:
 
     Attributes:
         options: settings of the checkpoint (`Family.options`).
-        device: that the components compute on.
+        find_device: returns the device that the components compute on. diffusers looks at each module of each component
+            for it, and most of what is asked of a family wants none.
         dtype: precision of the network.
     """
 
     components: Mapping[str, Any]
     options: Mapping[str, Any]
-    device: torch.device
+    find_device: Callable[[], torch.device]
     dtype: torch.dtype
+
+    @cached_property
+    def device(self) -> torch.device:
+        """That the components compute on."""
+        return self.find_device()
 
     def __getattr__(self, name: str) -> Any:
         try:
