@@ -165,7 +165,8 @@ class Rollout(Watch):
             if next_share is None and found.verdict == "pass":
                 raise _Ended("promote", found.why)
             worst = next(one.candidate.high for one in found.findings if one.name == "failures")
-            if next_share is not None and worst * next_share <= self.settings.limits.objective:
+            dubious = any(one.name == "clips" and one.looks_worse for one in found.findings)
+            if next_share is not None and worst * next_share <= self.settings.limits.objective and not dubious:
                 return True
         if took_s >= self.settings.decide_s:
             why = found.why if found is not None else "no counters"

@@ -13,6 +13,7 @@ from PIL import Image
 from routing.control.journal import Journal
 from routing.errors import InputError, RoutingError
 from routing.rollout.counters import BUCKETS, JOBS
+from routing.rollout.judge import Clips
 from routing.rollout.probe import look, wrong_with
 from routing.rollout.runner import NotReadyError, Rollout, spread
 from routing.rollout.settings import RolloutSettings
@@ -45,9 +46,11 @@ MOVING = clip(60, 120, 200)
 class World:
     """A fleet whose users send ten jobs a second, and time that goes by when somebody sleeps."""
 
-    def __init__(self, failing=0.0, slow=0.0, ready=True, clips=MOVING, traffic=10.0, blind=(), stable_clip=MOVING):
+    def __init__(
+        self, failing=0.0, slow=0.0, ready=True, clips=MOVING, traffic=10.0, blind=(), stable_clip=MOVING, black_every=0
+    ):
         self.failing, self.slow, self.can_be_ready, self.clips = failing, slow, ready, clips
-        self.stable_clip = stable_clip
+        self.stable_clip, self.black_every, self.compared = stable_clip, black_every, 0
         self.traffic, self.blind = traffic, blind
         self.time, self.candidates, self.promoted, self.most = 0.0, dict.fromkeys(GPUS, 0), False, 0
         self.random = random.Random(5)
@@ -79,12 +82,16 @@ class World:
     def sleep(self, seconds):
         self.time += seconds
         share = sum(self.candidates.values()) / sum(GPUS.values())
+        self.compared += bool(share)
         for _ in range(round(self.traffic * seconds)):
             version = "candidate" if self.random.random() < share else "stable"
             bad = version == "candidate" and self.random.random() < self.failing
             slow = version == "candidate" and self.random.random() < self.slow
             for i, one in enumerate((not bad, bad, not bad and not slow)):
                 self.counts[version][i] += one
+
+    def copies(self):
+        return Clips(self.compared, (self.compared + 2) // self.black_every)
 
     def read(self):
         if any(start <= self.time < end for start, end in self.blind):
@@ -115,6 +122,7 @@ def roll(tmp_path):
             journal=journal,
             folder=tmp_path,
             clock=world,
+            clips=world.copies if world.black_every else None,
         )
         state = rollout.run()
         return state, [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
@@ -159,6 +167,16 @@ def test_a_bad_candidate_is_aborted_by_itself_and_users_failures_stay_within_the
     assert set(world.candidates.values()) == {0}
     jobs, failed = sum(sum(one[:2]) for one in world.counts.values()), world.counts["candidate"][1]
     assert failed <= 0.005 * jobs
+
+
+def test_a_candidate_some_of_whose_clips_are_wrong_gets_no_more_servers_until_it_is_known(roll):
+    world = World(black_every=5)
+    state, entries = roll(world)
+    assert state.phase == "aborted"
+    assert state.why.startswith("clips: candidate ")
+    assert entries[-1]["step"] == 1
+    assert world.most == 2
+    assert roll(World(black_every=100))[0].phase == "promoted"  # as many as the margin allows
 
 
 def test_a_stable_version_whose_clip_is_blank_is_no_measure_of_a_candidate(roll):
