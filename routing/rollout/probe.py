@@ -36,7 +36,7 @@ _NOTICEABLE = 0.5
 """Levels of 255: a stable clip with less contrast or motion says nothing of the candidate's."""
 _FAR = 10.0
 """Levels of 255: a stable clip that drifts by less counts as if it drifted by so much."""
-LEAST_OF_STABLE = 2.0
+LEAST_STABLE_CONTRAST = 2.0
 """Levels of 255: with less contrast a stable clip is blank to anybody, and none to compare with."""
 _MOST_FRAMES = 256
 _SIDE = 64  # of the frames that are compared: versions may differ in size
@@ -150,7 +150,7 @@ def look_at_stable(clip: bytes) -> Look:
         ProbeError: it is none, or blank, and the candidate's would be taken for the wrong one of two that differ.
     """
     found = look(clip)
-    if found.contrast < LEAST_OF_STABLE:
+    if found.contrast < LEAST_STABLE_CONTRAST:
         raise ProbeError(f"a blank clip (contrast {found.contrast:.1f} of 255)")
     return found
 
