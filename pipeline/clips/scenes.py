@@ -21,8 +21,10 @@ from .vocabulary import COLOURS, GENERIC_SHAPES, MOTIONS, SHAPES, is_held_out
 
 _LEAST_CONTRAST = 0.05  # mean squared distance between a sprite and what it covers on its way
 # How far a sprite gets, in shares of the frame's height, and how much it grows: little is left to chance, since what
-# neither picture nor caption says can be learned as a blur only.
-_TRAVEL = {"": (0.31, 0.33), "slow": (0.155, 0.165), "fast": (0.48, 0.50)}
+# neither picture nor caption says can be learned as a blur only. At 64 pixels and 17 frames, half of the frame is one
+# latent cell of 8 pixels for each latent frame: a plain shift, which a network finds within minutes.
+_TRAVEL = {"": 0.5, "slow": 0.25, "fast": 0.75}
+_JUMP = 0.7  # of the travel
 _GROWTH = {"": (1.85, 1.95), "slow": (1.35, 1.4), "fast": (2.45, 2.55)}
 
 
@@ -92,7 +94,9 @@ class SceneGenerator:
         frames: frames in a clip.
         seed: of the stream of scenes.
         held_out: take combinations of colour, shape and motion, and photographs, that training never sees.
-        plain: one sprite, the plain words, nothing but drawn backgrounds and no camera: to begin with.
+        plain: one sprite of one colour, the plain words, nothing but drawn backgrounds, most of them of one colour or
+            a gradient, and no camera or speed: to begin with.
+        judged: as `plain`, but with all drawn backgrounds and all speeds: one sprite whose way can be read back.
         photograph_share: of backgrounds that are photographs.
     """
 
@@ -103,13 +107,15 @@ class SceneGenerator:
         seed: int = 0,
         held_out: bool = False,
         plain: bool = False,
+        judged: bool = False,
         photograph_share: float = 0.35,
     ) -> None:
         if size < 16:
             raise ValueError(f"size: {size} is below 16 pixels")
         if frames < 2:
             raise ValueError(f"frames: {frames} is below 2")
-        self.size, self.frames, self.held_out, self.plain = size, frames, held_out, plain
+        self.size, self.frames, self.held_out, self.plain, self.judged = size, frames, held_out, plain, judged
+        self.simple = plain or judged
         self.photograph_share = photograph_share
         self.random = torch.Generator().manual_seed(seed)
 
@@ -124,7 +130,7 @@ class SceneGenerator:
 
     def scene(self) -> Scene:
         """Return the next scene."""
-        if not self.plain and self._chance(0.16):
+        if not self.simple and self._chance(0.16):
             return self._camera_scene()
         return self._sprite_scene()
 
@@ -133,7 +139,7 @@ class SceneGenerator:
     def _background(self, size: int) -> Tensor:
         if self.plain and self._chance(0.8):
             return backgrounds.plain_background(self.random, size)
-        if not self.plain and self._chance(self.photograph_share):
+        if not self.simple and self._chance(self.photograph_share):
             return photographs.crop(self.random, size, self.held_out)
         return backgrounds.random_background(self.random, size)
 
@@ -145,22 +151,28 @@ class SceneGenerator:
             if is_held_out(colour, shape, motion) == self.held_out:
                 break
         speed = "" if self.plain or motion == "stays still" or self._chance(0.7) else self._pick(tuple(SPEEDS))
-        radius, travel, scale = self._uniform(0.10, 0.18), self._uniform(*_TRAVEL[speed]), 1.0
+        radius, travel, scale = self._uniform(0.10, 0.18), _TRAVEL[speed], 1.0
+        if speed == "fast":
+            radius = self._uniform(0.08, 0.11)  # a large one has nowhere to go
         if motion == "grows":
             radius, scale = self._uniform(0.09, 0.13), self._uniform(*_GROWTH[speed])
         elif motion == "shrinks":
             radius, scale = self._uniform(0.18, 0.25), 1 / self._uniform(*_GROWTH[speed])
-        margin = radius * max(scale, 1.0) + 0.02  # the whole way lies inside the frame
+        margin = radius * max(scale, 1.0) + 0.02
         low_x = low_y = margin
         high_x = high_y = 1 - margin
+        # It begins inside the frame, and may leave it by half at the end.
         if motion == "moves left":
-            low_x += travel
+            low_x = max(low_x, travel)
         elif motion == "moves right":
-            high_x -= travel
-        elif motion in ("moves up", "jumps"):
-            low_y += travel
+            high_x = min(high_x, 1 - travel)
+        elif motion == "jumps":
+            travel *= _JUMP
+            low_y = max(low_y, travel)
+        elif motion == "moves up":
+            low_y = max(low_y, travel)
         elif motion == "moves down":
-            high_y -= travel
+            high_y = min(high_y, 1 - travel)
         return Sprite(colour, shape, motion, speed, self._uniform(low_x, high_x), self._uniform(low_y, high_y),
                       radius, travel, scale)  # fmt: skip
 
@@ -171,7 +183,7 @@ class SceneGenerator:
         jitter = (torch.rand(3, generator=self.random) - 0.5) * 0.12
         colour = (torch.tensor(COLOURS[sprite.colour]) + jitter).clamp(0, 1)
         paint = colour[:, None, None, None].expand(3, frames, self.size, self.size)
-        if self.plain or self._chance(0.6):
+        if self.simple or self._chance(0.6):
             return mask, paint
         axis = torch.arange(self.size) + 0.5
         u = (axis[None, None, :] - x[:, None, None]) / radius[:, None, None]
@@ -194,8 +206,9 @@ class SceneGenerator:
     def _words(self, sprite: Sprite, article: str = "a") -> tuple[str | list[tuple[float, float]], str, str]:
         """Return what to paint, what to call it and what to say that it does."""
         shape: str | list[tuple[float, float]] = sprite.shape
-        if self.plain:
-            return shape, noun_phrase(sprite.colour, sprite.shape), sprite.motion
+        if self.simple:
+            adverb = f" {SPEEDS[sprite.speed][0]}" if sprite.speed else ""
+            return shape, noun_phrase(sprite.colour, sprite.shape), sprite.motion + adverb
         noun = self._pick(NOUNS[sprite.shape], first=0.5)
         if not self.held_out and self._chance(0.12):
             shape = sprites.odd_polygon(self.random)
@@ -226,7 +239,7 @@ class SceneGenerator:
                 break
         caption = f"{name} {verb}"
         still = background[:, None].expand(3, self.frames, self.size, self.size)
-        if not self.plain and self._chance(0.25):
+        if not self.simple and self._chance(0.25):
             still, caption = self._with_second(background, swept, sprite, caption)
         clip = still * (1 - mask) + paint * mask
         return Scene(clip.contiguous(), caption, sprite, mask, still[:, 0].contiguous(), "is still")

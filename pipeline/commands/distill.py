@@ -51,10 +51,7 @@ def distill_model(options: argparse.Namespace) -> dict[str, Any]:
     from ..distill.trainer import Distiller
     from ..serve.sources import check_source, open_checkpoint
 
-    try:
-        settings = settings_with_parameters(options, DistillSettings(), of="distill")
-    except ValueError as error:
-        options.usage_error(f"-p {error}")
+    settings = settings_with_parameters(options, DistillSettings(), of="distill")
     check_source(options.teacher or "")
     teacher = open_checkpoint(options.teacher, device="cpu")  # each process moves it to its own GPU
     source = _source(options, teacher.pipe, settings)

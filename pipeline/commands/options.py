@@ -103,4 +103,8 @@ def settings_with_parameters(options: argparse.Namespace, settings: Any, of: str
             if isinstance(hint, type) and issubclass(hint, StrEnum):
                 options.usage_error(f"-p {name}: {text!r} is not one of {', '.join(hint)}")
             options.usage_error(f"-p {name}: {text!r} is not of type {getattr(kind, '__name__', kind)}")
-    return replace(settings, **chosen)
+    try:
+        return replace(settings, **chosen)
+    except ValueError as error:
+        options.usage_error(f"-p {error}")
+        raise

@@ -23,6 +23,7 @@ from ..clips.scenes import SceneGenerator
 from ..judge.metrics import psnr_db
 from ..writing import write_beside
 from .checkpoint import Checkpoint, end_of
+from .half import in_half_precision
 from .settings import VideoVaeSettings, learning_rate
 
 logger = logging.getLogger(__name__)
@@ -210,13 +211,13 @@ class _Clips(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         torch.set_num_threads(1)
         worker = get_worker_info()
-        source = SceneGenerator(
-            self.settings.size, max(2, self.frames), self.seed + (0 if worker is None else 1_000_003 * worker.id),
-            photograph_share=0.5,
-        )  # fmt: skip
+        seed, whole = self.seed + (0 if worker is None else 1_000_003 * worker.id), 2 * self.frames - 1
+        source = SceneGenerator(self.settings.size, max(2, whole), seed, photograph_share=0.5)
+        random = torch.Generator().manual_seed(seed)
         while True:
             made = torch.stack([source.scene().clip for _ in range(self.batch)]) * 2 - 1
-            yield made[:, :, -1:] if self.frames == 1 else made
+            begin = int(torch.randint(made.shape[2] - self.frames + 1, (), generator=random))
+            yield made[:, :, begin : begin + self.frames]
 
 
 @torch.no_grad()
@@ -277,8 +278,10 @@ def train_video_vae(
         done, whole = (step, settings.still_steps) if still else (step - settings.still_steps, settings.clip_steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(done, whole, settings.learning_rate * (1 if still else 0.3), hold=0.4, end=0.1)
-        posterior = vae.encode(clips).latent_dist
-        loss = reconstruction_loss(decode_unclamped(vae, posterior.sample()), clips)
+        with in_half_precision(device):
+            posterior = vae.encode(clips).latent_dist
+            output = decode_unclamped(vae, posterior.sample())
+        loss = reconstruction_loss(output.float(), clips)
         loss = loss + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from ..model.animation import ImageAnimationPipeline
 from ..model.families.base import Request
 from ..writing import write_beside
 from .checkpoint import Checkpoint, end_of
+from .half import in_half_precision
 from .settings import WanTeacherSettings, learning_rate
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def build_pipeline(settings: WanTeacherSettings, vae: AutoencoderKLWan) -> Image
         )
     )  # fmt: skip
     transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2) if s.held else (1, 1, 1),
+        patch_size=(1, 1, 1),  # latent cells are 8 pixels, and few
         num_attention_heads=heads,
         attention_head_dim=32,
         in_channels=latents if s.held else 2 * latents + vae.config.scale_factor_temporal,
@@ -128,29 +128,48 @@ def start_near(transformer: WanTransformer3DModel) -> None:
         nn.init.constant_(block.attn2.norm_k.weight, 1.5)
 
 
-class FoldedPadding:
-    """Cross-attention of `WanTransformer3DModel` in which one key stands for all padding of a caption.
+class PlainAttention:
+    """Attention of `WanTransformer3DModel` as products of matrices, in which one key stands for all padding.
 
-    The padding of Wan's 512 tokens is zeros, so that its keys and values are all the same. With log(count) added to its
-    score, one of them weighs what `count` would: the same result to rounding, for a fifteenth of the keys.
+    On a CPU this trains twice as fast as the fused kernel (320 tokens, bfloat16). The padding of Wan's 512 tokens of
+    text is zeros, so that its keys and values are all the same: with log(count) added to its score, one of them weighs
+    what `count` would, the same result to rounding for a fifteenth of the keys.
+
+    Args:
+        padding: tokens that the last one stands for.
     """
 
-    def __init__(self, count: int) -> None:
-        self.bias = math.log(count)
+    def __init__(self, padding: int = 1) -> None:
+        self.padding = padding
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        if encoder_hidden_states is None:
-            raise ValueError("a self-attention has no padding to fold")
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        key = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        value = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        bias = query.new_zeros(1, 1, 1, key.shape[2])
-        bias[..., -1] = self.bias
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        out = out.transpose(1, 2).flatten(2, 3)
+        key = attn.norm_k(attn.to_k(source)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        value = attn.to_v(source).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        if rotary_emb is not None:
+            query, key = (_rotated(one, *rotary_emb).to(value.dtype) for one in (query, key))
+        scores = (query * query.shape[-1] ** -0.5).to(value.dtype) @ key.to(value.dtype).transpose(-1, -2)
+        if self.padding > 1:
+            bias = scores.new_zeros(scores.shape[-1])
+            bias[-1] = math.log(self.padding)
+            scores = scores + bias
+        out = (scores.softmax(dim=-1, dtype=value.dtype) @ value).transpose(1, 2).flatten(2, 3)
         return cast(Tensor, attn.to_out[1](attn.to_out[0](out)))
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return `(batch, heads, tokens, width)` with each pair of numbers turned by its place's angle."""
+    cos, sin = cos[..., 0::2].transpose(1, 2), sin[..., 1::2].transpose(1, 2)
+    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1).flatten(-2)
 
 
 @dataclass
@@ -167,6 +186,11 @@ class SceneBatch:
     picture: dict[str, Tensor]
     captions: list[str]
 
+    def first(self, frames: int) -> SceneBatch:
+        """Return the first latent frames: the autoencoder is causal, and they are those of a shorter clip."""
+        picture = {name: one[:, :, :frames] for name, one in self.picture.items()}
+        return SceneBatch(self.latents[:, :, :frames], picture, self.captions)
+
 
 @torch.no_grad()
 def encoded(pipe: ImageAnimationPipeline, scenes: list[Scene]) -> SceneBatch:
@@ -174,11 +198,10 @@ def encoded(pipe: ImageAnimationPipeline, scenes: list[Scene]) -> SceneBatch:
     clips = torch.stack([scene.clip for scene in scenes]) * 2 - 1
     frames, height, width = clips.shape[2:]
     request = Request([scene.picture() for scene in scenes], frames, height, width, fps=pipe.config.fps)
-    return SceneBatch(
-        latents=pipe.family.encode_clip(pipe.parts, clips.to(pipe.parts.device)),
-        picture=dict(pipe.family.encode_picture(pipe.parts, request)),
-        captions=[scene.caption for scene in scenes],
-    )
+    with in_half_precision(pipe.parts.device):
+        latents = pipe.family.encode_clip(pipe.parts, clips.to(pipe.parts.device)).float()
+        picture = {name: one.float() for name, one in pipe.family.encode_picture(pipe.parts, request).items()}
+    return SceneBatch(latents, picture, captions=[scene.caption for scene in scenes])
 
 
 class _Scenes(IterableDataset[SceneBatch]):
@@ -189,16 +212,17 @@ class _Scenes(IterableDataset[SceneBatch]):
         torch.set_num_threads(1)
         s, worker = self.settings, get_worker_info()
         seed = self.seed + (0 if worker is None else 1_000_003 * worker.id)
-        source, random = (
-            SceneGenerator(s.size, s.frames, seed=seed, plain=self.plain),
-            torch.Generator().manual_seed(seed),
-        )
+        random = torch.Generator().manual_seed(seed)
+        # A third of all scenes show one sprite of one colour: the others ask for more than that at once.
+        kinds = ({"plain": True},) if self.plain else ({}, {}, {"judged": True})
+        sources = [SceneGenerator(s.size, s.frames, seed=seed + k, **kind) for k, kind in enumerate(kinds)]
         pool: list[tuple[Tensor, dict[str, Tensor], str]] = []
         while True:
-            batch = encoded(self.pipe, [source.scene() for _ in range(max(1, s.batch // s.reuse))])
+            drawn_from = torch.randint(len(sources), (max(1, s.batch // s.reuse),), generator=random).tolist()
+            batch = encoded(self.pipe, [sources[k].scene() for k in drawn_from])
             for k, caption in enumerate(batch.captions):
                 pool.append((batch.latents[k], {name: one[k] for name, one in batch.picture.items()}, caption))
-                if len(pool) > 64 * s.batch:
+                if len(pool) > 256 * s.batch:
                     pool.pop(int(torch.randint(len(pool) - 1, (), generator=random)))
             if len(pool) < s.batch:
                 continue
@@ -231,8 +255,11 @@ def draw_levels(count: int, progress: float | None, shift: float, generator: tor
 
 
 def motion_weight(clean: Tensor, progress: float | None) -> Tensor:
-    """Return weight of each latent cell in the loss, `(batch, 1, frames, h, w)`: what moves counts more early on."""
-    extra = 4.0 if progress is None else 4.0 * max(0.0, 1 - progress / 0.9)
+    """Return weight of each latent cell in the loss, `(batch, 1, frames, h, w)`.
+
+    What moves is a twentieth of a clip. It counts five times while motion is bound, and twice at the end.
+    """
+    extra = 4.0 if progress is None else 4.0 - 3.0 * progress
     moves = (clean - clean[:, :, :1]).square().mean(dim=1, keepdim=True) > 0.1
     return 1.0 + extra * moves.to(clean.dtype)
 
@@ -247,21 +274,18 @@ class WanTeacherTrainer:
         self.pipe.transformer.requires_grad_()
         self.pipe.text_encoder.requires_grad_()
         self.modules = nn.ModuleDict({"transformer": self.pipe.transformer, "text": self.pipe.text_encoder}).train()
-        # The text is reached by little gradient and learns slowly: twice the pace.
-        slow: list[nn.Parameter] = []
-        fast: list[nn.Parameter] = []
-        for name, parameter in self.modules.named_parameters():
-            of_text = name.startswith("text") or "attn2" in name or "text_embedder" in name
-            (fast if of_text else slow).append(parameter)
-        groups = [{"params": slow, "pace": 1.0}, {"params": fast, "pace": 2.0}]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, betas=(0.9, 0.99))
+        # Orthogonal updates (Muon, Jordan 2024) bind motion in a quarter of the steps that Adam takes.
+        matrices = [one for one in self.pipe.transformer.blocks.parameters() if one.ndim == 2]
+        ours = {id(one) for one in matrices}
+        others = [one for one in self.modules.parameters() if id(one) not in ours]
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(matrices, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, weight_decay=1e-4, betas=(0.9, 0.99)),
+        )
         self.ema = EMAModel(self.modules.parameters(), decay=settings.ema_decay, use_ema_warmup=False, foreach=True)
         self.random = torch.Generator().manual_seed(settings.seed + 1)
         self.whole = dict(self.pipe.transformer.attn_processors)
-        self.folded = {
-            name: FoldedPadding(512 - _SHORT + 1) if "attn2" in name else processor
-            for name, processor in self.whole.items()
-        }
+        self.folded = {name: PlainAttention(512 - _SHORT + 1 if "attn2" in name else 1) for name in self.whole}
 
     def text(self, captions: list[str]) -> Tensor:
         """Return hidden states of captions, `(batch, tokens, width)`, zeros where they end; the last one is padding."""
@@ -288,9 +312,10 @@ class WanTeacherTrainer:
             captions = [
                 text if keep else dropped[k % 2] for k, (text, keep) in enumerate(zip(captions, kept, strict=True))
             ]
-        cond = {"text": self.text(captions), **{name: one.to(self.device) for name, one in batch.picture.items()}}
-        z = self.pipe.family.hold((1 - level) * clean + level * noise, cond)
-        predicted = self.pipe.family.predict(self.pipe.transformer, z, 1000 * sigma, cond)
+        with in_half_precision(self.device):
+            cond = {"text": self.text(captions), **{name: one.to(self.device) for name, one in batch.picture.items()}}
+            z = self.pipe.family.hold((1 - level) * clean + level * noise, cond)
+            predicted = self.pipe.family.predict(self.pipe.transformer, z, 1000 * sigma, cond).float()
         error = motion_weight(clean, progress) * (predicted - (noise - clean)).square()
         made = slice(1, None) if s.held else slice(None)  # a frame that is given is not judged
         loss: Tensor = error[:, :, made].mean()
@@ -301,21 +326,33 @@ class WanTeacherTrainer:
         s = self.settings
         return None if step < s.bind_steps else (step - s.bind_steps) / max(1, s.steps - s.bind_steps)
 
+    def frames(self, step: int) -> int:
+        """Return how many latent frames of a clip are looked at: two, then three, then all.
+
+        In two the motion is one shift, which is found within a hundred steps; longer ones repeat it.
+        """
+        s, whole = self.settings, (self.settings.frames - 1) // 4 + 1
+        if step < s.bind_steps // 4:
+            return min(2, whole)
+        return min(3, whole) if step < s.bind_steps // 2 else whole
+
     def step(self, batch: SceneBatch, step: int) -> float:
         s = self.settings
-        for group, pace in zip(self.optimizer.param_groups, (1.0, 2.0), strict=True):
-            group["lr"] = pace * learning_rate(step, s.steps, s.learning_rate, hold=0.5)
+        for optimizer, peak in zip(self.optimizers, (s.matrix_rate, s.learning_rate), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, s.steps, peak, hold=0.5)
+            optimizer.zero_grad(set_to_none=True)
         self.pipe.transformer.set_attn_processor(dict(self.folded))
-        loss = self.loss(batch, self.progress(step))
-        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(batch.first(self.frames(step)), self.progress(step))
         loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.ema.step(self.modules.parameters())
         return loss.item()
 
     @torch.no_grad()
-    def probe(self, scenes: int = 24) -> dict[str, float]:
+    def probe(self, scenes: int = 16) -> dict[str, float]:
         """Look at what has been learned, on held-out scenes with the averaged weights, in one pass from pure noise.
 
         Returns:
@@ -357,7 +394,11 @@ def train_wan_teacher(
     """
     trainer = WanTeacherTrainer(settings, AutoencoderKLWan.from_pretrained(out / "wan-vae"), device)
     checkpoint = Checkpoint(
-        out / "wan-teacher.pt", modules=trainer.modules, optimizer=trainer.optimizer, ema=trainer.ema
+        out / "wan-teacher.pt",
+        modules=trainer.modules,
+        muon=trainer.optimizers[0],
+        adam=trainer.optimizers[1],
+        ema=trainer.ema,
     )
     step = checkpoint.load()
     trainer.ema.to(trainer.device)
@@ -367,6 +408,9 @@ def train_wan_teacher(
     while step < settings.steps and time.monotonic() < ends:
         if stream is None or binding != (step < settings.bind_steps):
             binding = step < settings.bind_steps
+            if settings.compile_blocks and not binding:
+                for block in trainer.pipe.transformer.blocks:
+                    block.compile()
             data = _Scenes(settings, trainer.pipe, settings.seed + 1000 + step, binding)
             stream = iter(DataLoader(data, batch_size=None, num_workers=settings.workers, prefetch_factor=4))
         losses.append(trainer.step(next(stream), step))

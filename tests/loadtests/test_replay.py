@@ -188,6 +188,7 @@ def test_the_hook_applies_a_failure_and_takes_it_away(tmp_path):
         hook.begin(failure, 30.0)
 
 
+@pytest.mark.slow
 def test_a_log_is_replayed_on_a_fleet_at_twice_its_speed(log, drill, tmp_path):
     regions = ("us-east", "us-west", "eu-west")
     path = log(*(line(i / 6, regions[i % 3]) for i in range(96)))

@@ -14,6 +14,7 @@ from pipeline.clips.phrases import CAMERA, SPEEDS, VERBS, noun_phrase, words
 from pipeline.clips.scenes import Scene, SceneGenerator
 from pipeline.clips.vocabulary import COLOURS
 from pipeline.judge.photographs import photographs
+from pipeline.judge.sprite import lab
 
 
 def scenes(count: int, **arguments) -> list[Scene]:
@@ -29,7 +30,7 @@ def many() -> list[Scene]:
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32), held_out=st.booleans(), plain=st.booleans())
-def test_a_scene_is_a_clip_of_its_size_whose_sprite_stays_within_the_frame(seed, held_out, plain):
+def test_a_scene_is_a_clip_of_its_size_whose_sprite_begins_within_the_frame(seed, held_out, plain):
     for scene in scenes(3, seed=seed, held_out=held_out, plain=plain):
         assert scene.clip.shape == (3, 5, 32, 32)
         assert float(scene.clip.min()) >= 0
@@ -39,7 +40,10 @@ def test_a_scene_is_a_clip_of_its_size_whose_sprite_stays_within_the_frame(seed,
             assert float(scene.mask.max()) == 0
             continue
         x, y, radius = scene.sprite.path(5)
-        assert bool(((x - radius > 0) & (x + radius < 1) & (y - radius > 0) & (y + radius < 1)).all())
+        for centre in (x, y):  # it begins inside, and leaves by half at the most
+            assert float((centre - radius)[0]) > 0
+            assert float((centre + radius)[0]) < 1
+            assert -1e-6 <= float(centre.min()) <= float(centre.max()) <= 1 + 1e-6
         assert is_held_out(scene.sprite.colour, scene.sprite.shape, scene.sprite.motion) == held_out
         # Where no sprite is nor ever was, nothing changes unless a second one moves there.
         untouched = (scene.mask.amax(dim=0) == 0) & (" and " not in scene.caption)
@@ -73,6 +77,16 @@ def test_the_words_of_a_caption_are_those_of_its_motion_and_speed(many):
         assert any(verb in own for verb in VERBS[scene.sprite.motion]), own
         said = [speed for speed, adverbs in SPEEDS.items() if any(f" {adverb} " in f" {own} " for adverb in adverbs)]
         assert said == ([scene.sprite.speed] if scene.sprite.speed else []), own
+
+
+def test_a_scene_to_judge_has_one_sprite_its_motion_and_its_speed():
+    for scene in scenes(40, judged=True):
+        sprite = scene.sprite
+        assert sprite is not None
+        own = f"{noun_phrase(sprite.colour, sprite.shape)} {sprite.motion}"
+        assert scene.caption == (f"{own} {SPEEDS[sprite.speed][0]}" if sprite.speed else own)
+        paint = colour_of(scene.clip[:, 0], scene.mask[0])
+        assert classify_motion(measure_motion(scene.clip, scene.background, paint)) == sprite.motion
 
 
 def test_faster_sprites_get_farther(many):
@@ -112,7 +126,7 @@ def test_each_colour_is_painted_so_that_it_keeps_its_name(many):
         if scene.sprite is None or " and " in scene.caption or float(scene.mask[0].max()) < 1:
             continue  # a splinter covers no pixel whole
         paint = colour_of(scene.clip[:, 0], scene.mask[0])
-        nearest = min(COLOURS, key=lambda name: float((torch.tensor(COLOURS[name]) - paint).square().sum()))
+        nearest = min(COLOURS, key=lambda name: float((lab(torch.tensor(COLOURS[name])) - lab(paint)).norm()))
         assert nearest == scene.sprite.colour, (scene.caption, paint)
 
 

@@ -70,6 +70,7 @@ def test_a_good_model_is_promoted_and_a_black_one_aborted_while_users_notice_not
     asyncio.run(scenario(shared_fleet))
 
 
+@pytest.mark.slow
 def test_clips_that_only_copies_of_users_requests_show_to_be_black_end_it(local_fleet, settings):
     async def scenario(fleet):
         async with fleet.under(0.3) as outcomes:
