@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,8 +42,7 @@ def ship(run: Path, out: Path = EMBEDDED_STUDENT) -> Animator:
     figures = dict(result.metrics["evaluation"])  # type: ignore[call-overload]  # an object of figures
     way = ways_to_run(source.pipe)[0]
     kept = {name: figures[name] for name in KEPT_FIGURES if figures.get(name) is not None}
-    info = replace(
-        source.info,
+    info = source.info.changed(
         teacher="embedded student",
         metrics=kept,
         runtime=way.runtime,
