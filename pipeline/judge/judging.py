@@ -107,7 +107,7 @@ class Candidate:
     def operations(self, side: int) -> int:
         """Floating-point operations of the U-Net's passes for one clip, as plain PyTorch computes them.
 
-        Counted in the first call of a request and multiplied by the calls: each computes the same.
+        Counted in the first pass of a request and multiplied by the passes: each computes the same.
 
         Args:
             side: of the clip, in pixels.
@@ -115,7 +115,9 @@ class Candidate:
         first = first_pass(self.pipe, height=side, width=side, **self.options)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             PlainDenoiser(self.pipe).start(first.cond)(first.latents, first.timestep)
-        return int(counter.get_total_flops()) * self.evaluations
+        # The first pass is of all guidance branches where the family stacks them, and of one elsewhere.
+        calls = self.evaluations if self.pipe.family.stacks_branches else self.passes
+        return int(counter.get_total_flops()) * calls
 
     @property
     def options(self) -> dict[str, Any]:
