@@ -238,6 +238,7 @@ class Stills(Oracle):
         networks=("network",),
         takes_prompt=True,
         drops_picture=True,
+        stacks_branches=True,
         last_image=lambda _parts: "never",
         network_at=lambda *_: "network",
     )
