@@ -7,12 +7,11 @@ is given as Wan gives it: as the first latent frame (`held`, as TI2V-5B), or bes
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
@@ -27,6 +26,7 @@ from ..errors import StillmotionError
 from ..model.animation import ImageAnimationPipeline
 from ..model.families.base import Request
 from ..writing import write_beside
+from .attention import PlainAttention
 from .checkpoint import Checkpoint, end_of
 from .half import in_half_precision
 from .settings import WanTeacherSettings, learning_rate
@@ -126,50 +126,6 @@ def start_near(transformer: WanTransformer3DModel) -> None:
         nn.init.constant_(block.attn2.to_k.bias, -0.01)
         nn.init.constant_(block.attn2.norm_q.weight, 1.5)
         nn.init.constant_(block.attn2.norm_k.weight, 1.5)
-
-
-class PlainAttention:
-    """Attention of `WanTransformer3DModel` as products of matrices, in which one key stands for all padding.
-
-    On a CPU this trains twice as fast as the fused kernel (320 tokens, bfloat16). The padding of Wan's 512 tokens of
-    text is zeros, so that its keys and values are all the same: with log(count) added to its score, one of them weighs
-    what `count` would, the same result to rounding for a fifteenth of the keys.
-
-    Args:
-        padding: tokens that the last one stands for.
-    """
-
-    def __init__(self, padding: int = 1) -> None:
-        self.padding = padding
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        key = attn.norm_k(attn.to_k(source)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        value = attn.to_v(source).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        if rotary_emb is not None:
-            query, key = (_rotated(one, *rotary_emb).to(value.dtype) for one in (query, key))
-        scores = (query * query.shape[-1] ** -0.5).to(value.dtype) @ key.to(value.dtype).transpose(-1, -2)
-        if self.padding > 1:
-            bias = scores.new_zeros(scores.shape[-1])
-            bias[-1] = math.log(self.padding)
-            scores = scores + bias
-        out = (scores.softmax(dim=-1, dtype=value.dtype) @ value).transpose(1, 2).flatten(2, 3)
-        return cast(Tensor, attn.to_out[1](attn.to_out[0](out)))
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return `(batch, heads, tokens, width)` with each pair of numbers turned by its place's angle."""
-    cos, sin = cos[..., 0::2].transpose(1, 2), sin[..., 1::2].transpose(1, 2)
-    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1).flatten(-2)
 
 
 @dataclass
@@ -274,7 +230,7 @@ class WanTeacherTrainer:
         self.pipe.transformer.requires_grad_()
         self.pipe.text_encoder.requires_grad_()
         self.modules = nn.ModuleDict({"transformer": self.pipe.transformer, "text": self.pipe.text_encoder}).train()
-        # Orthogonal updates (Muon, Jordan 2024) bind motion in a quarter of the steps that Adam takes.
+        # Orthogonal updates of matrices (Muon, Jordan et al. 2024).
         matrices = [one for one in self.pipe.transformer.blocks.parameters() if one.ndim == 2]
         ours = {id(one) for one in matrices}
         others = [one for one in self.modules.parameters() if id(one) not in ours]

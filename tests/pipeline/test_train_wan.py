@@ -13,6 +13,7 @@ from torch import nn
 from pipeline import ImageAnimationPipeline
 from pipeline.clips.scenes import SceneGenerator
 from pipeline.commands.cli import main
+from pipeline.train.attention import PlainAttention
 from pipeline.train.video_vae import (
     VideoVaeSettings,
     build_video_vae,
@@ -22,7 +23,6 @@ from pipeline.train.video_vae import (
     train_video_vae,
 )
 from pipeline.train.wan_teacher import (
-    PlainAttention,
     WanTeacherSettings,
     WanTeacherTrainer,
     build_tokenizer,
