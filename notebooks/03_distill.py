@@ -16,7 +16,7 @@
 # %% [markdown]
 # # 3. Distil
 #
-# The teacher needs many steps, and up to three guided passes in each. A student starts from its weights
+# The teacher needs many steps, with two or three guided passes in each. A student starts from its weights
 # and learns to land, in one step of one pass, where the teacher lands after several guided ones
 # (`pipeline/distill/algorithm.py` derives the target). It is trained along its own path, from pure
 # noise, on what it will meet when it is served. Then it is judged: a student that falls short of its

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..model.example import PROMPT, FirstPass, example_picture, last_picture
+from ..optimise.base import NotApplicable
 from ..optimise.timing import Account, clock
 
 if TYPE_CHECKING:
@@ -44,8 +45,15 @@ def diffusers_request(pipe: ImageAnimationPipeline, account: Account | None = No
 
     Args:
         account: its steps are added to it.
+
+    Raises:
+        NotApplicable: it counts the tokens of this network wrongly.
     """
     family, (height, width), config = pipe.family, pipe.default_size, pipe.config
+    if config.get("expand_timesteps") and tuple(pipe.network.config.patch_size) != (1, 2, 2):
+        raise NotApplicable(
+            "diffusers' pipeline counts patches of 2 x 2 cells where a first frame is held; this network has others"
+        )
     kind: Any = getattr(diffusers, family.pipeline_class)
     known = inspect.signature(kind.__init__).parameters
     options = {name: config[name] for name in family.options if name in known}

@@ -81,9 +81,29 @@ class Scene:
     background: Tensor
     camera: str
 
-    def picture(self) -> Image.Image:
-        """Return the first frame, as the picture that a person would send."""
-        return Image.fromarray((self.clip[:, 0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+    def picture(self, at: int = 0) -> Image.Image:
+        """Return a frame, by default the first, as the picture that a person would send."""
+        return Image.fromarray((self.clip[:, at].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+
+
+@dataclass
+class Scenes:
+    """Scenes of one size, one after the other along dimension 0."""
+
+    scenes: list[Scene]
+
+    @property
+    def clips(self) -> Tensor:
+        """`(batch, 3, frames, size, size)`, float in [0, 1]."""
+        return torch.stack([scene.clip for scene in self.scenes])
+
+    @property
+    def captions(self) -> list[str]:
+        return [scene.caption for scene in self.scenes]
+
+    def pictures(self, at: int = 0) -> list[Image.Image]:
+        """Return a frame of each, by default the first."""
+        return [scene.picture(at) for scene in self.scenes]
 
 
 class SceneGenerator:
@@ -133,6 +153,10 @@ class SceneGenerator:
         if not self.simple and self._chance(0.16):
             return self._camera_scene()
         return self._sprite_scene()
+
+    def batch(self, count: int) -> Scenes:
+        """Return the next `count` scenes."""
+        return Scenes([self.scene() for _ in range(count)])
 
     # Backgrounds -----------------------------------------------------------------------------------------------------
 

@@ -33,12 +33,6 @@ MOTIONS: tuple[str, ...] = (
 )
 
 
-def caption_of(colour: str, shape: str, motion: str) -> str:
-    """`("red", "circle", "moves left")` -> `"a red circle moves left"`."""
-    article = "an" if colour[0] in "aeiou" else "a"
-    return f"{article} {colour} {shape} {motion}"
-
-
 def is_held_out(colour: str, shape: str, motion: str) -> bool:
     """Return whether a combination is kept out of training (one in seven).
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..clips import ClipGenerator
+from ..clips import SceneGenerator
 from ..errors import StillmotionError
 
 
@@ -64,20 +65,22 @@ class Source(Protocol):
 
 
 class GeneratedSource(Dataset[Examples]):
-    """Generated clips (`pipeline.clips`) of the combinations that training may see, `batch` of them a number.
+    """Scenes (`pipeline.clips`) of the combinations that training may see, `batch` of them a number.
 
-    Sources of different seeds share no clip but by chance.
+    A third of the backgrounds are photographs where the package that brings them is installed. Sources of different
+    seeds share no scene but by chance.
     """
 
     has_clips = True
 
     def __init__(self, size: int, frames: int, batch: int, seed: int = 0) -> None:
         self.size, self.frames, self.batch, self.seed = size, frames, batch, seed
+        self.photograph_share = 0.35 if find_spec("skimage") else 0.0
 
     def __getitem__(self, index: int) -> Examples:
         # Seeds of neighbouring numbers lie far apart, so that no two sources run into each other.
         seed = (self.seed * 1_000_003 + index) * 7_919 % 2**62
-        made = ClipGenerator(self.size, self.frames, seed=seed, variety=True, plain_share=0.2).batch(self.batch)
+        made = SceneGenerator(self.size, self.frames, seed, photograph_share=self.photograph_share).batch(self.batch)
         return Examples(made.pictures(), made.captions, made.clips)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..clips import MOTIONS, ClipBatch, ClipGenerator
+from ..clips import MOTIONS, SceneGenerator, Scenes
 from ..errors import ModelError
 from ..machine import dtype_name
 from .judging import BesideTeacher, Candidate, Sampling, Trial, beside_teacher, candidates_of, to_size
@@ -41,8 +41,8 @@ class EvaluationResult:
         unclear: clips in which the sprite was lost.
         first_frame_psnr_db: first frame against the picture that was sent.
         vae_psnr_db: that picture after one round through the autoencoder; it bounds the line above.
-        ground_truth_psnr_db: all frames against the clip that the picture was taken from. A caption
-            does not tell the speed, so that a perfect model would not reach the bound either.
+        ground_truth_psnr_db: all frames against the clip that the picture was taken from. Caption and picture tell
+            nearly all of it: how far a sprite gets, and roughly how much it grows.
         outline_iou, outline_iou_p10: median and 10th percentile of the overlap of the sprite's outline with the true
             one, in the last frame.
         colour_error: of the sprite in the last frame, distance in CIE L*a*b*; median.
@@ -50,11 +50,11 @@ class EvaluationResult:
         psnr_to_teacher_db, ssim_to_teacher: all frames against the teacher's from the same noise; None
             for the teacher.
         steps: of the solver.
-        passes: U-Net calls of an animation: steps times guidance branches.
+        passes: calls of the network for an animation: steps times guidance branches.
         operations: floating-point operations of those calls for one clip, in plain PyTorch; None unless compared.
-        weights_bytes: of the U-Net's parameters; None unless compared.
+        weights_bytes: of the networks' parameters; None unless compared.
         seconds_per_clip: wall-clock, clips sampled in batches.
-        precision: of the U-Net that was judged.
+        precision: of the network that was judged.
         flicker, flicker_of_truth: mean absolute second difference over time, in steps of 255, of the
             model's clips and of the true ones.
         diversity: mean RMS distance between clips of a picture and caption from different seeds, in steps
@@ -197,9 +197,10 @@ def compare_students(
     return {name: Comparison(*beside_teacher(name, student, results)) for name, student in students.items()}
 
 
-def _batches(model: Animator, side: int, clips: int, seed: int, batch: int) -> Iterator[tuple[ClipBatch, list[int]]]:
+def _batches(model: Animator, side: int, clips: int, seed: int, batch: int) -> Iterator[tuple[Scenes, list[int]]]:
     """Held-out clips, each with the seed of its noise."""
-    generator = ClipGenerator(min(side, _MOST_PIXELS_A_SIDE), model.info.frames, seed=seed, held_out=True)
+    size = min(side, _MOST_PIXELS_A_SIDE)
+    generator = SceneGenerator(size, model.info.frames, seed, held_out=True, judged=True)
     for first in range(0, clips, batch):
         held_out = generator.batch(min(batch, clips - first))
         yield held_out, [seed + first + k for k in range(len(held_out.captions))]

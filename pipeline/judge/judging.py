@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..clips import ClipBatch, classify_motion, measure_motion
+from ..clips import Scenes, classify_motion, measure_motion
+from ..clips.motion import colour_of
 from ..model.example import first_pass
 from ..model.guidance import Guidance, guidance_for
 from ..model.sampling import PlainDenoiser, evaluations
@@ -131,7 +132,7 @@ class Candidate:
             "image_guidance_scale": self.sampling.guidance.image if self.pipe.family.drops_picture else None,
         }
 
-    def animate(self, batch: ClipBatch, seeds: Sequence[int], side: int) -> Tensor:
+    def animate(self, batch: Scenes, seeds: Sequence[int], side: int) -> Tensor:
         """Return clips from the batch's pictures, `(batch, 3, frames, side, side)`, float in [0, 1]."""
         # Published I2VGen-XL checkpoints draw their picture latents from torch's global generator.
         with torch.random.fork_rng(devices=[]):
@@ -209,7 +210,7 @@ class Trial:
     features: list[Tensor] = field(default_factory=list)
     features_of_truth: list[Tensor] = field(default_factory=list)
 
-    def take(self, batch: ClipBatch, seeds: Sequence[int], target: Tensor | None = None) -> Tensor:
+    def take(self, batch: Scenes, seeds: Sequence[int], target: Tensor | None = None) -> Tensor:
         """Animate a batch and judge it.
 
         Args:
@@ -228,9 +229,7 @@ class Trial:
             self.features_of_truth.append(self.perception.features(batch.clips))
         return video
 
-    def _judge(
-        self, full: Tensor, video: Tensor, batch: ClipBatch, seeds: Sequence[int], target: Tensor | None
-    ) -> None:
+    def _judge(self, full: Tensor, video: Tensor, batch: Scenes, seeds: Sequence[int], target: Tensor | None) -> None:
         clip = self.perception.clip
         figures: dict[str, Tensor | None] = {
             "first_frame_psnr_db": psnr_db(video[:, :, 0], batch.clips[:, :, 0]),
@@ -247,15 +246,17 @@ class Trial:
         for name, of_each in figures.items():
             if of_each is not None:
                 self.figures.setdefault(name, []).extend(of_each.tolist())
-        each = list(zip(video, batch.clips, batch.masks, batch.backgrounds, strict=True))
-        self.figures.setdefault("outline_iou", []).extend(outline_iou(*one) for one in each)
-        self.figures.setdefault("colour_error", []).extend(colour_error(*one) for one in each)
-        self.figures.setdefault("background_psnr_db", []).extend(background_psnr_db(*one[:3]) for one in each)
-        for k, spec in enumerate(batch.specs):
-            self.asked.append(spec.motion)
-            self.seen.append(classify_motion(measure_motion(video[k], batch.backgrounds[k], batch.colours[k])))
+        for made, scene in zip(video, batch.scenes, strict=True):
+            known = (made, scene.clip, scene.mask)
+            self.figures.setdefault("outline_iou", []).append(outline_iou(*known, scene.background))
+            self.figures.setdefault("colour_error", []).append(colour_error(*known, scene.background))
+            self.figures.setdefault("background_psnr_db", []).append(background_psnr_db(*known))
+            assert scene.sprite is not None  # scenes to judge have one
+            self.asked.append(scene.sprite.motion)
+            paint = colour_of(scene.clip[:, 0], scene.mask[0])
+            self.seen.append(classify_motion(measure_motion(made, scene.background, paint)))
 
-    def _diversity(self, video: Tensor, batch: ClipBatch, seeds: Sequence[int]) -> Tensor | None:
+    def _diversity(self, video: Tensor, batch: Scenes, seeds: Sequence[int]) -> Tensor | None:
         if self.seeds_per_clip == 1:
             return None
         others = []
@@ -275,7 +276,7 @@ def to_size(video: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def vae_psnr_db(pipe: ImageAnimationPipeline, batch: ClipBatch, side: int) -> Tensor:
+def vae_psnr_db(pipe: ImageAnimationPipeline, batch: Scenes, side: int) -> Tensor:
     """Return PSNR of each clip's picture after one round through the autoencoder, `(batch,)`, in dB.
 
     Args:

@@ -1,6 +1,6 @@
 """What a run judges on: clips that a program draws, of which the truth is known, or photographs, of which it is not.
 
-The shipped teacher knows the clips that `pipeline.clips` draws, and those say whether a clip moves as its caption says.
+The shipped teacher knows the scenes that `pipeline.clips` draws, which tell whether a clip moves as its caption says.
 Other checkpoints have seen the world. They are judged on photographs by what users complain about: that the first frame
 is not their picture, that a clip stands still, gets darker or is the same with every seed.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL.Image import Image
 
-from ..clips import ClipGenerator
+from ..clips import SceneGenerator
 from ..console import news
 from ..distill.folders import CaptionedSource, open_folder
 from ..errors import StillmotionError
@@ -128,7 +128,8 @@ class HeldOut:
         """Return pictures and captions on which solvers are compared."""
         if self.pictures is None:
             side = min(*pipe.default_size, 128)
-            drawn = ClipGenerator(side, pipe.config.num_frames, seed=self.seed + 7, held_out=True).batch(count)
+            source = SceneGenerator(side, pipe.config.num_frames, self.seed + 7, held_out=True, judged=True)
+            drawn = source.batch(count)
             return drawn.pictures(), drawn.captions
         found = read_pictures(self.pictures[:count])
         return [one.image for one in found], [one.caption for one in found]
@@ -164,7 +165,7 @@ class HeldOut:
                     name="All frames against the generated clip",
                     value=result.ground_truth_psnr_db,
                     unit="dB",
-                    note="speed is not captioned",
+                    note="PSNR",
                 ),
                 Row(
                     name="Outline of the sprite kept",

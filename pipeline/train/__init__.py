@@ -1,8 +1,7 @@
-"""Trains the embedded teacher on generated clips: first its autoencoder, then the U-Net with its encoders.
+"""Trains the embedded teacher on generated scenes: first its autoencoder, then the transformer with its text encoder.
 
-- `vae`, `teacher`: what is trained, how, and with which settings.
-- `linear_start`: the weights that training starts from.
-- `text`: tokenizer and encoders, built without any download.
-- `stream`: training data, made in a process of its own.
-- `checkpoint`: training that goes on after an interrupt.
+- `vae`: the autoencoder, from the weights that it starts at to those that are saved.
+- `small_wan`: the teacher before it is trained; `teacher`: its training.
+- `attention`, `half`, `muon`: what makes training fast on a CPU.
+- `checkpoint`: training that goes on after an interrupt; `settings`: all settings, with their defaults.
 """

@@ -8,53 +8,6 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class VaeSettings:
-    """How the autoencoder is built and trained; the defaults make the shipped one."""
-
-    size: int = 32
-    block_out_channels: tuple[int, ...] = (16, 32, 64)
-    steps: int = 1200
-    batch: int = 32
-    learning_rate: float = 5e-4
-    kl_weight: float = 1e-6
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """How the teacher is built and trained; the defaults make the shipped one.
-
-    For the first `bind_steps` the clips are plain, no condition is dropped and nearly all timesteps
-    are T: motion is bound to the caption. Then come all clips, all timesteps and the dropping.
-    `refine_steps` more follow on a second learning-rate schedule, that starts again at the peak.
-    `drop_text`, `drop_image` and `drop_both` are the shares of clips without caption, picture or
-    either, from which the guidance branches are learned. Shapes and motions in `often` are drawn three
-    times as often as the others. `workers` processes make the clips; a GPU is fed by eight or so.
-    """
-
-    size: int = 32
-    frames: int = 8
-    fps: int = 8
-    block_out_channels: tuple[int, ...] = (32, 64)
-    head_dim: int = 8
-    width: int = 32
-    steps: int = 3000
-    bind_steps: int = 700
-    refine_steps: int = 4600
-    batch: int = 8
-    learning_rate: float = 1e-3
-    drop_text: float = 0.10
-    drop_image: float = 0.05
-    drop_both: float = 0.05
-    guidance_scale: float = 2.0
-    image_guidance_scale: float = 1.5
-    ema_decay: float = 0.999
-    often: tuple[str, ...] = ()
-    workers: int = 1
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class VideoVaeSettings:
     """How the video autoencoder is built and trained; the defaults make the shipped one.
 
     The first `still_steps` see single frames, four for each clip of a batch; then come `clip_steps` with clips of
@@ -84,13 +37,13 @@ class VideoVaeSettings:
 
 
 @dataclass(frozen=True)
-class WanTeacherSettings:
+class TeacherSettings:
     """How the teacher is built and trained; the defaults make the shipped one.
 
     For the first `bind_steps` the scenes are plain, no caption is dropped and nearly all noise levels are 1: motion is
     bound to the caption, in short clips first. Then come all scenes, all levels and the dropping. A scene is encoded
     once and seen `reuse` times, each with other noise. `matrix_rate` is the learning rate of the blocks' matrices.
-    `compile_blocks` compiles the blocks once motion is bound: a quarter faster, where there is a C++ compiler.
+    `compile_blocks` compiles the blocks once clips are whole: a third faster, where there is a C++ compiler.
     """
 
     size: int = 64

@@ -1,251 +1,269 @@
-"""Trains the embedded teacher: a small I2VGen-XL U-Net with its text and image encoders, on generated clips."""
+"""Trains the embedded teacher: flow matching (Lipman et al. 2023) of scenes (`pipeline.clips.scenes`), with the text
+encoder trained along.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
+from diffusers import AutoencoderKLWan
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..clips import ClipGenerator, classify_motion, measure_motion
+from ..clips.scenes import Scene, SceneGenerator
 from ..errors import StillmotionError
-from ..judge.metrics import psnr_db
 from ..model.animation import ImageAnimationPipeline
-from ..model.families import Cond
-from ..model.families.i2vgen_xl import I2VGenXLFamily
+from ..model.families.base import Request
 from ..writing import write_beside
+from .attention import PlainAttention
 from .checkpoint import Checkpoint, end_of
-from .linear_start import start_still
+from .half import in_half_precision
+from .muon import Muon
 from .settings import TeacherSettings, learning_rate
-from .stream import EncodedBatch, encoded_batches
-from .text import build_feature_extractor, build_image_encoder, build_text_encoder, build_tokenizer
+from .small_wan import build_pipeline
 
 logger = logging.getLogger(__name__)
 
+_SHORT = 32  # tokens of a caption in training; what is left of Wan's 512 is padding, all of it the same
 
-def build_scheduler() -> DDIMScheduler:
-    """Return the teacher's schedule: cosine with zero terminal SNR, so that sampling starts from pure noise
-    (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
 
-    1024 training steps make the grids of 32 and of 8 steps exact.
+@dataclass
+class SceneBatch:
+    """Scenes as the training sees them.
+
+    Attributes:
+        latents: `(batch, channels, latent frames, h, w)`, scaled.
+        picture: what the family makes of the pictures.
+        captions: one for each scene.
     """
-    return DDIMScheduler(
-        num_train_timesteps=1024,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
+
+    latents: Tensor
+    picture: dict[str, Tensor]
+    captions: list[str]
+
+    def first(self, frames: int) -> SceneBatch:
+        """Return the first latent frames: the autoencoder is causal, and they are those of a shorter clip."""
+        picture = {name: one[:, :, :frames] for name, one in self.picture.items()}
+        return SceneBatch(self.latents[:, :, :frames], picture, self.captions)
 
 
-def build_pipeline(settings: TeacherSettings, vae: AutoencoderKL) -> ImageAnimationPipeline:
-    """Return an untrained teacher around a trained autoencoder."""
-    tokenizer = build_tokenizer()
-    unet = I2VGenXLUNet(
-        sample_size=settings.size // 4,
-        down_block_types=("CrossAttnDownBlock3D",) * len(settings.block_out_channels),
-        up_block_types=("CrossAttnUpBlock3D",) * len(settings.block_out_channels),
-        block_out_channels=settings.block_out_channels,
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=settings.width,
-        attention_head_dim=settings.head_dim,
-    )
-    start_still(unet)
-    for module in unet.modules():
-        # A model this small underfits; dropout only slows it.
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    pipe = ImageAnimationPipeline(
-        vae=vae.requires_grad_(requires_grad=False).eval(),
-        text_encoder=build_text_encoder(tokenizer, settings.width),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=build_scheduler(),
-        image_encoder=build_image_encoder(settings.size, settings.width),
-        feature_extractor=build_feature_extractor(settings.size),
-        image_latents_fill="repeat",
-        image_latents_mode="mode",
-        num_inference_steps=32,
-        guidance_scale=settings.guidance_scale,
-        image_guidance_scale=settings.image_guidance_scale,
-        num_frames=settings.frames,
-        fps=settings.fps,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+@torch.no_grad()
+def encoded(pipe: ImageAnimationPipeline, scenes: list[Scene]) -> SceneBatch:
+    """Return scenes as the training sees them."""
+    clips = torch.stack([scene.clip for scene in scenes]) * 2 - 1
+    frames, height, width = clips.shape[2:]
+    request = Request([scene.picture() for scene in scenes], frames, height, width, fps=pipe.config.fps)
+    with in_half_precision(pipe.parts.device):
+        latents = pipe.family.encode_clip(pipe.parts, clips.to(pipe.parts.device)).float()
+        picture = {name: one.float() for name, one in pipe.family.encode_picture(pipe.parts, request).items()}
+    return SceneBatch(latents, picture, captions=[scene.caption for scene in scenes])
 
 
-def draw_timesteps(count: int, progress: float | None, steps: int, generator: torch.Generator) -> Tensor:
-    """Return timesteps of a batch, `(count,)`.
+class _Scenes(IterableDataset[SceneBatch]):
+    def __init__(self, settings: TeacherSettings, pipe: ImageAnimationPipeline, seed: int, plain: bool) -> None:
+        self.settings, self.pipe, self.seed, self.plain = settings, pipe, seed, plain
 
-    Only near t = T does the caption say what the clip does: everywhere else the noisy frames give it
-    away. While motion is being bound to the caption nearly all draws are T itself, where the noise
-    tells nothing and the gradient is least noisy.
+    def __iter__(self) -> Iterator[SceneBatch]:
+        torch.set_num_threads(1)
+        s, worker = self.settings, get_worker_info()
+        seed = self.seed + (0 if worker is None else 1_000_003 * worker.id)
+        random = torch.Generator().manual_seed(seed)
+        # Half of all scenes show one sprite of one colour: the others ask for more than that at once.
+        kinds = ({"plain": True},) if self.plain else ({}, {"judged": True})
+        sources = [SceneGenerator(s.size, s.frames, seed=seed + k, **kind) for k, kind in enumerate(kinds)]
+        pool: list[tuple[Tensor, dict[str, Tensor], str]] = []
+        while True:
+            drawn_from = torch.randint(len(sources), (max(1, s.batch // s.reuse),), generator=random).tolist()
+            batch = encoded(self.pipe, [sources[k].scene() for k in drawn_from])
+            for k, caption in enumerate(batch.captions):
+                pool.append((batch.latents[k], {name: one[k] for name, one in batch.picture.items()}, caption))
+                if len(pool) > 256 * s.batch:
+                    pool.pop(int(torch.randint(len(pool) - 1, (), generator=random)))
+            if len(pool) < s.batch:
+                continue
+            drawn = [pool[k] for k in torch.randperm(len(pool), generator=random)[: s.batch].tolist()]
+            latents, pictures, captions = zip(*drawn, strict=True)
+            yield SceneBatch(
+                torch.stack(latents),
+                {name: torch.stack([one[name] for one in pictures]) for name in pictures[0]},
+                list(captions),
+            )
+
+
+def draw_levels(count: int, progress: float | None, shift: float, generator: torch.Generator) -> Tensor:
+    """Return noise levels of a batch, `(count,)`, in 0 to 1.
+
+    Only near 1 does the caption say what the clip does: everywhere else the noisy frames give it away. While motion is
+    being bound nearly all draws are 1 itself; then they follow the shifted grid on which the teacher is sampled.
 
     Args:
         progress: through the steps after the binding, 0 to 1; None while binding.
-        steps: T, timesteps in all.
+        shift: of the sampling grid; sigma = shift u / (1 + (shift - 1) u) of a uniform u.
     """
-    at_end, towards_end = (0.9, 3.0) if progress is None else (0.3 - 0.2 * progress, 1.8 - 0.8 * progress)
-    share = 1 - torch.rand(count, generator=generator) ** towards_end
-    timesteps = (share * steps).long().clamp(max=steps - 1)
+    at_end = 0.9 if progress is None else 0.3 - 0.2 * progress
+    u = torch.rand(count, generator=generator)
+    if progress is None:
+        u = 1 - u**3
+    levels = shift * u / (1 + (shift - 1) * u)
     ends = torch.rand(count, generator=generator) < at_end
-    return torch.where(ends, torch.full_like(timesteps, steps - 1), timesteps)
+    return torch.where(ends, torch.ones(count), levels)
 
 
 def motion_weight(clean: Tensor, progress: float | None) -> Tensor:
-    """Return weight of each place of the clip in the loss, `(batch, 1, frames, h, w)`.
+    """Return weight of each latent cell in the loss, `(batch, 1, frames, h, w)`.
 
-    What moves is a twentieth of a clip. Early on it counts five times, so that its gradient is not
-    lost in that of the background; the weight falls to one, since it favours moving over still.
+    What moves is a twentieth of a clip. It counts five times while motion is bound, and twice at the end.
     """
-    extra = 4.0 if progress is None else 4.0 * max(0.0, 1 - progress / 0.9)
-    moves = (clean - clean[:, :, :1]).abs().mean(dim=1, keepdim=True) > 0.25
+    extra = 4.0 if progress is None else 4.0 - 3.0 * progress
+    moves = (clean - clean[:, :, :1]).square().mean(dim=1, keepdim=True) > 0.1
     return 1.0 + extra * moves.to(clean.dtype)
 
 
 class TeacherTrainer:
-    """One training run: the model, what it has learned so far, and one step of it.
-
-    Args:
-        start: folder of a trained pipeline of the same shape whose weights are refined.
-        device: where the model is trained. Random numbers are drawn on the processor, so that a seed
-            draws the same ones everywhere.
-    """
+    """One training run: the model, what it has learned so far, and one step of it."""
 
     def __init__(
         self,
         settings: TeacherSettings,
-        vae: AutoencoderKL,
-        start: Path | None = None,
+        vae: AutoencoderKLWan,
         device: torch.device | str = "cpu",
+        start: Path | None = None,
     ) -> None:
         torch.manual_seed(settings.seed)
-        self.settings, self.device = settings, torch.device(device)
-        self.refines = start is not None
+        self.settings, self.device, self.bind_steps = settings, torch.device(device), settings.bind_steps
         self.pipe = build_pipeline(settings, vae)
         if start is not None:
-            trained = ImageAnimationPipeline.from_pretrained(start)
-            for name in ("unet", "text_encoder", "image_encoder"):
-                getattr(self.pipe, name).load_state_dict(getattr(trained, name).state_dict())
+            self.bind_steps = 0
+            _take_weights(self.pipe, start)
         self.pipe.to(self.device)
-        self.family = I2VGenXLFamily()
-        self.modules = nn.ModuleDict(
-            {"unet": self.pipe.unet, "text": self.pipe.text_encoder, "image": self.pipe.image_encoder}
-        ).requires_grad_()
-        self.modules.train()
-        self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=1e-4, betas=(0.9, 0.99))
+        self.pipe.transformer.requires_grad_()
+        self.pipe.text_encoder.requires_grad_()
+        self.modules = nn.ModuleDict({"transformer": self.pipe.transformer, "text": self.pipe.text_encoder}).train()
+        matrices = [one for one in self.pipe.transformer.blocks.parameters() if one.ndim == 2]
+        ours = {id(one) for one in matrices}
+        others = [one for one in self.modules.parameters() if id(one) not in ours]
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
+            Muon(matrices, weight_decay=0.02),
+            torch.optim.AdamW(others, weight_decay=1e-4, betas=(0.9, 0.99)),
+        )
         self.ema = EMAModel(self.modules.parameters(), decay=settings.ema_decay, use_ema_warmup=False, foreach=True)
         self.random = torch.Generator().manual_seed(settings.seed + 1)
-        self.alphas = self.pipe.scheduler.alphas_cumprod.to(self.device)
+        self.whole = dict(self.pipe.transformer.attn_processors)
+        self.folded = {name: PlainAttention(512 - _SHORT + 1 if "attn2" in name else 1) for name in self.whole}
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters by how fast they learn; `pace` multiplies the learning rate.
+    def text(self, captions: list[str]) -> Tensor:
+        """Return hidden states of captions, `(batch, tokens, width)`, zeros where they end; the last one is padding."""
+        tokens = self.pipe.tokenizer(
+            captions, padding="max_length", max_length=_SHORT, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        mask = tokens.attention_mask.clone()
+        mask[:, -1] = 0
+        hidden = self.pipe.text_encoder(tokens.input_ids, mask).last_hidden_state
+        text: Tensor = hidden * mask[..., None]
+        return text
 
-        The text encoder and the cross-attention are reached by little gradient and learn slowly. The
-        layers of the linear start lean on each other, and fast steps would undo it.
-        """
-        paces: dict[float, list[nn.Parameter]] = {1.0: [], 2.0: [], 0.5: []}
-        last = f"unet.up_blocks.{len(self.pipe.unet.up_blocks) - 1}.resnets.{self.pipe.unet.config.layers_per_block}."
-        delicate = ("unet.image_latents_proj_in", "unet.conv_in", "unet.conv_norm_out", "unet.conv_out", last)
-        for name, parameter in self.modules.named_parameters():
-            pace = 0.5 if name.startswith(delicate) else 2.0 if name.startswith("text") or "attn2" in name else 1.0
-            paces[pace].append(parameter)
-        return [{"params": parameters, "pace": pace} for pace, parameters in paces.items()]
-
-    def cond(self, batch: EncodedBatch, dropping: bool) -> Cond:
-        """Return what the U-Net is given; with `dropping`, less for a share of the clips, as the settings say."""
-        s, count = self.settings, batch.latents.shape[0]
-        text = self.pipe.text_encoder(batch.tokens).last_hidden_state
-        blank = self.pipe.text_encoder(batch.blank_tokens).last_hidden_state
-        embedding = self.pipe.image_encoder(batch.pixels).image_embeds[:, None]
-        latents = batch.latents[:, :, :1].expand_as(batch.latents)
-        drop = torch.rand(count, generator=self.random) if dropping else torch.ones(count)
-        drop = drop.to(self.device)
-        no_text = drop < s.drop_text + s.drop_both
-        no_image = (drop >= s.drop_text) & (drop < s.drop_text + s.drop_both + s.drop_image)
-        text = torch.where(no_text[:, None, None], blank, text)
-        keep = (~no_image).float()
-        return {
-            "text": text,
-            "image_latents": latents * keep[:, None, None, None, None],
-            "image_embeds": embedding * keep[:, None, None],
-            "fps": torch.full((count,), s.fps, device=self.device),
-        }
-
-    def loss(self, batch: EncodedBatch, progress: float | None) -> Tensor:
-        """Return mean squared error of v (Salimans & Ho 2022, section 4): v = sqrt(a) * noise - sqrt(1 - a) * x."""
-        clean = batch.latents  # (batch, 4, frames, h, w)
-        timesteps = draw_timesteps(clean.shape[0], progress, len(self.alphas), self.random).to(self.device)
-        alpha = self.alphas[timesteps][:, None, None, None, None]
+    def loss(self, batch: SceneBatch, progress: float | None) -> Tensor:
+        """Return mean squared error of the flow v = noise - x at z = (1 - sigma) x + sigma noise."""
+        s, clean = self.settings, batch.latents.to(self.device)
+        sigma = draw_levels(len(clean), progress, s.shift, self.random).to(self.device)
         noise = torch.randn(clean.shape, generator=self.random).to(self.device)
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        predicted = self.family.predict(self.pipe.unet, noisy, timesteps, self.cond(batch, progress is not None))
-        loss: Tensor = (motion_weight(clean, progress) * (predicted - target) ** 2).mean()
+        level = sigma.view(-1, 1, 1, 1, 1)
+        captions = batch.captions
+        if progress is not None:
+            kept = torch.rand(len(captions), generator=self.random) >= s.drop_text
+            # Guidance leads away from the family's negative prompt where a person gives none, and from "" elsewhere.
+            dropped = ("", self.pipe.family.negative_prompt)
+            captions = [
+                text if keep else dropped[k % 2] for k, (text, keep) in enumerate(zip(captions, kept, strict=True))
+            ]
+        with in_half_precision(self.device):
+            cond = {"text": self.text(captions), **{name: one.to(self.device) for name, one in batch.picture.items()}}
+            z = self.pipe.family.hold((1 - level) * clean + level * noise, cond)
+            predicted = self.pipe.family.predict(self.pipe.transformer, z, 1000 * sigma, cond).float()
+        error = motion_weight(clean, progress) * (predicted - (noise - clean)).square()
+        made = slice(1, None) if s.held else slice(None)  # a frame that is given is not judged
+        loss: Tensor = error[:, :, made].mean()
         return loss
-
-    @property
-    def steps(self) -> int:
-        return self.settings.refine_steps if self.refines else self.settings.steps
-
-    @property
-    def bind_steps(self) -> int:
-        return 0 if self.refines else self.settings.bind_steps
 
     def progress(self, step: int) -> float | None:
         """Return how far the steps after the binding have come, 0 to 1; None while binding."""
-        return None if step < self.bind_steps else (step - self.bind_steps) / max(1, self.steps - self.bind_steps)
+        bind = self.bind_steps
+        return None if step < bind else (step - bind) / max(1, self.settings.steps - bind)
 
-    def step(self, batch: EncodedBatch, step: int) -> float:
+    def frames(self, step: int) -> int:
+        """Return how many latent frames of a clip are looked at: two, then three, then all.
+
+        In two the motion is one shift, which is found within a hundred steps; longer ones repeat it.
+        """
+        whole = (self.settings.frames - 1) // 4 + 1
+        if step < self.bind_steps // 4:
+            return min(2, whole)
+        return min(3, whole) if step < self.bind_steps // 2 else whole
+
+    def step(self, batch: SceneBatch, step: int) -> float:
         s = self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["pace"] * learning_rate(step, self.steps, s.learning_rate, hold=0.55)
-        loss = self.loss(batch, self.progress(step))
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer, peak in zip(self.optimizers, (s.matrix_rate, s.learning_rate), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, s.steps, peak, hold=0.5)
+            optimizer.zero_grad(set_to_none=True)
+        self.pipe.transformer.set_attn_processor(dict(self.folded))
+        loss = self.loss(batch.first(self.frames(step)), self.progress(step))
         loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.ema.step(self.modules.parameters())
         return loss.item()
 
     @torch.no_grad()
-    def probe(self, clips: int = 32) -> tuple[float, float]:
-        """Look at what has been learned, on held-out clips with the averaged weights, in one pass from pure noise.
+    def probe(self, scenes: int = 16) -> dict[str, float]:
+        """Look at what has been learned, on held-out scenes with the averaged weights, in one pass from pure noise.
 
         Returns:
-            Share of clips that move as captioned, and PSNR of the first frame against the picture in dB.
+            `motion`: share of the change from first to last latent frame that is predicted, 0 for a still clip;
+            `first`: mean squared error of the first latent frame, whose variance is about 1.
         """
-        batch = ClipGenerator(self.settings.size, self.settings.frames, seed=20_001, held_out=True).batch(clips)
+        source = SceneGenerator(self.settings.size, self.settings.frames, seed=20_001, held_out=True, plain=True)
+        batch = encoded(self.pipe, [source.scene() for _ in range(scenes)])
         self.ema.store(self.modules.parameters())
         self.ema.copy_to(self.modules.parameters())
-        self.modules.eval()
-        video = self.pipe(
-            batch.pictures(),
-            batch.captions,
-            num_inference_steps=1,
-            guidance_scale=1.0,
-            image_guidance_scale=1.0,
-            generator=torch.Generator().manual_seed(1),
-            output_type="pt",
-            decode_chunk_size=None,
-        ).frames.cpu()
-        self.modules.train()
-        self.ema.restore(self.modules.parameters())
-        video = video.transpose(1, 2)  # (batch, 3, frames, h, w)
-        right = sum(
-            classify_motion(measure_motion(video[k], batch.backgrounds[k], batch.colours[k])) == spec.motion
-            for k, spec in enumerate(batch.specs)
+        clean = batch.latents.to(self.device)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
+        cond = {"text": self.text(batch.captions), **{name: one.to(self.device) for name, one in batch.picture.items()}}
+        z = self.pipe.family.hold(noise, cond)
+        self.pipe.transformer.set_attn_processor(dict(self.folded))
+        made = noise - self.pipe.family.predict(
+            self.pipe.transformer, z, torch.full((scenes,), 1000.0, device=self.device), cond
         )
-        return right / clips, float(psnr_db(video[:, :, 0], batch.clips[:, :, 0]).mean())
+        made = self.pipe.family.hold(made, cond)
+        self.ema.restore(self.modules.parameters())
+        change = (clean[:, :, -1] - clean[:, :, 0]).square().mean()
+        return {
+            "motion": float(1 - (made[:, :, -1] - clean[:, :, -1]).square().mean() / change),
+            "first": float((made[:, :, 0] - clean[:, :, 0]).square().mean()),
+        }
+
+
+def _take_weights(pipe: ImageAnimationPipeline, start: Path) -> None:
+    """Take the weights of a trained teacher.
+
+    Raises:
+        StillmotionError: it is of another size, or its tokenizer has other words.
+    """
+    trained = ImageAnimationPipeline.from_pretrained(start, dtype=torch.float32)
+    if trained.tokenizer.get_vocab() != pipe.tokenizer.get_vocab():
+        raise StillmotionError(f"{start}: its captions have other words")
+    for name in ("transformer", "text_encoder"):
+        try:
+            getattr(pipe, name).load_state_dict(getattr(trained, name).state_dict())
+        except RuntimeError:
+            raise StillmotionError(f"{start}: its {name} has another shape than the settings say") from None
 
 
 def train_teacher(
@@ -253,47 +271,52 @@ def train_teacher(
     out: Path,
     minutes: float | None = None,
     log_every: int = 50,
-    start: Path | None = None,
     device: torch.device | str = "cpu",
+    start: Path | None = None,
 ) -> ImageAnimationPipeline:
     """Train, or go on from the checkpoint in `out`, and save the pipeline to `out/teacher`.
 
     Args:
         minutes: stop after this time, even if steps are left; a later call goes on from there.
-        start: refine the pipeline in this folder, and save to `out/refined` instead.
+        start: a trained teacher to go on from, with its autoencoder: no motion is bound first. None: an untrained
+            one, around the autoencoder in `out/vae`.
     """
-    vae_folder = (start or out) / "vae"
-    trainer = TeacherTrainer(settings, AutoencoderKL.from_pretrained(vae_folder), start, device)
-    name = "refined" if trainer.refines else "teacher"
-    checkpoint = Checkpoint(out / f"{name}.pt", modules=trainer.modules, optimizer=trainer.optimizer, ema=trainer.ema)
-    paces = [group["pace"] for group in trainer.optimizer.param_groups]
+    vae = AutoencoderKLWan.from_pretrained((start or out) / "vae").float()
+    trainer = TeacherTrainer(settings, vae, device, start)
+    checkpoint = Checkpoint(
+        out / "teacher.pt",
+        modules=trainer.modules,
+        muon=trainer.optimizers[0],
+        adam=trainer.optimizers[1],
+        ema=trainer.ema,
+    )
     step = checkpoint.load()
     trainer.ema.to(trainer.device)
-    for group, pace in zip(trainer.optimizer.param_groups, paces, strict=True):
-        group["pace"] = pace  # a setting, not a state
-    first_seed = settings.seed + (100_000 if trainer.refines else 1000)
-    trainer.random.manual_seed(first_seed - 999 + step)
-    stream, binding = None, None
+    trainer.random.manual_seed(settings.seed + 1 + step)
+    stream, binding, compiled = None, None, not settings.compile_blocks
     ends, began, losses = end_of(minutes), time.monotonic(), []
-    while step < trainer.steps and time.monotonic() < ends:
+    while step < settings.steps and time.monotonic() < ends:
         if stream is None or binding != (step < trainer.bind_steps):
             binding = step < trainer.bind_steps
-            seed = first_seed + step
-            stream = encoded_batches(settings, trainer.pipe.vae, trainer.pipe.tokenizer, seed, plain=binding)
+            data = _Scenes(settings, trainer.pipe, settings.seed + 1000 + step, binding)
+            stream = iter(DataLoader(data, batch_size=None, num_workers=settings.workers, prefetch_factor=4))
+        if not compiled and trainer.frames(step) == trainer.frames(settings.steps):
+            compiled = True  # the shapes of shorter clips would each be compiled too
+            for block in trainer.pipe.transformer.blocks:
+                block.compile()
         losses.append(trainer.step(next(stream), step))
         step += 1
         if not losses[-1] < float("inf"):
             raise StillmotionError(f"the loss is {losses[-1]} at step {step}; the last checkpoint is kept")
         if step % log_every == 0:
-            rate = len(losses) / (time.monotonic() - began)
-            recent = sum(losses[-log_every:]) / len(losses[-log_every:])
-            logger.info("step %d/%d  loss %.4f  %.2f steps/s", step, trainer.steps, recent, rate)
+            recent, rate = losses[-log_every:], len(losses) / (time.monotonic() - began)
+            logger.info("step %d/%d  loss %.4f  %.2f steps/s", step, settings.steps, sum(recent) / len(recent), rate)
         if step % 200 == 0:
-            accuracy, psnr = trainer.probe()
-            logger.info("step %d  one pass from noise: motion %.2f, first frame %.1f dB", step, accuracy, psnr)
+            logger.info("step %d  one pass from noise: %s", step, trainer.probe())
             checkpoint.save(step)
     checkpoint.save(step)
     trainer.ema.copy_to(trainer.modules.parameters())
     trainer.modules.eval()
-    write_beside(out / name, trainer.pipe.save_pretrained)
+    trainer.pipe.transformer.set_attn_processor(trainer.whole)
+    write_beside(out / "teacher", trainer.pipe.save_pretrained)
     return trainer.pipe

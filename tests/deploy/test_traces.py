@@ -25,13 +25,8 @@ def store(tmp_path_factory):
     """A store with a small model: random weights, eight steps."""
     home = tmp_path_factory.mktemp("bentoml")
     code = (
-        "import torch; from pipeline.quiet import quiet_libraries; quiet_libraries();"
-        "from pipeline.serve.store import describe, save_to_store;"
-        "from pipeline.train.teacher import TeacherSettings, build_pipeline;"
-        "from pipeline.train.vae import VaeSettings, build_vae;"
-        "settings = TeacherSettings(size=32, frames=4, block_out_channels=(16, 16, 16));"
-        "pipe = build_pipeline(settings, build_vae(VaeSettings()));"
-        f"pipe.register_to_config(num_inference_steps={STEPS});"
+        "from tests.models import small_i2vgen; from pipeline.serve.store import describe, save_to_store;"
+        f"pipe = small_i2vgen(steps={STEPS});"
         "save_to_store(pipe, describe(pipe, 'random weights', {}), '# Random weights\\n')"
     )
     environment = {**os.environ, "BENTOML_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -28,8 +28,10 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipeline import ImageAnimationPipeline
+from pipeline.bench.presets import clip_pictures
 from pipeline.commands.cli import main
-from pipeline.train.text import build_feature_extractor, build_image_encoder, build_tokenizer
+
+from ..models import clip_vision, word_tokenizer
 
 WIDTH = 32  # of text and image embeddings
 
@@ -186,12 +188,12 @@ def _scheduler() -> DDIMScheduler:
 def i2vgen_parts() -> dict[str, Any]:
     """Components of a random I2VGen-XL checkpoint. Tests leave them as they are."""
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
+    tokenizer = word_tokenizer()
     parts = {
         "vae": _vae(),
         "text_encoder": _text_encoder(tokenizer),
         "unet": _i2vgen_unet(),
-        "image_encoder": build_image_encoder(32, WIDTH),
+        "image_encoder": clip_vision(32, WIDTH),
     }
     for part in parts.values():
         wake(part.eval())
@@ -199,7 +201,7 @@ def i2vgen_parts() -> dict[str, Any]:
         **parts,
         "tokenizer": tokenizer,
         "scheduler": _scheduler(),
-        "feature_extractor": build_feature_extractor(32),
+        "feature_extractor": clip_pictures(32),
     }
 
 
@@ -207,7 +209,7 @@ def i2vgen_parts() -> dict[str, Any]:
 def pia_parts() -> dict[str, Any]:
     """Components of a random PIA checkpoint: a picture U-Net and a motion adapter."""
     torch.manual_seed(1)
-    tokenizer = build_tokenizer()
+    tokenizer = word_tokenizer()
     parts = {
         "vae": _vae(),
         "text_encoder": _text_encoder(tokenizer),

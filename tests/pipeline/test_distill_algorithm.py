@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.bench.presets import zero_snr_schedule
 from pipeline.distill.algorithm import (
     Grid,
     NotSplittable,
@@ -23,7 +24,6 @@ from pipeline.distill.algorithm import (
     velocity_of,
 )
 from pipeline.model.solver import log_snr_solver
-from pipeline.train.teacher import build_scheduler
 
 SHAPE = (3, 4, 2, 2, 2)
 angles = st.floats(0.0, math.pi / 2 - 0.05)
@@ -82,7 +82,7 @@ def test_the_target_is_what_makes_one_step_land_where_the_teacher_landed(start, 
 
 
 def test_the_grid_is_every_fourth_step_of_the_teacher():
-    grid = Grid.of(build_scheduler(), 32, 8)
+    grid = Grid.of(zero_snr_schedule(), 32, 8)
     assert grid.starts.tolist() == list(range(0, 33, 4))
     assert grid.student_timesteps == [1023, 895, 767, 639, 511, 383, 255, 127]
     assert (float(grid.alphas[0]), float(grid.sigmas[-1])) == (0.0, 0.0)
@@ -91,8 +91,8 @@ def test_the_grid_is_every_fourth_step_of_the_teacher():
 @pytest.mark.parametrize(
     ("scheduler", "steps", "words"),
     [
-        (build_scheduler(), (32, 33), "student_steps: 33 is not within 1 and the teacher's 32"),
-        (build_scheduler(), (32, 0), "student_steps: 0 is not within 1"),
+        (zero_snr_schedule(), (32, 33), "student_steps: 33 is not within 1 and the teacher's 32"),
+        (zero_snr_schedule(), (32, 0), "student_steps: 0 is not within 1"),
         (FlowMatchEulerDiscreteScheduler(), (32, 8, True), "noise_correction: a schedule of flow matching"),
         (
             DDIMScheduler(prediction_type="epsilon", rescale_betas_zero_snr=True, timestep_spacing="trailing"),
@@ -168,13 +168,13 @@ def test_the_loss_does_not_depend_on_what_the_model_predicts(kind):
 
 
 def test_a_teacher_of_as_many_steps_is_matched_by_itself():
-    grid = Grid.of(build_scheduler(), 8, 8)
+    grid = Grid.of(zero_snr_schedule(), 8, 8)
     model = gaussian_model(grid)
     assert float(distillation_loss(grid, model, model, noise_like(), torch.tensor([0, 4, 7]))) < 1e-9
 
 
 def test_backward_states_are_those_of_sampling_clip_by_clip():
-    grid = Grid.of(build_scheduler(), 32, 8)
+    grid = Grid.of(zero_snr_schedule(), 32, 8)
     student, noise = gaussian_model(grid), noise_like()
     together = student_states(grid, student, noise, torch.tensor([0, 2, 5]))
     assert torch.equal(together[0], noise[0])
@@ -185,7 +185,7 @@ def test_backward_states_are_those_of_sampling_clip_by_clip():
         assert torch.allclose(together[row], z[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [build_scheduler, leaky_scheduler])
+@pytest.mark.parametrize("make", [zero_snr_schedule, leaky_scheduler])
 def test_the_teacher_lands_where_its_own_scheduler_leads(make):
     grid, scheduler = Grid.of(make(), 32, 8), make()
     teacher, landed = gaussian_model(grid), noise_like()
@@ -213,8 +213,8 @@ def test_a_teacher_of_flow_matching_lands_where_eulers_method_leads():
 @pytest.mark.parametrize(
     ("make", "corrected"),
     [
-        (build_scheduler, False),
-        (build_scheduler, True),
+        (zero_snr_schedule, False),
+        (zero_snr_schedule, True),
         (leaky_scheduler, False),
         (leaky_scheduler, True),
         (flow_scheduler, False),
@@ -248,11 +248,11 @@ def test_the_noise_correction_moves_along_the_noise_where_the_schedule_leaks():
 
 def test_the_noise_correction_is_of_first_order():
     with pytest.raises(ValueError, match="noise_correction: is of solver_order 1"):
-        log_snr_solver(build_scheduler(), solver_order=2, noise_correction=True)
+        log_snr_solver(zero_snr_schedule(), solver_order=2, noise_correction=True)
 
 
 def test_forward_states_have_the_noise_of_their_time():
-    grid = Grid.of(build_scheduler(), 32, 8)
+    grid = Grid.of(zero_snr_schedule(), 32, 8)
     clean, noise = torch.full(SHAPE, 2.0), noise_like()
     z = forward_states(grid, clean, noise, torch.tensor([0, 4, 7]))
     assert torch.allclose(z[0], noise[0], atol=1e-3)
@@ -263,7 +263,7 @@ def test_forward_states_have_the_noise_of_their_time():
 @settings(max_examples=20)
 @given(step=st.integers(0, 7), shift=st.floats(0.1, 1.0))
 def test_the_shifted_loss_asks_the_teacher_later_on_the_grid(step, shift):
-    grid = Grid.of(build_scheduler(), 32, 8)
+    grid = Grid.of(zero_snr_schedule(), 32, 8)
     asked = []
 
     def teacher(z, timesteps, rows):

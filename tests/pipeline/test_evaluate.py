@@ -8,7 +8,8 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from pipeline.bench.baseline import branch_clips
-from pipeline.clips import ClipGenerator
+from pipeline.clips import SceneGenerator
+from pipeline.clips.motion import colour_of
 from pipeline.distill.passes import networks_of
 from pipeline.distill.student import build_student, teacher_grid
 from pipeline.errors import ModelError
@@ -37,7 +38,7 @@ class Oracle:
     parts = None
 
     def __init__(self, seed, spoil=lambda video: video):
-        self.generator = ClipGenerator(SIZE, FRAMES, seed=seed, held_out=True)
+        self.generator = SceneGenerator(SIZE, FRAMES, seed=seed, held_out=True, judged=True)
         self.spoil = spoil
 
     def decode_latents(self, latents, chunk):
@@ -88,13 +89,14 @@ def test_a_sprite_that_loses_its_outline_its_colour_or_its_background_is_told_by
         made = evaluate(oracle(spoil=spoil), clips=8, seed=3)
         return made.outline_iou, made.colour_error, made.background_psnr_db
 
-    truth = ClipGenerator(SIZE, FRAMES, seed=3, held_out=True).batch(8)
+    truth = SceneGenerator(SIZE, FRAMES, seed=3, held_out=True, judged=True).batch(8)
+    masks = torch.stack([scene.mask for scene in truth.scenes])[:, None]
 
     def other(change):
-        return lambda video: change(video, truth.masks[:, None])
+        return lambda video: change(video, masks)
 
-    behind = truth.backgrounds[:, :, None]
-    paint = truth.colours[:, :, None, None, None]
+    behind = torch.stack([scene.background for scene in truth.scenes])[:, :, None]
+    paint = torch.stack([colour_of(scene.clip[:, 0], scene.mask[0]) for scene in truth.scenes])[:, :, None, None, None]
     whole = figures(lambda video: video)
     half = figures(
         other(lambda video, mask: torch.where(torch.arange(SIZE) % 2 == 0, video, behind * mask + video * (1 - mask)))
@@ -156,9 +158,9 @@ def test_figures_of_a_checkpoint_that_samples_its_pictures_do_not_depend_on_the_
     """As published I2VGen-XL does, from torch's global generator."""
     i2vgen.register_to_config(num_frames=2, num_inference_steps=2, image_latents_mode="sample")
     candidate = Candidate(Animator(i2vgen, describe(i2vgen, "random", {}), "random"))
-    batch = ClipGenerator(32, 2, seed=3).batch(3)
+    batch = SceneGenerator(32, 2, seed=3, judged=True).batch(3)
     together = candidate.animate(batch, [5, 6, 7], side=32)
-    generator = ClipGenerator(32, 2, seed=3)
+    generator = SceneGenerator(32, 2, seed=3, judged=True)
     alone = torch.cat([candidate.animate(generator.batch(1), [seed], side=32) for seed in (5, 6, 7)])
     assert float((together - alone).abs().max()) < 1e-5
     assert float((together[0] - together[1]).abs().max()) > 1e-3

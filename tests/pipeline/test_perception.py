@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from pipeline.clips import ClipGenerator
+from pipeline.bench.presets import clip_pictures
+from pipeline.clips import SceneGenerator
 from pipeline.commands.cli import main
 from pipeline.errors import ModelError
 from pipeline.judge.perception import I3D, ClipModel, clip_consistency, clip_score, frechet_distance
-from pipeline.train.text import build_feature_extractor, build_tokenizer
+
+from ..models import word_tokenizer
 
 WIDTH = 32
 
@@ -21,7 +23,7 @@ WIDTH = 32
 def clip_folder(tmp_path_factory):
     """A random CLIP model of one layer, as transformers saves it."""
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
+    tokenizer = word_tokenizer()
     small = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {
         **small,
@@ -33,7 +35,7 @@ def clip_folder(tmp_path_factory):
     }
     config = CLIPConfig(text_config=text, vision_config={**small, "image_size": 32, "patch_size": 16})
     folder = tmp_path_factory.mktemp("clip") / "model"
-    for part in (CLIPModel(config), tokenizer, build_feature_extractor(32)):
+    for part in (CLIPModel(config), tokenizer, clip_pictures(32)):
         part.save_pretrained(folder)
     return folder
 
@@ -45,7 +47,7 @@ def clip(clip_folder):
 
 @pytest.fixture(scope="module")
 def batch():
-    return ClipGenerator(32, 4, seed=0).batch(3)
+    return SceneGenerator(32, 4, seed=0, judged=True).batch(3)
 
 
 # ------------------------------------------------------------------ CLIP

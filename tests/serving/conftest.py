@@ -20,6 +20,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from ..models import small_i2vgen
 from ..ports import free_port
 from .bench import Bench, Loop, until
 
@@ -31,29 +32,12 @@ FAR_LIMITS = {"headers_s": 600, "upload_s": 600, "send_s": 600, "deadline_s": 30
 """Settings of a server that no stall brings to its limits; a test of a limit sets that one."""
 
 
-def random_pipeline(steps):
-    """A tiny model with random weights: its clips are noise, its HTTP is real."""
-    import torch
-
-    from pipeline.quiet import quiet_libraries
-
-    quiet_libraries()
-    from pipeline.train.teacher import TeacherSettings, build_pipeline
-    from pipeline.train.vae import VaeSettings, build_vae
-
-    torch.manual_seed(0)
-    settings = TeacherSettings(size=32, frames=4, block_out_channels=(16, 16))
-    pipe = build_pipeline(settings, build_vae(VaeSettings(block_out_channels=(16, 16, 16))))
-    pipe.register_to_config(num_inference_steps=steps)
-    return pipe
-
-
 @pytest.fixture(scope="session")
 def packaged_model():
     """A tiny model, saved as `animator:latest`."""
     from pipeline.serve.store import describe, save_to_store
 
-    pipe = random_pipeline(STEPS)
+    pipe = small_i2vgen(steps=STEPS)
     return save_to_store(pipe, describe(pipe, "random weights", {}), "# Random weights\n")
 
 
@@ -62,7 +46,7 @@ def quick_model(tmp_path):
     """The folder of a tiny model that takes a single step."""
     from pipeline.serve.store import describe, write_package
 
-    pipe, folder = random_pipeline(1), tmp_path / "quick"
+    pipe, folder = small_i2vgen(steps=1), tmp_path / "quick"
     write_package(pipe, folder, describe(pipe, "random weights", {}), "# Random weights\n")
     return folder
 

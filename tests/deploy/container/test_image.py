@@ -17,6 +17,8 @@ from deploy.container.engine import fetch_base, find, fit
 from deploy.container.errors import ContainerError
 from deploy.container.trial import HARDENED, started
 
+from ...models import small_i2vgen
+
 ROOT = Path(__file__).resolve().parents[3]
 TAG = "localhost/stillmotion-test:latest"
 
@@ -37,23 +39,14 @@ def engine():
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of small models with random weights by runtime, and the store that holds them."""
-    import torch
     from bentoml._internal.configuration.containers import BentoMLContainer
     from bentoml._internal.models import ModelStore
 
-    from pipeline.quiet import quiet_libraries
-
-    quiet_libraries()
     from pipeline.serve.store import describe, save_to_store
-    from pipeline.train.teacher import TeacherSettings, build_pipeline
-    from pipeline.train.vae import VaeSettings, build_vae
 
     home = tmp_path_factory.mktemp("home")
     (home / "models").mkdir()
-    torch.manual_seed(0)
-    pipe = build_pipeline(TeacherSettings(size=32, frames=4, block_out_channels=(16, 16, 16)), build_vae(VaeSettings()))
-    # As many steps as it takes for an engine to ask for the end while one is being made.
-    pipe.register_to_config(num_inference_steps=200)
+    pipe = small_i2vgen(steps=200)  # as many as it takes for an engine to ask for the end while one is being made
     info = describe(pipe, "random weights", {})
     before = BentoMLContainer.model_store.get()
     BentoMLContainer.model_store.set(ModelStore(home / "models"))
