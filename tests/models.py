@@ -57,6 +57,26 @@ def clip_vision(size: int, width: int) -> Any:
     )
 
 
+def clip_text(tokenizer: Any, width: int, layers: int) -> Any:
+    """Return a CLIP text transformer with two heads."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
 def small_i2vgen(frames: int = 4, steps: int = 32, size: int = 32) -> Any:
     """Return a pipeline of three guided passes a step."""
     from pipeline.quiet import quiet_libraries
@@ -64,7 +84,6 @@ def small_i2vgen(frames: int = 4, steps: int = 32, size: int = 32) -> Any:
     quiet_libraries()
     import torch
     from diffusers import AutoencoderKL, I2VGenXLUNet
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     from pipeline import ImageAnimationPipeline
     from pipeline.bench.presets import clip_pictures, zero_snr_schedule
@@ -81,20 +100,7 @@ def small_i2vgen(frames: int = 4, steps: int = 32, size: int = 32) -> Any:
             latent_channels=4,
             sample_size=size,
         ).eval(),
-        text_encoder=CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=width,
-                intermediate_size=4 * width,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=tokenizer.model_max_length,
-                projection_dim=width,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        ).eval(),
+        text_encoder=clip_text(tokenizer, width, layers=1).eval(),
         tokenizer=tokenizer,
         unet=I2VGenXLUNet(
             sample_size=size // 4,

@@ -86,14 +86,14 @@ def open_preset(preset: str, model: str | None) -> tuple[ImageAnimationPipeline,
     return animator.pipe, animator.name
 
 
-def clip_tokenizer(max_length: int = 77) -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizer:
     """Return CLIP's tokenizer without a learned vocabulary: each byte is a token."""
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     characters = list(bytes_to_unicode().values())
     tokens = [*characters, *(f"{one}</w>" for one in characters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=[], model_max_length=max_length)
+    return CLIPTokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
 def clip_pictures(size: int) -> CLIPImageProcessor:

@@ -53,9 +53,9 @@ class Limits(BaseModel):
         psnr_above_undistilled_db: how much that has to lie above what the undistilled teacher reaches
             with as many passes, at least.
         ground_truth_loss_db: PSNR to the true clips that may be lost against the teacher's, at most.
-        passes_ratio: U-Net passes of the teacher's clip, as a multiple of the student's, at least.
+        passes_ratio: passes of the teacher's clip, as a multiple of the student's, at least.
         operations_ratio: the same for the floating-point operations of those passes, at least.
-        weights_ratio: bytes of the student's U-Net, as a multiple of the teacher's, at most.
+        weights_ratio: bytes of the student's networks, as a multiple of the teacher's, at most.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -106,7 +106,7 @@ class Candidate:
         return sum(p.numel() * p.element_size() for p in each)
 
     def operations(self, side: int) -> int:
-        """Floating-point operations of the U-Net's passes for one clip, as plain PyTorch computes them.
+        """Floating-point operations of the network's passes for one clip, as plain PyTorch computes them.
 
         Counted in the first pass of a request and multiplied by the passes: each computes the same.
 

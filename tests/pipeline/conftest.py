@@ -25,13 +25,13 @@ from diffusers.pipelines.deprecated.i2vgen_xl.pipeline_i2vgen_xl import I2VGenXL
 from diffusers.pipelines.deprecated.pia.pipeline_pia import PIAPipeline
 from PIL import Image
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
 from pipeline import ImageAnimationPipeline
 from pipeline.bench.presets import clip_pictures
 from pipeline.commands.cli import main
 
-from ..models import clip_vision, word_tokenizer
+from ..models import clip_text, clip_vision, word_tokenizer
 
 WIDTH = 32  # of text and image embeddings
 
@@ -82,20 +82,7 @@ SPOILT_ATTENTION = [
 
 def _text_encoder(tokenizer: Any) -> CLIPTextModel:
     # Three layers, so that leaving out the last one makes a difference.
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            projection_dim=WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return clip_text(tokenizer, WIDTH, layers=3)
 
 
 def _vae() -> AutoencoderKL:
