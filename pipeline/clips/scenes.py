@@ -25,6 +25,7 @@ _LEAST_CONTRAST = 0.05  # mean squared distance between a sprite and what it cov
 # latent cell of 8 pixels for each latent frame: a plain shift, which a network finds within minutes.
 _TRAVEL = {"": 0.5, "slow": 0.25, "fast": 0.75}
 _JUMP = 0.7  # of the travel
+_RESIZES = ("grows", "shrinks")
 _GROWTH = {"": (1.85, 1.95), "slow": (1.35, 1.4), "fast": (2.45, 2.55)}
 
 
@@ -118,6 +119,8 @@ class SceneGenerator:
             a gradient, and no camera or speed: to begin with.
         judged: as `plain`, but with all drawn backgrounds and all speeds: one sprite whose way can be read back.
         photograph_share: of backgrounds that are photographs.
+        speed_share: of moving sprites whose caption says how fast.
+        resize_share: of sprites that grow or shrink because of this alone; of the others, a quarter does.
     """
 
     def __init__(
@@ -129,6 +132,8 @@ class SceneGenerator:
         plain: bool = False,
         judged: bool = False,
         photograph_share: float = 0.35,
+        speed_share: float = 0.3,
+        resize_share: float = 0.0,
     ) -> None:
         if size < 16:
             raise ValueError(f"size: {size} is below 16 pixels")
@@ -136,7 +141,7 @@ class SceneGenerator:
             raise ValueError(f"frames: {frames} is below 2")
         self.size, self.frames, self.held_out, self.plain, self.judged = size, frames, held_out, plain, judged
         self.simple = plain or judged
-        self.photograph_share = photograph_share
+        self.photograph_share, self.speed_share, self.resize_share = photograph_share, speed_share, resize_share
         self.random = torch.Generator().manual_seed(seed)
 
     def _uniform(self, low: float, high: float) -> float:
@@ -171,10 +176,12 @@ class SceneGenerator:
 
     def _sprite(self) -> Sprite:
         while True:
-            colour, shape, motion = self._pick(tuple(COLOURS)), self._pick(SHAPES), self._pick(MOTIONS)
+            motions = _RESIZES if self.resize_share and self._chance(self.resize_share) else MOTIONS
+            colour, shape, motion = self._pick(tuple(COLOURS)), self._pick(SHAPES), self._pick(motions)
             if is_held_out(colour, shape, motion) == self.held_out:
                 break
-        speed = "" if self.plain or motion == "stays still" or self._chance(0.7) else self._pick(tuple(SPEEDS))
+        unhurried = self.plain or motion == "stays still" or self._chance(1 - self.speed_share)
+        speed = "" if unhurried else self._pick(tuple(SPEEDS))
         radius, travel, scale = self._uniform(0.10, 0.18), _TRAVEL[speed], 1.0
         if speed == "fast":
             radius = self._uniform(0.08, 0.11)  # a large one has nowhere to go

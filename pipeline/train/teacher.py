@@ -75,7 +75,12 @@ class _Scenes(IterableDataset[SceneBatch]):
         seed = self.seed + (0 if worker is None else 1_000_003 * worker.id)
         random = torch.Generator().manual_seed(seed)
         # Half of all scenes show one sprite of one colour: the others ask for more than that at once.
-        kinds = ({"plain": True},) if self.plain else ({}, {"judged": True})
+        # Speeds and changes of size are learned last: with their usual shares, the rarest of them fail in a fifth.
+        kinds = (
+            [{"plain": True}]
+            if self.plain
+            else [{"judged": judged, "speed_share": 0.6, "resize_share": 0.2} for judged in (False, True)]
+        )
         sources = [SceneGenerator(s.size, s.frames, seed=seed + k, **kind) for k, kind in enumerate(kinds)]
         pool: list[tuple[Tensor, dict[str, Tensor], str]] = []
         while True:

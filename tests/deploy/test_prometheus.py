@@ -15,6 +15,7 @@ from routing.errors import InputError
 from routing.kubernetes.monitors import monitors
 from routing.metrics.prometheus import ENVOY_FILTER
 
+from ..waiting import HTTP
 from .conftest import ROOT
 from .test_kubernetes import containers, of_kind, pods
 
@@ -193,7 +194,7 @@ def test_each_pod_of_a_fleet_is_scraped_with_its_tier_and_region(overlays, tmp_p
             assert time.monotonic() < end, (tmp_path / "log.txt").read_text()
             time.sleep(0.2)
             try:
-                targets = httpx.get(f"http://{at}/api/v1/targets", trust_env=False).json()["data"]["activeTargets"]
+                targets = HTTP.get(f"http://{at}/api/v1/targets").json()["data"]["activeTargets"]
             except (httpx.HTTPError, json.JSONDecodeError):
                 continue
     finally:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import httpx
 import pytest
 
 from laboratory.local.launch import Options, running
@@ -14,6 +13,7 @@ from laboratory.local.layout import reserve
 from routing.fleet import Fleet
 from routing.schema import validated
 
+from ..waiting import HTTP, until
 from .collector import collecting
 from .conftest import ROOT
 
@@ -58,17 +58,9 @@ def fleet_of(**data_plane):
 def ask(url, **headers):
     picture = (ROOT / "assets" / "ball.png").read_bytes()
     form = {"files": {"image": ("ball.png", picture)}, "data": {"prompt": "a red circle moves right"}}
-    answer = httpx.post(f"{url}/animate", **form, headers=headers, timeout=120, trust_env=False)
+    answer = HTTP.post(f"{url}/animate", **form, headers=headers)
     assert answer.status_code == 200, answer.text
     return answer
-
-
-def until(condition, limit_s=120.0):
-    end = time.monotonic() + limit_s
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    return found
 
 
 def lines(folder, name):

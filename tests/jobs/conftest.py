@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 import os
 import shutil
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -27,30 +27,21 @@ from jobs.settings import Settings
 from jobs.store import Store
 
 from ..ports import free_port
+from ..waiting import LIMIT_S, status_of, until
 from .standin import StandIn
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 120
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 
 
-def picture(size=(48, 40), file_format="PNG", colour=(200, 40, 40)) -> bytes:
+def picture(size=(48, 40), file_format="PNG", colour: tuple[int, ...] | int = (200, 40, 40), mode="RGB") -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, format=file_format)
+    Image.new(mode, size, colour).save(buffer, format=file_format)
     return buffer.getvalue()
 
 
 def data_url(data: bytes | None = None) -> str:
     return "data:image/png;base64," + base64.b64encode(picture() if data is None else data).decode()
-
-
-def until(condition, what="it holds", limit_s=LIMIT_S):
-    """Wait for a condition; returns its value."""
-    end = time.monotonic() + limit_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited in vain until {what}"
-        time.sleep(0.01)
-    return value
 
 
 @contextlib.contextmanager
@@ -73,9 +64,12 @@ class Client:
     """Speaks to a job service, by hand and as OpenAI's package does."""
 
     def __init__(self, url, key="none"):
-        self.url = url
+        self.url, self.key = url, key
         self.http = httpx.Client(base_url=url, timeout=LIMIT_S, headers={"Authorization": f"Bearer {key}"})
-        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+    @functools.cached_property
+    def openai(self):
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0)
 
     def create(self, prompt="a red circle moves right", image=None, headers=None, **fields):
         files = {"input_reference": ("picture.png", picture() if image is None else image)}
@@ -155,8 +149,7 @@ class Process:
     def wait_until_up(self, path="/readyz"):
         def answers():
             assert self.process.poll() is None, self.log.read_text()
-            with contextlib.suppress(httpx.TransportError):
-                return httpx.get(self.url + path, timeout=5).status_code == 200
+            return status_of(self.url + path, timeout=5) == 200
 
         until(answers, f"{self.url} answers")
         return self

@@ -11,11 +11,12 @@ import openai
 import pytest
 
 from ..ports import free_port
+from ..waiting import HTTP
 from .conftest import data_url, picture, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 
-PIXELS = picture((9000, 6000), "WEBP")
+PIXELS = picture((9000, 6000), colour=1, mode="1")
 
 
 @pytest.fixture(scope="module")
@@ -365,11 +366,10 @@ def test_a_picture_comes_from_a_host_that_the_operator_allows(stand_in, service)
 def test_a_service_that_is_stopped_ends_in_time_and_gives_jobs_back(processes):
     gpu = processes.gpu(step_s=30)
     jobs = processes.jobs(gpu.url, drain_s=0.2)
-    import httpx
 
     body = {"prompt": "p", "input_reference": data_url()}
-    video = httpx.post(f"{jobs.url}/v1/videos", json=body).json()["id"]
-    until(lambda: httpx.get(f"{jobs.url}/v1/videos/{video}").json()["status"] == "in_progress", "it is computed")
+    video = HTTP.post(f"{jobs.url}/v1/videos", json=body).json()["id"]
+    until(lambda: HTTP.get(f"{jobs.url}/v1/videos/{video}").json()["status"] == "in_progress", "it is computed")
     began = time.monotonic()
     assert jobs.stop() == 0
     assert time.monotonic() - began < 60

@@ -13,6 +13,8 @@ import pytest
 from laboratory.local.processes import runs
 from loadtests.plant import FAULTS
 
+from ..waiting import HTTP
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ROOT / "docs" / "examples" / "small-fleet.yaml"
 QUICK = {
@@ -205,7 +207,7 @@ def test_a_region_that_is_lost_and_one_that_is_slow_are_well_again(locust, tiny_
     about = json.loads((tiny_folder / "about.json").read_text())
     for region in about["regions"].values():
         for url in region["gpu_servers"].values():
-            assert httpx.get(f"{url}/standin", trust_env=False).json()["faults"]["slowness"] == 1.0
+            assert HTTP.get(f"{url}/standin").json()["faults"]["slowness"] == 1.0
 
 
 @pytest.mark.slow

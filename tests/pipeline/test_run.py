@@ -15,6 +15,7 @@ from pipeline.commands.cli import main
 from pipeline.runs.notebooks import typed
 from pipeline.runs.state import RunState
 
+from ..waiting import until
 from .conftest import files_of_at_most
 
 # They write their result by hand: importing the package would cost each kernel a second.
@@ -244,7 +245,7 @@ def test_an_interrupt_ends_the_kernel_in_one_line_and_leaves_a_run_that_resumes(
         # Tests that run in the background have inherited an ignored SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no other threads yet
     )
-    wait_for((runs / "waiting").exists)
+    until((runs / "waiting").exists, limit_s=240)
     kernels = children(process.pid)
     assert kernels
     # Nothing else may go on in a run that is still going.
@@ -259,7 +260,7 @@ def test_an_interrupt_ends_the_kernel_in_one_line_and_leaves_a_run_that_resumes(
     last = said[said.index("[2/2] second  started") :].splitlines()[1:]
     assert last[-1].startswith("interrupted")
     assert [line for line in last[:-1] if not line.startswith("[2/2] second  interrupted after")] == []
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in kernels))
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in kernels), limit_s=240)
     assert [stage.status for stage in RunState.read(folder).stages] == ["done", "interrupted"]
     if len(numbers) == 1:
         assert last[-1] == f"interrupted; go on with: python -m pipeline run --resume {folder}"
@@ -267,13 +268,6 @@ def test_an_interrupt_ends_the_kernel_in_one_line_and_leaves_a_run_that_resumes(
     (runs / "wait").unlink()
     assert run("--resume", "latest") == 0
     assert executions(tmp_path) == 1
-
-
-def wait_for(condition, seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 def children(pid: int) -> list[int]:

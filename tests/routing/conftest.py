@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +17,7 @@ from routing.planner.problem import EPSILON_RPS
 from routing.table import RoutingTable
 
 from .. import ports
+from ..waiting import until
 
 NOW = datetime(2025, 1, 31, 12, tzinfo=UTC)
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,11 +114,7 @@ def eventually():
     """Waits until something is true, and gives it; long, for machines that have other work."""
 
     def wait(check, seconds=120.0):
-        end = time.monotonic() + seconds
-        while not (found := check()):
-            assert time.monotonic() < end, "it did not become true"
-            time.sleep(0.05)
-        return found
+        return until(check, limit_s=seconds)
 
     return wait
 

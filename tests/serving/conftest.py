@@ -20,8 +20,10 @@ import psutil
 import pytest
 from PIL import Image
 
+from .. import waiting
 from ..models import small_i2vgen
 from ..ports import free_port
+from ..waiting import HTTP, status_of
 from .bench import Bench, Loop, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,17 +89,14 @@ class Server:
         return host, int(port)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=LIMIT_S)
+        return HTTP.get(self.url + path)
 
     def animate(self, path: str = "/animate", timeout: float = LIMIT_S, **fields) -> httpx.Response:
         files, data = form(**fields)
-        return httpx.post(self.url + path, files=files, data=data, timeout=timeout)
+        return HTTP.post(self.url + path, files=files, data=data, timeout=timeout)
 
     def status_of(self, path: str) -> int | None:
-        try:
-            return self.get(path).status_code
-        except httpx.TransportError:
-            return None
+        return status_of(self.url + path)
 
     def wait_until_ready(self, timeout_s: float = LIMIT_S) -> list[int]:
         """Statuses of `/readyz` on the way, without repetitions."""
@@ -111,7 +110,7 @@ class Server:
                 return seen
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.2)
-        raise AssertionError(f"not ready: {seen}\n{self.log.read_text()}")
+        raise AssertionError(f"not ready: {seen}\n{self.log.read_text()}", LIMIT_S)
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of a metric's series that have these labels."""
@@ -123,10 +122,7 @@ class Server:
         return total
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + LIMIT_S
-        while not condition():
-            assert time.monotonic() < end, f"waited in vain until {what}\n{self.log.read_text()}"
-            time.sleep(0.01)
+        waiting.until(condition, lambda: f"{what}\n{self.log.read_text()}", LIMIT_S)
 
     def wait_until_free(self) -> None:
         self.wait_until(lambda: self.metric("stillmotion_load") == 0, "the slot is free")

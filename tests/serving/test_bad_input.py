@@ -7,10 +7,10 @@ import struct
 import zlib
 from functools import partial
 
-import httpx
 import pytest
 from PIL import Image
 
+from ..waiting import HTTP
 from .conftest import LIMIT_S
 
 
@@ -103,13 +103,13 @@ def test_a_request_that_cannot_be_served_is_told_why(server, case, path):
     ],
 )
 def test_a_malformed_body_is_a_bad_request(server, body, content_type, status, code):
-    reply = httpx.post(server.url + "/animate", content=body, headers={"Content-Type": content_type}, timeout=LIMIT_S)
+    reply = HTTP.post(server.url + "/animate", content=body, headers={"Content-Type": content_type}, timeout=LIMIT_S)
     assert_refused(reply, status, code)
 
 
 def test_a_field_given_twice_is_refused(server, make):
     files = [("image", ("a.png", make.picture())), ("prompt", (None, "one")), ("prompt", (None, "two"))]
-    assert_refused(httpx.post(server.url + "/animate", files=files, timeout=LIMIT_S), 400, "repeated", "prompt")
+    assert_refused(HTTP.post(server.url + "/animate", files=files, timeout=LIMIT_S), 400, "repeated", "prompt")
 
 
 def test_a_body_over_the_limit_is_refused_by_its_length_before_it_is_read(server):
@@ -129,7 +129,7 @@ def test_a_body_over_the_limit_is_refused_however_it_comes(server):
             yield bytes(2**20)
 
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
-    reply = httpx.post(server.url + "/animate", content=chunks(), headers=headers, timeout=LIMIT_S)
+    reply = HTTP.post(server.url + "/animate", content=chunks(), headers=headers, timeout=LIMIT_S)
     assert_refused(reply, 413, "too_large", "body")
     reply = server.animate(image=bytes(40 * 2**20))
     assert_refused(reply, 413, "too_large", "body")

@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from ..waiting import HTTP
 from .conftest import LIMIT_S
 
 MULTIPART = b"POST /animate HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
@@ -176,13 +177,13 @@ def test_a_request_whose_headers_are_not_utf_8_is_answered_like_any_other(server
     ("path", "target"), [("/animate/", "../animate"), ("/ui", "ui/"), ("/", "ui/"), ("/livez/", "../livez")]
 )
 def test_a_redirect_leads_to_this_server_whatever_host_the_request_names(server, path, target):
-    reply = httpx.get(server.url + path, headers={"Host": "example.org"}, follow_redirects=False, timeout=LIMIT_S)
+    reply = HTTP.get(server.url + path, headers={"Host": "example.org"})
     assert (reply.status_code, reply.headers["location"]) == (307, target)
 
 
 @pytest.mark.parametrize("path", ["/ui/samples", "/ui/samples/", "/ui//", "//example.org/", "/nothing/", "/ui/x/"])
 def test_what_is_not_there_is_not_redirected_to(server, path):
-    reply = httpx.get(server.url + path, headers={"Host": "example.org"}, follow_redirects=False, timeout=LIMIT_S)
+    reply = HTTP.get(server.url + path, headers={"Host": "example.org"})
     assert reply.status_code == 404
     assert "location" not in reply.headers
 

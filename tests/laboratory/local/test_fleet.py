@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 import yaml
 
@@ -17,6 +16,8 @@ from laboratory.local.processes import down, marked
 from laboratory.local.records import STATE, Running, read_state
 from routing.cli import main
 from routing.errors import RoutingError
+
+from ...waiting import HTTP
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("programs")
@@ -107,14 +108,14 @@ def test_a_fleet_comes_up_says_how_it_is_and_goes_down(commands):
     ports = [int(url.rpartition(":")[2]) for url in (east["edge"], east["dispatcher"], *east["gpu_servers"].values())]
     assert max(ports) < 32_768
 
-    response = httpx.post(f"{east['edge']}/animate", **form(), timeout=120, trust_env=False)
+    response = HTTP.post(f"{east['edge']}/animate", **form(), timeout=120)
     assert response.status_code == 200
     assert response.headers["x-stillmotion-model"] == "stand-in"
     # The way between regions is as long as the fleet file says.
     dispatcher = found["regions"]["us-west"]["dispatcher"]
     headers = {"x-stillmotion-source": "us-east"}
     began = time.monotonic()
-    assert httpx.post(f"{dispatcher}/animate", **form(), headers=headers, timeout=120, trust_env=False).is_success
+    assert HTTP.post(f"{dispatcher}/animate", **form(), headers=headers, timeout=120).is_success
     assert time.monotonic() - began >= 0.53
 
     status, output, error = commands.ask("status")
@@ -234,5 +235,5 @@ def test_a_fleet_of_another_service_takes_its_jobs_at_its_path(commands):
     assert status == 0, error
     url = next(line.split()[-1] for line in output.splitlines() if "us-east" in line)
     assert url.endswith("/v1/videos")
-    assert httpx.post(url, json={"prompt": "x"}, timeout=120, trust_env=False).status_code == 200
-    assert httpx.post(url.replace("/v1/videos", "/animate"), **form(), timeout=120, trust_env=False).status_code == 404
+    assert HTTP.post(url, json={"prompt": "x"}, timeout=120).status_code == 200
+    assert HTTP.post(url.replace("/v1/videos", "/animate"), **form(), timeout=120).status_code == 404

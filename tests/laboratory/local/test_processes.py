@@ -25,18 +25,11 @@ from laboratory.local.records import (
 )
 from laboratory.local.supervisor import RELEASED
 
+from ...waiting import until
+
 ROOT = Path(__file__).resolve().parents[3]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel does not tie processes to each other")
 SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
-
-
-def until(condition, limit_s=60.0):
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    pytest.fail(f"not after {limit_s} s")
 
 
 def test_a_process_is_of_the_fleet_whose_mark_it_has_until_it_ends(tmp_path):

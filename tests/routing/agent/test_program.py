@@ -30,6 +30,8 @@ from routing.proxies import Programs, write_fleet
 from routing.schema import validated
 from routing.table import RoutingTable
 
+from ...waiting import HTTP
+
 STARTED = "2025-01-31T12:00:00+00:00"
 
 
@@ -116,7 +118,7 @@ class Pods:
 
     def job(self) -> httpx.Response:
         form = {"files": {"image": ("a.png", b"x")}, "data": {"prompt": "moves"}}
-        return httpx.post(f"http://127.0.0.1:{self.edge}/animate", **form, timeout=120, trust_env=False)
+        return HTTP.post(f"http://127.0.0.1:{self.edge}/animate", **form, timeout=120)
 
     def version(self) -> str:
         """Of the table that the edge has, a digest."""
@@ -139,7 +141,7 @@ class Pods:
 
 
 def stat(admin: str, name: str) -> str:
-    page = httpx.get(f"http://{admin}/stats", params={"filter": f"^{name}$"}, timeout=60, trust_env=False)
+    page = HTTP.get(f"http://{admin}/stats", params={"filter": f"^{name}$"}, timeout=60)
     return page.text.partition(":")[2].strip()
 
 
@@ -193,7 +195,7 @@ def publishing(port: int, one: Row):
 
 def config(pods: Pods) -> str:
     url = f"http://{pods.admin}/config_dump"
-    return httpx.get(url, params={"include_eds": ""}, timeout=60, trust_env=False).text
+    return HTTP.get(url, params={"include_eds": ""}, timeout=60).text
 
 
 @pytest.mark.slow
@@ -224,7 +226,7 @@ def test_an_edge_serves_on_with_the_last_row_when_the_control_loop_and_the_agent
 def test_an_edge_is_drained_before_it_stops(pods):
     pods.serve(5)
     url = f"http://127.0.0.1:{pods.edge}/readyz"
-    pods.until(lambda: httpx.get(url, trust_env=False).status_code == 200, "the edge is ready")
+    pods.until(lambda: HTTP.get(url).status_code == 200, "the edge is ready")
     answers = []
     job = threading.Thread(target=lambda: answers.append(pods.job().status_code))
     job.start()
@@ -238,7 +240,7 @@ def test_an_edge_is_drained_before_it_stops(pods):
     assert patient.returncode == 0, patient.stderr
     job.join(120)
     assert answers == [200]
-    assert httpx.get(url, trust_env=False).status_code == 503
+    assert HTTP.get(url).status_code == 503
 
 
 def test_an_agent_ends_on_sigterm_and_says_how_it_stands(pods):
@@ -246,10 +248,10 @@ def test_an_agent_ends_on_sigterm_and_says_how_it_stands(pods):
         agent = pods.agent("--listen", f"127.0.0.1:{pods.page}")
         page = f"http://127.0.0.1:{pods.page}"
         pods.until(
-            lambda: "stillmotion_agent_table_version 7.0" in httpx.get(f"{page}/metrics", trust_env=False).text,
+            lambda: "stillmotion_agent_table_version 7.0" in HTTP.get(f"{page}/metrics").text,
             "the row came",
         )
-        assert httpx.get(f"{page}/livez", trust_env=False).status_code == 200
+        assert HTTP.get(f"{page}/livez").status_code == 200
     os.kill(agent.pid, signal.SIGTERM)
     assert agent.wait(120) == 0
 
@@ -295,7 +297,7 @@ def test_the_control_loop_gives_what_agents_take_and_takes_orders_by_its_command
     url = f"http://127.0.0.1:{one.control}"
     try:
         one.start("routing", "control", "--fleet", tmp_path / "fleet.yaml", "--interval", 0.5, *out)
-        one.until(lambda: httpx.get(f"{url}/rows/a", trust_env=False).status_code == 200, "it gives rows")
+        one.until(lambda: HTTP.get(f"{url}/rows/a").status_code == 200, "it gives rows")
 
         async def ask():
             loop = ControlLoop(url, one.fleet, "a", 0.5, "0123456789abcdef")
@@ -315,7 +317,7 @@ def test_the_control_loop_gives_what_agents_take_and_takes_orders_by_its_command
         assert main(["drain-region", "b", *orders]) == 0
         assert main(["freeze", *orders]) == 0
         assert f"{url}: the table is frozen, b is drained" in capsys.readouterr().out
-        assert httpx.get(f"{url}/rows/a", trust_env=False).json()["drained"] == ["b"]
+        assert HTTP.get(f"{url}/rows/a").json()["drained"] == ["b"]
         assert main(["resume", "--json", *orders]) == 0
         assert json.loads(capsys.readouterr().out) == {"switches": {url: "nothing is frozen or drained"}}
         assert main(["drain-region", "mars", *orders]) == 1

@@ -10,6 +10,8 @@ import pytest
 from loadtests.cli import main as loadtests
 from routing.cli import main
 
+from ...waiting import HTTP
+
 GOOD = """stillmotion_dispatcher_jobs_total{{version="stable",code="200",by="server"}} {many}
 stillmotion_dispatcher_jobs_total{{version="candidate",code="200",by="server"}} {some}
 stillmotion_dispatcher_jobs_total{{version="candidate",code="500",by="server"}} {failed}
@@ -74,7 +76,7 @@ def test_a_page_begins_anew_with_each_candidate(growing, free_port, eventually):
 
         def ask(path):
             try:
-                return httpx.get(f"http://{address}{path}", trust_env=False)
+                return HTTP.get(f"http://{address}{path}")
             except httpx.HTTPError:
                 return None
 
