@@ -102,7 +102,6 @@ docs: $(READY) ## the reference of all modules, from their docstrings: build/doc
 .PHONY: lock
 lock: $(READY) ## write the locks anew; ARGS=--upgrade takes newer releases
 	$(LOCK) --extra dev $(ARGS) pyproject.toml -o constraints.txt
-	$(LOCK) --extra pipeline --no-annotate -c constraints.txt pyproject.toml -o constraints-pipeline.txt
 	$(LOCK) --extra serve --extra marks --no-annotate -c constraints.txt pyproject.toml -o serving/requirements.txt
 
 .PHONY: hooks
@@ -121,7 +120,7 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/pip
 	@$(BIN)/python scripts/install.py dev
 	@touch $@
 
-$(VENV)/.ready-pipeline: pyproject.toml constraints.txt constraints-pipeline.txt | $(BIN)/pip
+$(VENV)/.ready-pipeline: pyproject.toml constraints.txt | $(BIN)/pip
 	@$(BIN)/python scripts/install.py pipeline
 	@touch $@
 

@@ -80,7 +80,10 @@ class GeneratedSource(Dataset[Examples]):
     def __getitem__(self, index: int) -> Examples:
         # Seeds of neighbouring numbers lie far apart, so that no two sources run into each other.
         seed = (self.seed * 1_000_003 + index) * 7_919 % 2**62
-        made = SceneGenerator(self.size, self.frames, seed, photograph_share=self.photograph_share).batch(self.batch)
+        source = SceneGenerator(
+            self.size, self.frames, seed, photograph_share=self.photograph_share, speed_share=0.5, resize_share=0.15
+        )
+        made = source.batch(self.batch)
         return Examples(made.pictures(), made.captions, made.clips)
 
 
