@@ -101,8 +101,8 @@ contact
 #     eps = eps_uncond + g_image * (eps_image - eps_uncond) + g_text * (eps_full - eps_image)
 #
 # `g_image` pushes towards the picture, `g_text` towards the prompt. Written as a weighted sum, a branch
-# whose weight comes to zero is not computed. Checkpoints that cannot do without their picture have two
-# branches, picture alone and picture with prompt, and no `g_image`. The weights of this checkpoint:
+# whose weight comes to zero is not computed. Checkpoints without a `g_image`, such as the shipped one, have
+# two branches: the picture with a negative prompt, and with the prompt. The weights of this checkpoint:
 
 # %%
 guidance = Guidance(info.guidance_scale, info.image_guidance_scale)
@@ -114,9 +114,9 @@ show_rows([Row(name=f"{name} branch", value=float(weight)) for name, weight in g
 
 # %%
 alone = branch_clips(animator, images[0], requests[0].prompt, chosen[0].seed)
-together = alone | {"guided": made[0].clip}
-rows = sheet(list(together.values()))
-order = ", ".join(together)
+clips = alone | {"guided": made[0].clip}
+rows = sheet(list(clips.values()))
+order = ", ".join(clips)
 stage.picture("branches", "Guidance branches", f"“{chosen[0].prompt}”, from top to bottom: {order}.", rows)
 print("from top to bottom:", order)
 rows
@@ -130,7 +130,8 @@ stage.row("Passes", info.passes, "", info.sampling, headline=True)
 stage.row(
     "Whole request", figures.request_s, "s", f"median of {figures.requests}, {computer['processor']}", headline=True
 )
-stage.row("One step", figures.step_s * 1000, "ms", f"{branches} guidance branches in one batch")
+together = "in one batch" if animator.pipe.family.stacks_branches else "one after the other"
+stage.row("One step", figures.step_s * 1000, "ms", f"{branches} guidance branches, {together}")
 stage.row("One pass of the network", figures.pass_s * 1000, "ms", "a step over its branches")
 stage.row("Encoders, decoder and the rest", figures.rest_s, "s", "a request without its steps")
 stage.row("Peak memory", figures.peak_memory_mb, "MB", "GPU" if computer["accelerator"] != "none" else "process")

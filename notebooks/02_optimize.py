@@ -29,7 +29,7 @@ rungs = "diffusers,teacher,precision,context,prepare,solver,torchscript,8 x 1"  
 repeats = 1  # timed requests a rung
 solver_steps = 15  # of DPM-Solver++ on the log-SNR grid; never more than the checkpoint's own
 convergence_clips = 2  # clips on which the solvers are compared; 0 leaves that out
-convergence_steps = "8,15"  # of each; DDIM takes twice the last too
+convergence_steps = "8,15"  # of each; DDIM takes twice the last too, Euler does not
 reference_steps = 64  # of the solution that counts as exact there
 judged_on = (
     ""  # "generated" clips, "photographs" or a folder; empty: the first for the shipped teacher, else the second
@@ -110,9 +110,10 @@ show_rows(
 # ## Fewer steps for the same error
 #
 # A diffusion model defines a curve from noise to clip, and a solver follows it in steps. Against a fine
-# reference from the same noise, the error of three of them: DDIM, DPM-Solver++ on timesteps that are
-# uniform, and on a grid uniform in log-SNR. They take noise levels that come of betas; a checkpoint with
-# others, such as those of flow matching, keeps its own solver.
+# reference from the same noise, the error of three of them. Of schedules with betas these are DDIM, and
+# DPM-Solver++ on timesteps that are uniform and on a grid uniform in log-SNR; of flow matching, which the
+# shipped teacher has, Euler's method, UniPC, and DPM-Solver++ on that grid. Noise levels that neither betas
+# nor a shift give (Stable Video Diffusion, CogVideoX 1.0) keep their own solver.
 
 # %%
 points = []
@@ -147,7 +148,7 @@ prepared.undo()
 if not own_solver:
     use_solver(pipe, min(solver_steps, animator.info.steps))
 figures = {r.name: r for r in result.rungs}
-precision = choose(result.trials, pipe.device).get("unet", torch.float32)
+precision = choose(result.trials, pipe.device).get("network", torch.float32)
 tried = figures.get("precision")
 if tried is not None and not tried.partial and tried.speedup is not None and tried.speedup < 1:
     precision = torch.float32  # a pass gained, a whole request did not
@@ -174,7 +175,7 @@ if teacher is not None and teacher.flops:
         stage.row("Operations left out by the context", 100 * (1 - context.flops / teacher.flops), "%", "once a clip")
     if prepare is not None and prepare.flops:
         share = 100 * (1 - prepare.flops / teacher.flops)
-        stage.row("Operations left out by preparing", share, "%", "context and picture once a request")
+        stage.row("Operations left out by preparing", share, "%", "what is constant once a request")
 if evaluation is not None:
     stage.result.rows.extend(held_out.compared_rows(evaluation, before))
 show_rows(stage.result.rows)

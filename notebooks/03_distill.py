@@ -26,7 +26,7 @@
 checkpoint = ""  # the teacher, folder or hub id; empty: the one of this run's 01_teacher, else the shipped one
 run_folder = "runs/notebook"  # results go to its folder 03_distill
 student_steps = 8  # of one pass each
-teacher_steps = 0  # of the teacher while it teaches; 0: its own, or the next lower multiple of the student's
+teacher_steps = 0  # of the teacher while it teaches; 0: its own
 trained = ""  # a student that `pipeline distill` trained elsewhere: a folder that is judged here; empty: train one
 start = ""  # a student that training goes on from; "shipped": the shipped one, where the teacher is; empty: the teacher
 updates = 170  # of the student's weights
@@ -35,9 +35,9 @@ learning_rate = 4e-4  # its peak
 trajectory = "backward"  # the student's own path; "forward": clips with noise added
 shifted_reconstruction = False  # Imagine Flash's loss instead of the landing
 noise_correction = False  # Imagine Flash's first step
-guidance_range = ""  # "1,4": a request chooses its guidance scale within these; empty: the teacher's is built in
+guidance_range = ""  # of U-Nets, "1,4": a request chooses its guidance scale within these; empty: it is built in
 fewer_steps = ""  # further students, such as "4,2:75,1:50", judged the same way; after a colon, other `updates`
-ablations = ""  # further students of `student_steps`, such as "forward,shifted,noise", to compare
+ablations = ""  # further students of `student_steps`, such as "forward,shifted" ("noise": with betas alone)
 data = ""  # folder of videos or pictures with captions; empty: generated clips
 mixed_precision = "no"  # bf16 or fp16 on a GPU
 lora_rank = 0  # train additions of this rank instead of all weights
@@ -218,8 +218,8 @@ contact
 #
 # Students of fewer steps, and students trained without one of the parts or with another loss, if asked
 # for. An update of a student of one step takes eight times as many passes of the teacher as one of eight
-# steps. The noise correction changes nothing where the schedule ends in pure noise, as the shipped
-# teacher's does.
+# steps. The noise correction is of schedules with betas, and changes nothing where they end in pure noise;
+# flow matching, which the shipped teacher has, begins with noise and needs none.
 
 # %%
 main = f"{student_steps} x 1"
@@ -258,7 +258,7 @@ def judge(dtype: torch.dtype) -> dict[str, Compared]:
     return held_out.compare(cast, teacher, Counter("judged: clip", news, times=5))
 
 
-precision = choose(precision_trials(student.pipe), student.pipe.device)["unet"]
+precision = choose(precision_trials(student.pipe), student.pipe.device)["network"]
 compared = judge(precision)
 if gates and precision is not torch.float32:
     missed = [one.name for one in held_out.held_against(compared[main], load_gates(gates)) if not one.passed]

@@ -205,7 +205,7 @@ def _runtime(container: Container) -> tuple[str, str | None]:
     metrics = httpx.get(f"{container.url}/metrics", timeout=10).text
     line = next((line for line in metrics.splitlines() if line.startswith("stillmotion_model_info")), "")
     runtime = line.partition('runtime="')[2].partition('"')[0] or "unknown"
-    fell = [line for line in container.log().splitlines() if "the U-Net runs without it" in line]
+    fell = [line for line in container.log().splitlines() if "the network runs without it" in line]
     return runtime, fell[-1].partition("] ")[2] or fell[-1] if fell else None
 
 

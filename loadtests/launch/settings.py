@@ -32,7 +32,7 @@ class Model(Strict):
     checkpoint: str | None = None
     clips: Annotated[Count, Field(ge=1)] = 16
     at_least: Annotated[Mapping[str, float], Field(min_length=1)] = {
-        "motion_accuracy": 0.9,
+        "motion_accuracy": 0.75,
         "first_frame_psnr_db": 28.0,
     }
     limit_s: Positive = 600.0

@@ -72,16 +72,18 @@ def baseline(
 def branch_clips(animator: Animator, picture: Image.Image, prompt: str, seed: int) -> dict[str, Clip]:
     """Return what each guidance branch makes alone, by its name in the order of the formula.
 
-    A student has no branches, since guidance is part of its weights: the result is then empty. A family that cannot do
-    without its picture has the full one alone.
+    A student has no branches, since guidance is part of its weights: the result is then empty.
     """
     if animator.info.guidance_distilled:
         return {}
-    alone: dict[str, tuple[float, float | None]] = {"full": (1.0, None)}
-    if animator.pipe.family.drops_picture:
-        alone = {"unconditional": (0.0, 0.0), "image": (0.0, 1.0), "full": (1.0, 1.0)}
+    pipe = animator.pipe
+    alone: dict[str, tuple[str, float, float | None]] = {"full": (prompt, 1.0, None)}
+    if animator.info.image_guidance_scale is not None:
+        alone = {"unconditional": (prompt, 0.0, 0.0), "image": (prompt, 0.0, 1.0), "full": (prompt, 1.0, 1.0)}
+    elif pipe.family.takes_prompt:
+        alone = {"negative": (pipe.family.negative_prompt, 1.0, None), **alone}
     clips = {
-        name: seeded_request(animator.pipe, picture, prompt, seed, guidance_scale=text, image_guidance_scale=image)
-        for name, (text, image) in alone.items()
+        name: seeded_request(pipe, picture, words, seed, guidance_scale=text, image_guidance_scale=image)
+        for name, (words, text, image) in alone.items()
     }
     return {name: (clip * 255).round().astype(np.uint8) for name, clip in clips.items()}

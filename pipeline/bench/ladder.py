@@ -179,7 +179,7 @@ class Ladder:
         few = None if self.keep_precision else _FEW_STEPS
         rung("precision", note, self.precision, keep=self.keep_precision, steps=few)
         rung("context", "context projected once a clip, not once a frame", _context)
-        rung("prepare", "keys, values and picture computed once a request, not once a step", prepare_once)
+        rung("prepare", "what is constant computed once a request (of U-Nets keys, values and picture)", prepare_once)
         made += [self._named(name, "request", tuple(kept)) for name in self._attention]
         gpu = "" if self.on_gpu else "; for GPUs, not kept here"
         rung("layout", f"convolutions in channels last{gpu}", _layout, keep=self.on_gpu)
@@ -346,7 +346,7 @@ def use_solver(pipe: ImageAnimationPipeline, steps: int = STEPS) -> Change:
     """Sample with DPM-Solver++ on a grid uniform in log-SNR, by default with `steps` steps.
 
     Raises:
-        NotApplicable: the checkpoint's scheduler has no betas (flow matching).
+        NotApplicable: the scheduler has noise levels that neither betas nor a shift give.
     """
     scheduler = pipe.scheduler
     try:

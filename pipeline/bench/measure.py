@@ -175,8 +175,8 @@ class _Session:
         if part == "request":
             self.trials = precision_trials(pipe) if tries_precisions else []
             fastest = choose(self.trials, pipe.device)
-            keep = fastest.get("unet", torch.float32) is not torch.float32
-            dtype, vae_dtype = (fastest["unet"], fastest["vae"]) if keep else (torch.bfloat16, torch.float32)
+            keep = fastest.get("network", torch.float32) is not torch.float32
+            dtype, vae_dtype = (fastest["network"], fastest["vae"]) if keep else (torch.bfloat16, torch.float32)
         if part == "pass":
             self.first = of_branches(first_pass(pipe), branches)
         self.dtype = dtype or (torch.bfloat16 if pipe.device.type == "cuda" else torch.float32)

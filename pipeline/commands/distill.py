@@ -62,7 +62,7 @@ def distill_model(options: argparse.Namespace) -> dict[str, Any]:
     main = distiller.accelerator.is_main_process
     own, taught = teacher.info.steps, distiller.grid.teacher_steps
     if main and taught != own:
-        tell(f"the teacher teaches with {taught} steps, and not with its {own}: {settings.student_steps} divide them")
+        tell(f"the teacher teaches with {taught} steps, and not with its {own}")
     about = {
         "teacher": teacher.name,
         "data": str(options.data) if options.data else "generated clips",

@@ -16,7 +16,7 @@ noise, a_t = 0 and s_t = 1; at the end s_u = 0, a_u = 1 and x* = z_u.
 
 **Guidance distillation** (Meng et al. 2023, section 3.2). Each of the teacher's n steps combines the
 passes of all its guidance branches with their scales; the student predicts the result in one pass. Both
-papers' targets are one here: 4 steps of 3 passes become 1 step of 1 pass.
+papers' targets are one here: 5 steps of 2 passes become 1 step of 1 pass.
 
 **Parametrisation and weight.** With v = a_t * e - s_t * x (Salimans & Ho 2022, section 4 and appendix D),
 v* = (a_t * z_t - x*) / s_t, and the loss is the mean of |v - v*|^2 = |x - x*|^2 / s_t^2, whatever the

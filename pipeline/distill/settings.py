@@ -15,8 +15,8 @@ class DistillSettings:
 
     Attributes:
         student_steps: of the student.
-        teacher_steps: of the teacher while it teaches, a multiple of the student's. 0: as many as it has by
-            default, or the next lower multiple, 48 of 50.
+        teacher_steps: of the teacher while it teaches; the student's stand for as equal a number of them as can be.
+            0: as many as it has by default.
         start: folder of a student of the same teacher that training goes on from; empty: the teacher's weights.
         updates: number of optimiser steps.
         accumulate: batches an update.

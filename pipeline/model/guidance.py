@@ -63,7 +63,7 @@ class Guidance:
 
     @property
     def passes(self) -> int:
-        """U-Net passes a step."""
+        """Passes of the network a step."""
         return len(self.weights)
 
     def combine(self, predictions: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class ClipGuidance:
 
     @property
     def passes(self) -> int:
-        """U-Net passes a step."""
+        """Passes of the network a step."""
         return len(self.branches)
 
     def combine(self, predictions: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Trial:
     """One component tried in one precision.
 
     Attributes:
-        component: "unet" or "vae" (its decoder).
+        component: "network" or "vae" (its decoder).
         seconds: fastest of several calls.
         psnr_db: of its output against float32's, peak being the range of float32's output.
         finite: whether every number of the output is, and of float32's.
@@ -156,15 +156,15 @@ def try_precisions(
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16, torch.float16),
     repeats: int = 3,
 ) -> list[Trial]:
-    """Time and compare U-Net and decoder in each precision; the pipeline is left as it was.
+    """Time and compare network and decoder in each precision; the pipeline is left as it was.
 
     Args:
-        one_pass: one U-Net pass from fixed noise.
+        one_pass: one pass of the network from fixed noise.
         decode: fixed latents to a frame.
         dtypes: float32 first: the others are compared with it.
     """
     trials: list[Trial] = []
-    for component, call in (("unet", one_pass), ("vae", decode)):
+    for component, call in (("network", one_pass), ("vae", decode)):
         reference: Tensor | None = None
         plain_s: float | None = None
         for dtype in dtypes:

@@ -45,8 +45,8 @@ KEPT_FIGURES = (
 # program in another again: a rounding here and there, which nobody sees. On a CPU eager is bit-equal.
 _MOST_DIFFERENCE = 2
 
-# Of a clip in half precision to the one in the source's own. Roundings of each step add up, to 32 dB for the shipped
-# teacher; below this it is another clip.
+# Of a clip in half precision to the one in the source's own. Roundings of each step add up, to 32 dB for a small
+# U-Net of 96 passes; below this it is another clip.
 _LEAST_PSNR_DB = 20.0
 
 
@@ -81,18 +81,18 @@ def package(
 
     Args:
         metrics: of `pipeline evaluate`; they go into `animator.json` and the card.
-        runtime: what a server runs the U-Net on. "torchscript" and "compile" make their program when
+        runtime: what a server runs the network on. "torchscript" and "compile" make their program when
             the server starts; "aot" makes it now, for this kind of machine, the default length and each size of a
             clip, so that a server runs compiled code without compiling. "auto" is the faster of eager and
             torchscript, on all threads or on one, here.
-        precision: of U-Net and encoders, as PyTorch names it. Figures in `metrics` of another precision are left out.
+        precision: of network and encoders, as PyTorch names it. Figures in `metrics` of another precision are left out.
         optimisations: further changes that the server makes, by name (`pipeline.optimise.named`). What does not fit the
             server's machine is left out there, and said.
 
     Raises:
         ModelError: the store cannot be written, or the model animates differently once it is loaded from
             there; the store has a new version only after that was looked at.
-        NotApplicable: the U-Net cannot be compiled ahead of time here.
+        NotApplicable: the network cannot be compiled ahead of time here.
         ValueError: there is no change of such a name, or it does not go with the runtime.
     """
     from ..optimise.named import check_runtime

@@ -151,7 +151,7 @@ class ModelInfo(BaseModel):
 
     @property
     def sampling(self) -> str:
-        """How passes come about: "32 steps x 3 guidance branches = 96 passes"."""
+        """How passes come about: "40 steps x 2 guidance branches = 80 passes"."""
         times = "" if self.evaluations == self.steps else f" ({self.evaluations} evaluations)"
         return f"{self.steps} steps{times} x {self.branches} guidance branches = {self.passes} passes"
 

@@ -38,7 +38,7 @@ class VaeSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """How the teacher is built and trained; the defaults make the shipped one.
+    """How the teacher is built and trained; the defaults make one like the shipped one.
 
     For the first `bind_steps` the scenes are plain, no caption is dropped and nearly all noise levels are 1: motion is
     bound to the caption, in short clips first. Then come all scenes, all levels and the dropping. A scene is encoded

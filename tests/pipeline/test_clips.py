@@ -90,7 +90,7 @@ def test_every_word_and_every_pair_of_words_occurs_in_training_and_every_word_ou
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_every_colour_shape_and_motion_is_drawn_about_equally(held_out):
-    sprites = [scene.sprite for scene in judged(1500, size=16, frames=2, seed=3, held_out=held_out)]
+    sprites = [scene.sprite for scene in judged(800, size=16, frames=2, seed=3, held_out=held_out)]
     for names, drawn in (
         (COLOURS, Counter(s.colour for s in sprites)),
         (SHAPES, Counter(s.shape for s in sprites)),

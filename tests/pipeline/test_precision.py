@@ -171,7 +171,7 @@ def test_trials_compare_each_precision_with_float32_and_leave_the_pipeline_as_it
     )
     assert same(before, weights(pipe))
     assert [(t.component, t.dtype) for t in trials] == [
-        (component, dtype) for component in ("unet", "vae") for dtype in ("float32", "bfloat16", "float16")
+        (component, dtype) for component in ("network", "vae") for dtype in ("float32", "bfloat16", "float16")
     ]
     assert all(t.finite and t.seconds >= 0 for t in trials)
     for reference, bfloat16, float16 in (trials[:3], trials[3:]):
@@ -184,7 +184,7 @@ def test_a_precision_that_overflows_is_told_and_a_failing_trial_leaves_the_pipel
     large = torch.tensor([1.0, 7e4])
 
     trials = try_precisions(pipe, lambda: large.to(pipe.unet.dtype), lambda: large, repeats=1)
-    assert {t.dtype: t.finite for t in trials if t.component == "unet"} == {
+    assert {t.dtype: t.finite for t in trials if t.component == "network"} == {
         "float32": True,
         "bfloat16": True,
         "float16": False,
@@ -205,7 +205,7 @@ def test_nothing_is_near_to_a_float32_that_is_not_finite(i2vgen):
         return torch.tensor([1.0, math.nan if next(calls) < 2 else 2.0])
 
     trials = try_precisions(i2vgen, first_fails, lambda: torch.ones(2), repeats=1)
-    assert not any(t.finite for t in trials if t.component == "unet")
+    assert not any(t.finite for t in trials if t.component == "network")
 
 
 GPU = torch.device("cuda")  # of which no more is asked than its kind
@@ -213,9 +213,9 @@ GPU = torch.device("cuda")  # of which no more is asked than its kind
 
 def test_without_units_for_half_precision_no_clock_chooses_it():
     cpu = torch.device("cpu")
-    trials = [Trial("unet", "float32", 9.0, 100, finite=True), Trial("unet", "bfloat16", 0.1, 100, finite=True)]
-    assert choose(trials, cpu) == {"unet": torch.bfloat16 if has_half_units(cpu) else torch.float32}
-    assert choose(trials, GPU) == {"unet": torch.bfloat16}
+    trials = [Trial("network", "float32", 9.0, 100, finite=True), Trial("network", "bfloat16", 0.1, 100, finite=True)]
+    assert choose(trials, cpu) == {"network": torch.bfloat16 if has_half_units(cpu) else torch.float32}
+    assert choose(trials, GPU) == {"network": torch.bfloat16}
 
 
 trials_of = st.lists(
@@ -246,20 +246,20 @@ def test_the_choice_is_the_fastest_that_is_good_enough_and_else_float32(trials, 
 
 
 def test_a_gain_that_could_be_noise_is_not_taken():
-    plain = Trial("unet", "float32", 1.0, 100, finite=True)
-    assert choose([plain, Trial("unet", "bfloat16", 0.9, 60, finite=True)], GPU) == {"unet": torch.float32}
-    assert choose([plain, Trial("unet", "bfloat16", 0.8, 60, finite=True)], GPU) == {"unet": torch.bfloat16}
+    plain = Trial("network", "float32", 1.0, 100, finite=True)
+    assert choose([plain, Trial("network", "bfloat16", 0.9, 60, finite=True)], GPU) == {"network": torch.float32}
+    assert choose([plain, Trial("network", "bfloat16", 0.8, 60, finite=True)], GPU) == {"network": torch.bfloat16}
 
 
 def test_a_fast_precision_that_shows_is_not_chosen():
     trials = [
-        Trial("unet", "float32", 1.0, 100, finite=True),
-        Trial("unet", "bfloat16", 0.5, LEAST_PSNR_DB - 0.1, finite=True),
-        Trial("unet", "float16", 0.2, 100, finite=False),
+        Trial("network", "float32", 1.0, 100, finite=True),
+        Trial("network", "bfloat16", 0.5, LEAST_PSNR_DB - 0.1, finite=True),
+        Trial("network", "float16", 0.2, 100, finite=False),
         Trial("vae", "float32", 1.0, 100, finite=True),
         Trial("vae", "bfloat16", 0.5, LEAST_PSNR_DB, finite=True),
     ]
-    assert choose(trials, GPU) == {"unet": torch.float32, "vae": torch.bfloat16}
+    assert choose(trials, GPU) == {"network": torch.float32, "vae": torch.bfloat16}
 
 
 def test_what_is_cast_is_what_is_loaded_in_that_precision(tmp_path):

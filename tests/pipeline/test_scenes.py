@@ -130,6 +130,13 @@ def test_each_colour_is_painted_so_that_it_keeps_its_name(many):
         assert nearest == scene.sprite.colour, (scene.caption, paint)
 
 
+def test_speeds_and_changes_of_size_are_drawn_as_often_as_asked():
+    sprites = [one.sprite for one in scenes(20, size=16, frames=2, judged=True, speed_share=1, resize_share=1)]
+    assert {one.motion for one in sprites} == {"grows", "shrinks"}
+    assert {one.speed for one in sprites} == set(SPEEDS)
+    assert {one.sprite.speed for one in scenes(20, size=16, frames=2, judged=True, speed_share=0)} == {""}
+
+
 @pytest.mark.parametrize(("argument", "value"), [("size", 8), ("frames", 1)])
 def test_sizes_that_hold_no_scene_are_refused(argument, value):
     with pytest.raises(ValueError, match=f"^{argument}: {value} is below"):
