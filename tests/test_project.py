@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 
+import pip
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -182,35 +185,51 @@ def test_what_a_person_told_pip_is_told_to_uv(installer, tmp_path, monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
     monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path}/wheels")  # comes before the file
-    found = installer.uv_settings(installer.pip_settings(), {})
-    assert (
-        found.items()
-        >= {
-            "UV_DEFAULT_INDEX": "https://of.a.company/simple",
-            "UV_INDEX": "https://another/simple",
-            "UV_FIND_LINKS": f"{tmp_path}/wheels",
-            "UV_INSECURE_HOST": "of.a.company",
-            "UV_INDEX_STRATEGY": "unsafe-best-match",
-            "SSL_CERT_FILE": str(settings),
-        }.items()
+    monkeypatch.setenv("PIP_VERBOSE", "1")  # and says more
+    told = installer.pip_settings()
+    options, environment = installer.for_uv({**told, "constraint": "~/a.txt", "no-index": "yes"}, {"HOME": "/home"})
+    flags = list(itertools.pairwise(options))
+    assert ("--default-index", "https://of.a.company/simple") in flags
+    assert ("--index", "https://another/simple") in flags
+    assert ("--find-links", f"{tmp_path}/wheels") in flags
+    assert ("--allow-insecure-host", "of.a.company") in flags
+    assert ("-c", str(Path("~/a.txt").expanduser())) in flags
+    assert "--no-index" in options
+    assert not any("nowhere" in option for option in options)
+    assert environment == {"HOME": "/home", "UV_INDEX_STRATEGY": "unsafe-best-match", "SSL_CERT_FILE": str(settings)}
+
+
+def test_whoever_tells_uv_itself_where_packages_are_is_not_spoken_for(installer):
+    options, environment = installer.for_uv(
+        {"extra-index-url": "https://x", "no-cache-dir": "1"}, {"UV_INDEX": "https://y"}
     )
-    assert "UV_INDEX" not in installer.uv_settings({"extra-index-url": "https://x"}, {"UV_INDEX": "https://y"})
+    assert options == []
+    assert environment == {
+        "UV_INDEX": "https://y",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_NO_CACHE": "1",
+        "UV_SYSTEM_CERTS": "1",
+    }
 
 
-def test_packages_that_cannot_be_had_end_the_installation_with_what_uv_says(tmp_path):
+def test_packages_that_cannot_be_had_end_the_installation_and_the_next_one_takes_nothing_for_installed(tmp_path):
     folder = tmp_path / "project"
     (folder / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "install.py", folder / "scripts")
     shutil.copy(ROOT / "constraints.txt", folder)
+    venv.create(tmp_path / "venv")
+    of_pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
     done = subprocess.run(
-        [sys.executable, folder / "scripts" / "install.py", "dev"],
-        env={**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull},
+        [tmp_path / "venv" / "bin" / "python", folder / "scripts" / "install.py", "dev"],
+        env={**os.environ, **of_pip, "PYTHONPATH": str(Path(pip.__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
     assert "No matching distribution found for uv==" in done.stderr
+    assert "pip tries it" in done.stderr
+    assert (tmp_path / "venv" / ".installing").exists()
     assert "Traceback" not in done.stderr
 
 

@@ -38,7 +38,7 @@ def until(condition: Callable[[], Found], what: object = "it holds", limit_s: fl
     return value
 
 
-def status_of(url: str, timeout: float = 600) -> int | None:
+def status_of(url: str, timeout: float = 30) -> int | None:
     """Return the status of a page; None where nobody answers."""
     try:
         return HTTP.get(url, timeout=timeout).status_code

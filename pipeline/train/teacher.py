@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -76,7 +77,7 @@ class _Scenes(IterableDataset[SceneBatch]):
         random = torch.Generator().manual_seed(seed)
         # Half of all scenes show one sprite of one colour: the others ask for more than that at once.
         # Speeds and changes of size are learned last: with their usual shares, the rarest of them fail in a fifth.
-        kinds = (
+        kinds: list[dict[str, Any]] = (
             [{"plain": True}]
             if self.plain
             else [{"judged": judged, "speed_share": 0.6, "resize_share": 0.2} for judged in (False, True)]

@@ -221,7 +221,7 @@ def test_without_units_for_half_precision_no_clock_chooses_it():
 trials_of = st.lists(
     st.builds(
         Trial,
-        component=st.sampled_from(["unet", "vae"]),
+        component=st.sampled_from(["network", "vae"]),
         dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
         seconds=st.floats(0, 10),
         psnr_db=st.floats(-50, 100) | st.sampled_from([-math.inf, math.nan]),

@@ -110,7 +110,7 @@ class Server:
                 return seen
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.2)
-        raise AssertionError(f"not ready: {seen}\n{self.log.read_text()}", LIMIT_S)
+        raise AssertionError(f"not ready: {seen}\n{self.log.read_text()}")
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of a metric's series that have these labels."""
