@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import json
 import os
 import shutil
 import sys
@@ -55,6 +56,10 @@ def ship_teacher(trained: Path, out: Path = EMBEDDED_TEACHER) -> Animator:
     source = open_checkpoint(trained, device="cpu")
     shutil.rmtree(out, ignore_errors=True)
     open_checkpoint(trained, device="cpu").pipe.to(torch.float16).save_pretrained(out)
+    for path in out.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("_name_or_path", None) is not None:  # a folder of the machine that trained it
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shipped = open_checkpoint(out, device="cpu")
     _check(source, shipped, out)
     return shipped
