@@ -126,7 +126,7 @@ def test_operations_fall_from_rung_to_rung_and_a_program_has_those_of_the_rung_b
 
 def test_a_precision_that_does_not_pay_here_says_so_and_is_not_kept(requests):
     precision = by_name(requests)["precision"]
-    kept = choose(requests.trials, torch.device("cpu"))["unet"] is not torch.float32
+    kept = choose(requests.trials, torch.device("cpu"))["network"] is not torch.float32
     assert precision.kept == kept
     assert precision.partial == ("does not pay here" in precision.note) == (not kept)
     assert precision.psnr_to_teacher_db > 20
