@@ -80,6 +80,7 @@ class GeneratedSource(Dataset[Examples]):
     def __getitem__(self, index: int) -> Examples:
         # Seeds of neighbouring numbers lie far apart, so that no two sources run into each other.
         seed = (self.seed * 1_000_003 + index) * 7_919 % 2**62
+        # Speeds and changes of size are rare by default, and are learned last.
         source = SceneGenerator(
             self.size, self.frames, seed, photograph_share=self.photograph_share, speed_share=0.5, resize_share=0.15
         )
